@@ -1,0 +1,36 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
+DATASET ?= digits
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: help demo test test-all docs bench check execute readme clean
+
+help:            ## list the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(BIN)/.installed: settings.ini setup.py
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q -e '.[dev]'
+	touch $@
+
+execute: $(BIN)/.installed  ## run the notebooks whose code changed, in place
+	nbdev_export
+	python tools/notebooks.py execute $(NB)
+
+readme: $(BIN)/.installed   ## write README.md from nbs/index.ipynb
+	python tools/notebooks.py readme
+
+check: $(BIN)/.installed    ## modules in sync, notebooks executed and clean, README current
+	nbdev_export && git diff --exit-code -- robustnb
+	test -z "$$(git status --porcelain -- robustnb nbs)" || { git status --short -- robustnb nbs; exit 1; }
+	nbdev_clean && git diff --exit-code -- nbs
+	python tools/notebooks.py check
+	python tools/notebooks.py readme --check
+
+clean:           ## remove what the docs and tests left behind
+	rm -rf _docs _proc .pytest_cache .hypothesis build *.egg-info

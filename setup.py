@@ -1,0 +1,23 @@
+"Everything about the package is read from settings.ini, as nbdev 2 does it."
+from configparser import ConfigParser
+from pathlib import Path
+
+import setuptools
+
+root = Path(__file__).resolve().parent
+parser = ConfigParser(delimiters=['='])
+parser.read(root/'settings.ini', encoding='utf-8')
+cfg = parser['DEFAULT']
+
+setuptools.setup(
+    name=cfg['lib_name'], version=cfg['version'], license='Apache-2.0',
+    description=cfg['description'], keywords=cfg['keywords'], author=cfg['author'], author_email=cfg['author_email'],
+    url=cfg['git_url'], long_description=(root/'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Science/Research',
+                 'Natural Language :: English', *(f'Programming Language :: Python :: 3.{v}' for v in (11, 12, 13))],
+    packages=setuptools.find_packages(include=['robustnb', 'robustnb.*']), include_package_data=True,
+    python_requires=f">={cfg['min_python']}", install_requires=cfg['requirements'].split(),
+    extras_require={'dev': cfg['dev_requirements'].split()}, zip_safe=False,
+    entry_points={'console_scripts': cfg.get('console_scripts', '').split(),
+                  'nbdev': [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]})
