@@ -32,4 +32,12 @@ d = { 'settings': { 'branch': 'main',
                                'robustnb.core.set_threads': ('core.html#set_threads', 'robustnb/core.py'),
                                'robustnb.core.thread_env': ('core.html#thread_env', 'robustnb/core.py'),
                                'robustnb.core.write_json': ('core.html#write_json', 'robustnb/core.py'),
-                               'robustnb.core.write_text': ('core.html#write_text', 'robustnb/core.py')}}}
+                               'robustnb.core.write_text': ('core.html#write_text', 'robustnb/core.py')},
+            'robustnb.results': { 'robustnb.results.at_best_rates': ('results.html#at_best_rates', 'robustnb/results.py'),
+                                  'robustnb.results.best_rates': ('results.html#best_rates', 'robustnb/results.py'),
+                                  'robustnb.results.find': ('results.html#find', 'robustnb/results.py'),
+                                  'robustnb.results.load': ('results.html#load', 'robustnb/results.py'),
+                                  'robustnb.results.row': ('results.html#row', 'robustnb/results.py'),
+                                  'robustnb.results.save': ('results.html#save', 'robustnb/results.py'),
+                                  'robustnb.results.summary': ('results.html#summary', 'robustnb/results.py'),
+                                  'robustnb.results.table': ('results.html#table', 'robustnb/results.py')}}}
