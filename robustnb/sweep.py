@@ -117,10 +117,7 @@ def run_id(
 def freeze(
     config: dict,  # parameters of one run
 ) -> dict:
-    "The config with everything 'auto' settled: `model` by the data set, `precision` by the processor."
-    if config.get('model') == 'auto':
-        from robustnb.models import default_model
-        config = {**config, 'model': default_model(config['dataset'])}
+    "The config with `precision = 'auto'` settled by this machine's processor; it decides what is computed, so it belongs to the run's id."
     if config.get('precision') == 'auto':
         from robustnb.train import resolve_precision
         config = {**config, 'precision': resolve_precision('auto', 'cpu')}
