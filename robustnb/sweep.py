@@ -251,7 +251,7 @@ def local_cluster(
     from distributed import Client, LocalCluster
     quiet = {'distributed.worker.daemon': False, 'distributed.comm.timeouts.connect': '60s', 'distributed.admin.tick.limit': '60s'}
     with dask.config.set(quiet), tempfile.TemporaryDirectory() as scratch:
-        with LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None, env=thread_env(workers),
+        with LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=':0', env=thread_env(workers),
                           memory_limit=0, local_directory=scratch, silence_logs='ERROR') as cluster, Client(cluster) as client: yield client
 
 def run_sweep(
