@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IMAGE_FILES', 'DIGITS', 'FASHION', 'CIFAR10', 'IMAGENETTE', 'KNOWN', 'MADE', 'NAMES', 'Data', 'to_float',
-           'show_images', 'split_by_class', 'data_root', 'load']
+           'show_images', 'split_by_class', 'read_npz', 'read_idx', 'data_root', 'load', 'save']
 
 # %% ../nbs/06_data.ipynb #e7a96e88
 import gzip, inspect, math, os, pickle, zlib
@@ -29,7 +29,7 @@ class Data:
     y_test: torch.Tensor     # int64 N
     classes: tuple           # a name for each label
     source: str              # where it came from; names no folder outside the data root
-    lossless: bool = True    # False where pixels went through JPEG or resizing
+    lossless: bool = True    # False where some pixels went through JPEG or resizing
 
     def __post_init__(self):
         for split, x, y in ('train', self.x_train, self.y_train), ('test', self.x_test, self.y_test):
@@ -63,7 +63,7 @@ class Data:
     def __repr__(self):
         names = ', '.join(self.classes[:4]) + (', ...' if self.n_classes > 4 else '')
         return (f'{self.name}: {len(self.x_train):,} training and {len(self.x_test):,} test images of {_by(self.shape)}, '
-                f'{self.n_classes} classes ({names})\nfrom {self.source}; pixels {"untouched" if self.lossless else "went through JPEG or resizing"}')
+                f'{self.n_classes} classes ({names})\nfrom {self.source}; {"all pixels untouched" if self.lossless else "some pixels went through JPEG or resizing"}')
 
 def _by(shape): return 'x'.join(map(str, shape))
 
@@ -118,13 +118,14 @@ def split_by_class(
     y: torch.Tensor,             # labels
     test_fraction: float = .2,   # part of each class that goes to the test set, at least one image on either side
     seed: int = 0,
+    where='labels',              # file or folder, for the message
 ) -> tuple:
     "Indices of training and test images, each in ascending order, drawn class by class."
     check_number(test_fraction, 'test_fraction', above=0, high=.9)
     test = []
     for c in y.unique():
         index = (y == c).nonzero()[:, 0]
-        if len(index) < 2: raise ValueError(f'class {c} has one image; splitting needs at least 2 in each class')
+        if len(index) < 2: raise _fault(where, f'class {c} has one image', 'splitting needs at least 2 in each class')
         n = min(max(1, round(test_fraction*len(index))), len(index) - 1)
         test.append(index[torch.randperm(len(index), generator=generator(seed, 'split', c.item()))[:n]])
     chosen = torch.zeros(len(y), dtype=torch.bool)
@@ -132,12 +133,12 @@ def split_by_class(
     return (~chosen).nonzero()[:, 0], chosen.nonzero()[:, 0]
 
 def _digits(*, test_fraction: float = .2, seed: int = 0):
-    "scikit-learn's digits as the fields of a Data."
+    "The parts of a Data from scikit-learn's digits."
     from sklearn.datasets import load_digits
     images, labels = load_digits(return_X_y=True)
     x, y = torch.from_numpy(images).mul(255/16).round().to(torch.uint8).view(-1, 1, 8, 8), torch.from_numpy(labels).long()
     train, test = split_by_class(y, test_fraction, seed)
-    return dict(x_train=x[train], y_train=y[train], x_test=x[test], y_test=y[test], classes=tuple('0123456789'), source='scikit-learn', lossless=True)
+    return dict(train=(x[train], y[train], 'digits'), test=(x[test], y[test], 'digits'), classes=tuple('0123456789'), source='scikit-learn', lossless=True)
 
 # %% ../nbs/06_data.ipynb #a92470ca
 def _tensors(images, labels, where):
@@ -152,8 +153,10 @@ def _tensors(images, labels, where):
     x = torch.from_numpy(images if images.ndim == 4 else images[..., None])
     return x.permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels.astype(np.int64))
 
-def _read_npz(path):
-    "x, y, class names or None, and whether all pixels are the original's, from one .npz file."
+def read_npz(
+    path,  # file with arrays `images`, `labels` and optionally `class_names`, `lossy_index`
+) -> tuple:
+    "(x, y, class names or None, number of images marked lossy) from one .npz file."
     try:
         with np.load(path, allow_pickle=False) as file: arrays = {k: file[k] for k in file.files}
     except Exception as e:   # truncated or foreign files make NumPy and zipfile raise half a dozen kinds
@@ -161,33 +164,38 @@ def _read_npz(path):
     for key in 'images', 'labels':
         if key not in arrays: raise _fault(path, f'no array {key!r}, only {sorted(arrays)}', 'wanted images (uint8 N,H,W or N,H,W,C) and labels')
     names = tuple(map(str, arrays['class_names'])) if 'class_names' in arrays else None
-    return *_tensors(arrays['images'], arrays['labels'], path), names, not len(arrays.get('lossy_index', ()))
+    return *_tensors(arrays['images'], arrays['labels'], path), names, len(arrays.get('lossy_index', ()))
 
-def _count_classes(ys, where):
+def _numbers(y, where):
     "Names '0', '1', ... for labels without names; a gap is an error, since it usually means that labels start at 1."
-    seen = torch.cat(ys).unique()
-    gaps = set(range(int(seen.max()) + 1)) - set(seen.tolist())
-    if gaps: raise _fault(where, f'no image has label {min(gaps)}, though the largest is {seen.max()}', 'count labels from 0, or add class_names')
-    return tuple(str(i) for i in range(int(seen.max()) + 1))
+    seen = y.unique().tolist()
+    if gaps := [i for i, label in enumerate(seen) if i != label]:
+        raise _fault(where, f'labels run from {seen[0]} to {seen[-1]}, but none is {gaps[0]}', 'count labels from 0 without gaps, or add class_names')
+    return tuple(map(str, seen))
+
+def _marked(source, lossy): return f'{source} ({lossy:,} images marked lossy)' if lossy else source
 
 def _npz_pair(folder, known):
-    "The fields of a Data from <folder>/{train,test}.npz."
-    (*train, names, whole), (*test, test_names, test_whole) = (_read_npz(folder/f'{split}.npz') for split in ('train', 'test'))
-    if names and test_names and names != test_names: raise _fault(folder/'test.npz', 'class_names differ from those of train.npz', 'save both with the same')
-    classes = names or known or _count_classes([train[1], test[1]], folder)
-    return dict(zip(('x_train', 'y_train', 'x_test', 'y_test'), (*train, *test))) | dict(
-        classes=classes, source=f'{folder.name}/train.npz and test.npz', lossless=whole and test_whole)
+    "The parts of a Data from <folder>/{train,test}.npz."
+    paths = [folder/f'{split}.npz' for split in ('train', 'test')]
+    (*train, names, lossy), (*test, test_names, test_lossy) = map(read_npz, paths)
+    if names and test_names and names != test_names: raise _fault(paths[1], 'class_names differ from those of train.npz', 'save both with the same')
+    classes = names or test_names or known or _numbers(torch.cat([train[1], test[1]]), folder)
+    return dict(train=(*train, paths[0]), test=(*test, paths[1]), classes=classes,
+                source=_marked(f'{folder.name}/train.npz and test.npz', lossy + test_lossy), lossless=not (lossy + test_lossy))
 
 def _npz_single(path, *, test_fraction: float = .2, seed: int = 0):
-    "The fields of a Data from one .npz file, split by class."
-    x, y, names, whole = _read_npz(path)
-    train, test = split_by_class(y, test_fraction, seed)
-    return dict(x_train=x[train], y_train=y[train], x_test=x[test], y_test=y[test], classes=names or _count_classes([y], path),
-                source=f'{path.name}, split with seed {seed}', lossless=whole)
+    "The parts of a Data from one .npz file, split by class."
+    x, y, names, lossy = read_npz(path)
+    train, test = split_by_class(y, test_fraction, seed, path)
+    return dict(train=(x[train], y[train], path), test=(x[test], y[test], path), classes=names or _numbers(y, path),
+                source=_marked(f'{path.name}, split with seed {seed}', lossy), lossless=not lossy)
 
 # %% ../nbs/06_data.ipynb #7a7a232a
-def _read_idx(path):
-    "The uint8 array of an IDX file, .gz or not."
+def read_idx(
+    path: Path,  # IDX file of unsigned bytes, compressed if it ends in .gz
+) -> np.ndarray:
+    "The uint8 array of an IDX file."
     try: raw = np.frombuffer(bytearray(gzip.decompress(path.read_bytes())), np.uint8) if path.suffix == '.gz' else np.fromfile(path, np.uint8)
     except (OSError, EOFError, zlib.error) as e: raise _fault(path, f'broken gzip file ({e})', 'delete it and load again') from e
     axes = int(raw[3]) if raw.size > 3 and raw[:3].tolist() == [0, 0, 8] else 0
@@ -212,9 +220,11 @@ def _idx_set(base, *, folder):
     return partial(_read_idx_set, paths, f'{folder}/raw')
 
 def _read_idx_set(paths, source):
-    arrays = [_read_idx(p) for p in paths]
-    pairs = _tensors(arrays[0], arrays[1], paths[0]) + _tensors(arrays[2], arrays[3], paths[2])
-    return dict(zip(('x_train', 'y_train', 'x_test', 'y_test'), pairs)) | dict(classes=None, source=source, lossless=True)
+    "The parts of a Data from the four files of MNIST."
+    arrays = [read_idx(p) for p in paths]
+    where = [f'{paths[i]} with {paths[i + 1].name}' for i in (0, 2)]
+    train, test = (_tensors(arrays[i], arrays[i + 1], where[i//2]) for i in (0, 2))
+    return dict(train=(*train, where[0]), test=(*test, where[1]), classes=None, source=source, lossless=True)
 
 # %% ../nbs/06_data.ipynb #8af45047
 _ARRAY_PARTS = {('numpy', 'ndarray'): np.ndarray, ('numpy', 'dtype'): np.dtype,
@@ -240,9 +250,10 @@ def _cifar_set(base, *, folder, train, test, key):
     return partial(_read_cifar_set, paths, folder, key)
 
 def _read_cifar_set(paths, folder, key):
+    "The parts of a Data from CIFAR's batches, the last of which is the test set."
     *train, test = [_tensors(*_read_batch(p, key), p) for p in paths]
     x, y = (torch.cat(parts) for parts in zip(*train))
-    return dict(x_train=x, y_train=y, x_test=test[0], y_test=test[1], classes=_cifar_names(paths[0].parent/'meta'), source=folder, lossless=True)
+    return dict(train=(x, y, paths[0].parent), test=(*test, paths[-1]), classes=_cifar_names(paths[0].parent/'meta'), source=folder, lossless=True)
 
 def _cifar_names(meta):
     "CIFAR-100's class names from its `meta` file; None where there is none (CIFAR-10)."
@@ -257,15 +268,16 @@ def _svhn_set(base):
     return paths and partial(_read_svhn, paths)
 
 def _read_svhn(paths):
-    pairs = []
+    "The parts of a Data from SVHN's two files; the digit 0 carries label 10 in them."
+    from scipy.io import loadmat
+    splits = []
     for path in paths:
-        from scipy.io import loadmat
         try:
             mat = loadmat(path, variable_names=['X', 'y'])
             images, labels = mat['X'].transpose(3, 0, 1, 2), mat['y'].ravel()
         except Exception as e: raise _fault(path, f'not a complete SVHN file ({type(e).__name__}: {e})', 'delete it and load again') from e
-        pairs += _tensors(images, np.where(labels == 10, 0, labels), path)   # the digit 0 carries label 10 in the file
-    return dict(zip(('x_train', 'y_train', 'x_test', 'y_test'), pairs)) | dict(classes=None, source='train_32x32.mat and test_32x32.mat', lossless=True)
+        splits.append((*_tensors(images, np.where(labels == 10, 0, labels), path), path))
+    return dict(train=splits[0], test=splits[1], classes=None, source='train_32x32.mat and test_32x32.mat', lossless=True)
 
 # %% ../nbs/06_data.ipynb #71cbeb18
 IMAGE_FILES = {'.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.pgm', '.tif', '.tiff', '.webp', '.gif'}
@@ -286,7 +298,12 @@ def _open(path, use):
     try:
         with Image.open(path) as image: return use(image)
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as e:
-        raise _fault(path, f'cannot be read as an image ({e})', 'replace or remove it') from e
+        raise _fault(path, f'cannot be read as an image ({" ".join(str(e).split())})', 'replace or remove it') from e
+
+def _head(image):
+    "Size, and whether grey, of a PIL image with at most 8 bits per channel."
+    if image.mode.startswith(('I', 'F')): raise ValueError(f'mode {image.mode}, more than 8 bits per channel')
+    return image.size, image.mode in ('L', '1')
 
 def _crop(image, size):
     "Shorter side to 256/224 of `size` (bilinear), then the central square: torchvision's Resize and CenterCrop."
@@ -299,18 +316,18 @@ def _crop(image, size):
 def _decode(paths, size):
     "uint8 N,size,size[,3] and whether pixels are untouched, decoded on all cores; size None: 224, or the one size that all share."
     with ThreadPoolExecutor(cores()) as pool:
-        heads = set(pool.map(partial(_open, use=lambda im: (im.size, im.mode in ('L', '1'))), paths))
+        heads = set(pool.map(partial(_open, use=_head), paths))
         shapes, mode = {s for s, _ in heads}, 'L' if all(grey for _, grey in heads) else 'RGB'
         (w, h), *others = shapes
         whole = not others and w == h and size in (None, w)
         size = w if whole else size or 224
-        images = np.empty((len(paths), size, size, 3)[:4 if mode == 'RGB' else 3], np.uint8)
+        images = np.empty((len(paths), size, size, *([3] if mode == 'RGB' else [])), np.uint8)
         def fill(i): images[i] = _open(paths[i], lambda im: np.asarray(im.convert(mode) if whole else _crop(im.convert(mode), size)))
         list(pool.map(fill, range(len(paths))))
     return images, whole and not any(p.suffix.lower() in _LOSSY_FILES for p in paths)
 
 def _read_tree(train, test, source, ignore=(), names=None, *, size: int | None = None):
-    "The fields of a Data from two folders of class folders."
+    "The parts of a Data from two folders of class folders."
     if size is not None: check_number(size, 'size', low=1, integer=True)
     files = [_class_files(folder, ignore) for folder in (train, test)]
     if extra := set(files[0]) ^ set(files[1]):
@@ -319,17 +336,19 @@ def _read_tree(train, test, source, ignore=(), names=None, *, size: int | None =
     images, whole = _decode([p for part in parts for p, _ in part], size)
     x, y = _tensors(images, np.array([c for part in parts for _, c in part]), train.parent)
     n = len(parts[0])
-    return dict(x_train=x[:n], y_train=y[:n], x_test=x[n:], y_test=y[n:], classes=tuple((names or {}).get(c, c) for c in files[0]), source=source, lossless=whole)
+    return dict(train=(x[:n], y[:n], train), test=(x[n:], y[n:], test), classes=tuple((names or {}).get(c, c) for c in files[0]),
+                source=source, lossless=whole)
 
 def _read_unsplit_tree(folder, source, ignore=(), *, size: int | None = None, test_fraction: float = .2, seed: int = 0):
-    "The fields of a Data from one folder of class folders, split by class."
+    "The parts of a Data from one folder of class folders, split by class."
     if size is not None: check_number(size, 'size', low=1, integer=True)
     files = _class_files(folder, ignore)
     y = torch.tensor([c for c, paths in enumerate(files.values()) for _ in paths])
-    train, test = split_by_class(y, test_fraction, seed)
+    train, test = split_by_class(y, test_fraction, seed, folder)
     images, whole = _decode([p for paths in files.values() for p in paths], size)
     x, y = _tensors(images, y.numpy(), folder)
-    return dict(x_train=x[train], y_train=y[train], x_test=x[test], y_test=y[test], classes=tuple(files), source=f'{source}, split with seed {seed}', lossless=whole)
+    return dict(train=(x[train], y[train], folder), test=(x[test], y[test], folder), classes=tuple(files),
+                source=f'{source}, split with seed {seed}', lossless=whole)
 
 # %% ../nbs/06_data.ipynb #4c44e97f
 def data_root(
@@ -346,7 +365,9 @@ class _Known:
     torchvision: str               # its class in torchvision.datasets, which downloads it
     layout: str                    # the files of torchvision's layout, for error messages
     find: object                   # find(base) -> reader or None
-    classes: tuple | None = None   # names where files do not give them
+    classes: tuple | None = None   # names, where files do not give them
+    shape: tuple | None = None     # C,H,W
+    ignore: tuple = ()             # folders that are no classes
     names: dict = field(default_factory=dict)      # folder name -> class name
     options: dict = field(default_factory=dict)    # for torchvision's class
 
@@ -356,7 +377,7 @@ def _imagenette_set(base):
 
 def _caltech_set(base):
     folder = base/'caltech101'/'101_ObjectCategories'
-    if folder.is_dir(): return partial(_read_unsplit_tree, folder, 'caltech101/101_ObjectCategories', ('BACKGROUND_Google',))
+    if folder.is_dir(): return partial(_read_unsplit_tree, folder, 'caltech101/101_ObjectCategories', KNOWN['caltech101'].ignore)
 
 DIGITS = tuple('0123456789')
 FASHION = 'T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt', 'Sneaker', 'Bag', 'Ankle boot'
@@ -366,14 +387,14 @@ IMAGENETTE = dict(n01440764='tench', n02102040='English springer', n02979186='ca
 
 _idx_layout = '{}/raw/{{train,t10k}}-{{images-idx3,labels-idx1}}-ubyte[.gz]'.format
 KNOWN = dict(
-    mnist=_Known('MNIST', _idx_layout('MNIST'), partial(_idx_set, folder='MNIST'), DIGITS),
-    fashionmnist=_Known('FashionMNIST', _idx_layout('FashionMNIST'), partial(_idx_set, folder='FashionMNIST'), FASHION),
-    svhn=_Known('SVHN', '{train,test}_32x32.mat', _svhn_set, DIGITS),
+    mnist=_Known('MNIST', _idx_layout('MNIST'), partial(_idx_set, folder='MNIST'), DIGITS, (1, 28, 28)),
+    fashionmnist=_Known('FashionMNIST', _idx_layout('FashionMNIST'), partial(_idx_set, folder='FashionMNIST'), FASHION, (1, 28, 28)),
+    svhn=_Known('SVHN', '{train,test}_32x32.mat', _svhn_set, DIGITS, (3, 32, 32)),
     cifar10=_Known('CIFAR10', 'cifar-10-batches-py/{data_batch_1..5,test_batch}', partial(
-        _cifar_set, folder='cifar-10-batches-py', train=[f'data_batch_{i}' for i in range(1, 6)], test='test_batch', key='labels'), CIFAR10),
+        _cifar_set, folder='cifar-10-batches-py', train=[f'data_batch_{i}' for i in range(1, 6)], test='test_batch', key='labels'), CIFAR10, (3, 32, 32)),
     cifar100=_Known('CIFAR100', 'cifar-100-python/{train,test}', partial(
-        _cifar_set, folder='cifar-100-python', train=['train'], test='test', key='fine_labels'), tuple(map(str, range(100)))),
-    caltech101=_Known('Caltech101', 'caltech101/101_ObjectCategories/<class>/', _caltech_set),
+        _cifar_set, folder='cifar-100-python', train=['train'], test='test', key='fine_labels'), tuple(map(str, range(100))), (3, 32, 32)),
+    caltech101=_Known('Caltech101', 'caltech101/101_ObjectCategories/<class>/', _caltech_set, ignore=('BACKGROUND_Google',)),
     imagenette=_Known('Imagenette', 'imagenette2[-320|-160]/{train,val}/<class>/', _imagenette_set, names=IMAGENETTE, options=dict(size='320px')))
 
 # %% ../nbs/06_data.ipynb #7d74da06
@@ -386,7 +407,8 @@ def _locate(name, root):
             if reader := known.find(base): return reader
     if (folder/'train').is_dir():
         for part in 'val', 'test':
-            if (folder/part).is_dir(): return partial(_read_tree, folder/'train', folder/part, f'{folder.name}/train and {part}', (), known and known.names)
+            if (folder/part).is_dir(): return partial(_read_tree, folder/'train', folder/part, f'{folder.name}/train and {part}',
+                                                          known.ignore if known else (), known and known.names)
         raise FileNotFoundError(f'{folder}: has a folder train, but neither val nor test; add one, with the same class folders')
     if not known:
         for path in folder, folder.with_name(f'{folder.name}.npz'):
@@ -408,9 +430,9 @@ def _missing(name, root, why):
 def _download(name, root):
     "Let torchvision download a published set into `root`; returns why it failed, or None."
     import torchvision
-    root.mkdir(parents=True, exist_ok=True)
     splits = {'SVHN': [dict(split='train'), dict(split='test')], 'Imagenette': [dict(split='train')]}
     try:
+        root.mkdir(parents=True, exist_ok=True)
         for split in splits.get(KNOWN[name].torchvision, [{}]):
             getattr(torchvision.datasets, KNOWN[name].torchvision)(str(root), download=True, **KNOWN[name].options, **split)
     except Exception as e:   # network errors come in many kinds; torchvision adds its own
@@ -436,9 +458,28 @@ def load(
         if reader is None: raise _missing(name, root, why)
     accepted = [k for k, p in inspect.signature(reader).parameters.items() if p.kind == p.KEYWORD_ONLY]
     for option in options: check_choice(option, f'option of {name}', accepted)
-    fields = reader(**options)
-    known = KNOWN[name].classes if name in KNOWN else None
-    classes = fields.pop('classes') or known
-    if known and len(classes) != len(known):
-        raise _fault(f'{name} in {root}', f'{len(classes)} classes, but the published set has {len(known)}', 'give a part of it a name of its own')
-    return Data(Path(name).stem if Path(name).is_absolute() else name, classes=classes, **fields)
+    parts, known = reader(**options), KNOWN.get(name)
+    classes, tensors = parts['classes'] or known.classes, {}
+    for split in 'train', 'test':
+        x, y, where = parts[split]
+        if known and known.classes and len(classes) != len(known.classes):
+            raise _fault(where, f'{len(classes)} classes, but {name} has {len(known.classes)}', 'give a part of it a name of its own')
+        _check_split(x, y, len(classes), where)
+        if known and known.shape and x.shape[1:] != known.shape:
+            raise _fault(where, f'images are {_by(x.shape[1:])} (C x H x W), but those of {name} are {_by(known.shape)}', 'give a changed set a name of its own')
+        tensors |= {f'x_{split}': x, f'y_{split}': y}
+    return Data(Path(name).stem if Path(name).is_absolute() else name, **tensors, classes=classes, source=parts['source'], lossless=parts['lossless'])
+
+# %% ../nbs/06_data.ipynb #13f32d8f
+def save(
+    data: Data,  # with uint8 images
+    folder,      # folder to write train.npz and test.npz to; its name is the name to load it by
+) -> Path:
+    "Write `data` as <folder>/{train,test}.npz, each file atomically."
+    folder = Path(folder)
+    for split in 'train', 'test':
+        x, y = getattr(data, f'x_{split}'), getattr(data, f'y_{split}')
+        if x.dtype != torch.uint8: raise ValueError(f'data: got {x.dtype} {split} images, accepted: torch.uint8, as a filtered float image does not fit into bytes')
+        arrays = dict(images=x.permute(0, 2, 3, 1).numpy(), labels=y.numpy(), class_names=np.array(data.classes))
+        with atomic_path(folder/f'{split}.npz') as path: np.savez(path, **arrays, lossy_index=np.arange(0 if data.lossless else len(x)))
+    return folder
