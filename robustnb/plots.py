@@ -12,6 +12,7 @@ import itertools, math
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from . import optim
 from .core import check_choice
@@ -110,13 +111,14 @@ def bar_panel(
     lines = accuracies(at_best_rates(_one_setting(tidy)))
     part, names = lines[lines.kind == check_choice(kind, 'kind', lines.kind.unique())], _names(lines)
     labels = list(dict.fromkeys(part.condition))
-    ax = ax or plt.subplots(figsize=(1.6 + .9*len(labels), 2.6))[1]
+    alone, ax = ax is None, ax or plt.subplots(figsize=(1.6 + .9*len(labels), 2.6))[1]
     stats = summary(part, ['optimizer', 'condition']).set_index(['optimizer', 'condition'])
     for i, name in enumerate(names):
         s = stats.reindex([(name, l) for l in labels])
         ax.bar(np.arange(len(labels)) + (i - (len(names) - 1)/2)*.8/len(names), 100*s['mean'], .8/len(names), yerr=100*s['std'].fillna(0), capsize=2, color=colour(name), label=name)
     ax.set_xticks(range(len(labels)), [l.removeprefix(kind).strip() for l in labels], rotation=0 if len(labels) < 4 else 45)
     ax.set(title=KINDS.get(kind, kind), ylim=(0, 100))
+    if alone: ax.legend(loc='upper left', bbox_to_anchor=(1, 1))
     return ax
 
 def robustness_bars(
@@ -139,13 +141,15 @@ def trade_off(
     tidy,            # table from `results.table`
     condition: str,  # which accuracy on the vertical axis, see `condition`
     ax=None,
+    within=25.,      # points: runs whose standard accuracy is further below the best are left out
 ):
     "Accuracy (%) under `condition` against standard accuracy (%), one point per run of any rate."
     lines = accuracies(_one_setting(tidy))
     check_choice(condition, 'condition', lines.condition.unique())
     ax = ax or plt.subplots(figsize=(3.6, 3))[1]
     wide = lines.pivot_table(index=['optimizer', 'run'], columns='condition', values='value')*100
-    for name in _names(lines): ax.plot(wide.loc[name]['standard'], wide.loc[name][condition], 'o', ms=4, alpha=.7, color=colour(name), label=name)
+    wide = wide[wide['standard'] >= wide['standard'].max() - within]
+    for name in (o for o in _names(lines) if o in wide.index): ax.plot(wide.loc[name]['standard'], wide.loc[name][condition], 'o', ms=4, alpha=.7, color=colour(name), label=name)
     ax.set(xlabel='standard accuracy (%)', ylabel='accuracy (%)', title=condition)
     ax.legend(loc='upper left', bbox_to_anchor=(1, 1))
     return ax
@@ -217,6 +221,8 @@ def bounds(
         y = np.arange(len(rows)) + (len(names) - 1 - 2*i)*.1
         ax.errorbar(s['mean'], y, xerr=[s['mean'] - s['min'], s['max'] - s['mean']], fmt='o', ms=4, capsize=2, color=colour(name), label=name)
     ax.set(xscale='log', xlabel='Lipschitz constant')
+    close = lines.value.max() < 100*lines.value[lines.value > 0].min()
+    ax.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5) if close else (1,)), major_formatter=FuncFormatter(lambda v, _: f'{v:g}'), minor_formatter=NullFormatter())
     ax.set_yticks(range(len(rows)), rows)
     ax.grid(axis='x', lw=.4)
     if known: ax.legend(loc='upper left', bbox_to_anchor=(1, 1))

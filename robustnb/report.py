@@ -20,6 +20,8 @@ from . import plots, results
 from .core import atomic_path, write_text
 
 # %% ../nbs/13a_report.ipynb #fdea30f6
+_WORDS = {**plots.KINDS, 'l2': 'l2 attack', 'linf': 'linf attack'}
+
 _count = itertools.count()
 
 def svg(
@@ -49,8 +51,8 @@ def table_html(
     caption: str = '',
 ) -> str:
     "A table as HTML that scrolls sideways on a narrow screen; numbers as they stand."
-    text = table.to_html(index=False, border=0, na_rep='', justify='left', escape=True)
-    return f'<div class="scroll">{text.replace(">", f"><caption>{html.escape(caption)}</caption>", 1) if caption else text}</div>'
+    text = f'<div class="scroll">{table.to_html(index=False, border=0, na_rep="", justify="left", escape=True)}</div>'
+    return f'<figure class="table"><figcaption>{html.escape(caption)}</figcaption>{text}</figure>' if caption else text
 
 # %% ../nbs/13a_report.ipynb #0f063c2f
 STYLE = '''
@@ -60,10 +62,10 @@ STYLE = '''
 body{margin:0 auto;max-width:68rem;padding:1rem 1.2rem 4rem;font:1rem/1.5 system-ui,sans-serif;color:var(--fg);background:var(--bg);overflow-wrap:break-word}
 h1{line-height:1.2;margin:.5em 0 .2em}h2{margin:2em 0 .4em;border-top:1px solid var(--line);padding-top:.8em}h3{margin:1.4em 0 .3em}
 a{color:var(--link)}p,ul,ol{max-width:46rem}.lead{font-size:1.12rem}.warn{border-left:.3rem solid var(--bad);padding-left:.8rem}.bad{color:var(--bad)}
-.scroll{overflow-x:auto;margin:.8em 0}table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
-caption{text-align:left;padding:.2rem 0 .4rem;color:var(--fg);opacity:.85}th,td{padding:.28rem .7rem;text-align:left;border-bottom:1px solid var(--line);vertical-align:top}
+.scroll{overflow-x:auto;margin:.4em 0}table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
+th,td{padding:.28rem .7rem;text-align:left;border-bottom:1px solid var(--line);vertical-align:top}
 th{background:var(--soft)}td{white-space:nowrap}td.wrap{white-space:normal}
-.figures{display:flex;flex-wrap:wrap;gap:1rem 1.6rem;margin:1em 0}figure{margin:0;max-width:32rem;min-width:0}figcaption{font-size:.86rem;opacity:.85;max-width:30rem}
+.figures{display:flex;flex-wrap:wrap;gap:1rem 1.6rem;margin:1em 0}figure{margin:0;max-width:32rem;min-width:0}figure.table{max-width:none;margin:1em 0}.table figcaption{max-width:46rem}figcaption{font-size:.86rem;opacity:.85;max-width:30rem}
 svg{max-width:100%;height:auto;fill:currentColor;display:block}code,pre{font-size:.85rem;background:var(--soft);border-radius:.25rem}code{padding:.1rem .3rem}pre{padding:.7rem;overflow-x:auto;white-space:pre-wrap}
 details{margin:.8em 0}summary{cursor:pointer}
 @media print{h2{break-after:avoid}figure,tr{break-inside:avoid}}
@@ -131,7 +133,7 @@ def reading(
         more, sure = int((rest.difference > 0).sum()), int((rest.difference > rest.half).sum())
         less, sure_less = int((rest.difference < 0).sum()), int((rest.difference < -rest.half).sum())
         said.append(f'Disturbed, {reference} keeps more than {other} under {more} of {len(rest)} conditions, less under {less}. '
-                    + (f'With {int(rest.seeds.min())} seeds the 95% interval excludes zero for {sure} and {sure_less} of them.' if rest.half.notna().any() else 'One seed: nothing is known about chance.'))
+                    + (f'With {int(rest.seeds.min())} seeds the 95% interval excludes zero in favour of {reference} under {sure}, in favour of {other} under {sure_less}.' if rest.half.notna().any() else 'One seed: nothing is known about chance.'))
     return said
 
 # %% ../nbs/13a_report.ipynb #d62a02b0
@@ -143,13 +145,13 @@ def _drawings(tidy):
     kinds, made = [k for k in dict.fromkeys(lines.kind) if k != 'band'], []
     bars = f'mean ± std over {seeds} seeds' if seeds > 1 else 'one seed'
     if swept and len(lines):
-        made += [figure(plots.bar_panel(tidy, k), f'{plots.KINDS.get(k, k)}: accuracy at each best rate, {bars}, {int(lines[lines.kind == k].n.max())} test images.') for k in kinds]
+        made += [figure(plots.bar_panel(tidy, k), f'{_WORDS.get(k, k)}: accuracy at each best rate, {bars}, {int(lines[lines.kind == k].n.max())} test images.') for k in kinds]
         if tidy.lr.nunique() > 1: made.append(figure(plots.rate_curves(tidy), 'Standard accuracy against learning rate. Rings mark the best rates; one at the end of its line may not be the optimum.'))
     for kind in (k for k in kinds if k != 'standard'):
         if lines[lines.kind == kind].condition.nunique() > 1:
-            made.append(figure(plots.strength_curves(tidy, kind), f'{plots.KINDS.get(kind, kind)}: accuracy against strength, from no disturbance; {bars if seeds > 1 else "95% intervals over images"}.'))
+            made.append(figure(plots.strength_curves(tidy, kind), f'{_WORDS.get(kind, kind)}: accuracy against strength, from no disturbance; {bars if seeds > 1 else "95% intervals over images"}.'))
         hardest = lines[lines.kind == kind].groupby('condition').value.mean().idxmin()
-        if swept and tidy.run.nunique() > 3: made.append(figure(plots.trade_off(tidy, hardest), f'Every run of every rate: accuracy under {hardest} against standard accuracy. At equal standard accuracy the higher point is the more robust run.'))
+        if swept and tidy.run.nunique() > 3: made.append(figure(plots.trade_off(tidy, hardest), f'Every run of every rate: accuracy under {hardest} against standard accuracy. At equal standard accuracy the higher point is the more robust run. Runs 25 points below the best are left out.'))
     if 'band' in set(lines.kind): made.append(figure(plots.band_curves(tidy), f'Loss of accuracy under noise confined to one band of frequencies, {bars}, {n} test images.'))
     if tidy.metric.str.startswith('lipschitz_').any(): made.append(figure(plots.bounds(tidy), 'Lipschitz constants: bounds and estimates. The true constant lies between a lower and an upper bound.'))
     return made
@@ -167,7 +169,8 @@ def _others(tidy):
 
 def _setting(tidy):
     "HTML of one setting."
-    parts = [f'<p>{html.escape(s)}</p>' for s in reading(tidy)]
+    said = reading(tidy)
+    parts = [f'<ul>{"".join(f"<li>{html.escape(s)}</li>" for s in said)}</ul>'] if said else []
     if (tidy.metric == 'accuracy').any() and {'optimizer', 'lr'} <= set(tidy):
         parts.append(table_html(plots.comparison(tidy), 'Accuracy in percent at each best learning rate, mean ± std over seeds. "edge": the best rate is the first or last of its grid.'))
     parts.append(f'<div class="figures">{"".join(_drawings(tidy))}</div>')
@@ -175,8 +178,9 @@ def _setting(tidy):
     if len(gaps):
         shown = gaps.assign(difference=gaps.difference.map('{:+.1f}'.format), interval=[f'{d - h:+.1f} to {d + h:+.1f}' if h == h else '' for d, h in zip(gaps.difference, gaps.half)],
                             paper=[f'{p:+.1f}' if p == p else '' for p in gaps.paper]).drop(columns='half')[['condition', 'against', 'difference', 'interval', 'seeds', 'paper']]
+        if not gaps.paper.notna().any(): shown = shown.drop(columns='paper')
         parts.append(table_html(shown.rename(columns=dict(difference='SGD minus it', interval='95% interval', paper="paper's Figure 1")),
-                                "Points that SGD keeps more, with Welch's interval over seeds. The strengths of the paper's Figure 1 are not stated: compare its signs."))
+                                "Points that SGD keeps more, with Welch's interval over seeds." + (" The strengths of the paper's Figure 1 are not stated: compare its signs." if gaps.paper.notna().any() else '')))
     beside = beside_paper(tidy)
     if len(beside):
         differ = results.differences(tidy.iloc[0].to_dict())
@@ -241,11 +245,11 @@ def report(
     many = len({e for e, _, _ in parts}) > 1
     for experiment, name, part in parts[:sections]: body.append((f'{experiment}: {name}' if many or not name else name, _setting(part)))
     if len(parts) > sections: body.append((f'{len(parts) - sections} further settings', table_html(plots.comparison(pd.concat(t for t in swept[sections:])))))
-    if runs.failed: body.insert(0, (f'{len(runs.failed)} failed runs', table_html(failure_table(runs.failed), 'The notebook shows the cell that failed.')))
+    if runs.failed: body.insert(0, (_runs(len(runs.failed), 'failed'), table_html(failure_table(runs.failed), 'The notebook shows the cell that failed.')))
     body += [('How to read this', _READ), ('How it was made', table_html(provenance_table(runs.made)))]
-    hours = sum(m.get('cpu_s') or 0 for m in runs.made)/3600
-    lead = (f'{len(runs.made)} runs of {", ".join(sorted({m["experiment"] for m in runs.made})) or "nothing"}, {hours:.1f} CPU hours.'
-            + (f' <span class="bad">{len(runs.failed)} runs failed.</span>' if runs.failed else ' None failed.'))
+    minutes = sum(m.get('cpu_s') or 0 for m in runs.made)/60
+    lead = (f'{_runs(len(runs.made), "of")} {", ".join(sorted({m["experiment"] for m in runs.made})) or "nothing"}, {f"{minutes/60:.1f} CPU hours" if minutes > 90 else f"{minutes:.0f} CPU minutes"}.'
+            + (f' <span class="bad">{_runs(len(runs.failed), "failed")}.</span>' if runs.failed else ' None failed.'))
     write_text(folder/'runs.csv', tidy.to_csv(index=False))
     if swept:
         write_text(folder/'table.md', ''.join(plots.comparison(t.dropna(axis=1, how='all')).to_markdown(index=False) + '\n\n' for t in _alike(swept)).rstrip('\n') + '\n')
@@ -255,6 +259,8 @@ def report(
                 fig.savefig(tmp, dpi=120, bbox_inches='tight')
                 plt.close(fig)
     return write_text(folder/'report.html', page(title, lead, body))
+
+def _runs(n, what): return f'{n} run{"s"*(n != 1)} {what}'
 
 def _alike(tables):
     "Tables of settings joined experiment by experiment."
