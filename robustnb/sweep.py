@@ -352,6 +352,7 @@ def run_sweep(
                 except OSError as e:
                     if not scheduler or time.monotonic() - last_seen > patience: raise RuntimeError(f'{scheduler or "workers"}: lost ({e}); the same command does the rest') from e
                     time.sleep(1)
+        if not scheduler: clear_leftovers(out)
     return list(statuses.values())
 
 def read_results(
