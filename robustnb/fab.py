@@ -9,7 +9,7 @@ __all__ = ['ALPHA_MAX', 'ETA', 'BETA', 'deepfool_batch', 'deepfool', 'hyperplane
 import torch
 
 from .core import check_choice, check_number
-from .pgd import TARGETS, gap, rank_targets, warn_flat
+from .pgd import TARGETS, gap, rank_targets
 from .threat import NORMS, TINY, Adversarial, Oracle, Rows, column, distance, length, on_correct, steepest
 
 # %% ../nbs/10c_fab.ipynb #43fbf2b5
@@ -92,7 +92,7 @@ def fab_run(net, x, y, keys, run, norm, eps, steps=100):
     s = Rows(x=x, y=y, target=target, at=x, far=torch.full((len(x),), torch.inf, device=x.device))
     for k in range(steps):
         _, f, w = net.gradient(s.at, lambda z: gap(z, s.y, s.target))
-        if k == 0: warn_flat(w, 'fab')
+        if k == 0: net.notice(w, 'gap')
         at, clean, w = s.at.flatten(1), s.x.flatten(1), w.flatten(1)
         there = hyperplane_step(at, w, f, norm)
         back = hyperplane_step(clean, w, f - torch.linalg.vecdot(w, at - clean), norm)

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['NORMS', 'TINY', 'column', 'length', 'distance', 'steepest', 'Rows', 'Ball', 'check_images', 'check_model',
-           'ImageGradients', 'Oracle', 'image_keys', 'draw', 'random_start', 'Adversarial', 'on_correct']
+           'image_gradient', 'ImageGradients', 'Oracle', 'image_keys', 'draw', 'random_start', 'Adversarial', 'batches',
+           'confirmed', 'on_correct']
 
 # %% ../nbs/10a_threat.ipynb #7fa6d458
-import hashlib, math
+import hashlib, warnings
 from collections import Counter
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -112,19 +113,29 @@ def check_model(
     return z.shape[1]
 
 # %% ../nbs/10a_threat.ipynb #4cadbab2
+def image_gradient(
+    grad,     # gradient (n, c_out, ...) towards the output of a convolution
+    weight,   # its weight (c_out, c_in, k, k)
+    shape,    # (c_in, h, w) of its input
+    stride,   # pair
+    padding,  # pair
+):
+    "Gradient (n, c_in, h, w) towards the input of a convolution; for few channels on a CPU as a matrix product and overlap-add."
+    if shape[0] > 4 or grad.dtype != torch.float32 or grad.device.type != 'cpu':
+        return torch.nn.grad.conv2d_input((len(grad), *shape), weight, grad, stride, padding)
+    like = grad.new_empty(1).expand(len(grad), *shape)
+    return torch.ops.aten._slow_conv2d_backward.output_mask(
+        grad.contiguous(), like, weight.contiguous(), weight.shape[2:], stride, padding, (True, False, False))[0]
+
 class _ImageConv(torch.autograd.Function):
-    "conv2d whose backward pass gives the gradient towards a few-channel image only, as a matrix product and overlap-add."
+    "conv2d whose backward pass gives the gradient towards the image only."
     @staticmethod
     def forward(ctx, x, weight, bias, stride, padding):
-        ctx.save_for_backward(x, weight)
-        ctx.geometry = stride, padding
+        ctx.save_for_backward(weight)
+        ctx.geometry = x.shape[1:], stride, padding
         return F.conv2d(x, weight, bias, stride, padding)
     @staticmethod
-    def backward(ctx, grad):
-        x, weight = ctx.saved_tensors
-        grad_x, *_ = torch.ops.aten._slow_conv2d_backward.output_mask(
-            grad.contiguous(), x.contiguous(), weight.contiguous(), weight.shape[2:], *ctx.geometry, (True, False, False))
-        return grad_x, None, None, None, None
+    def backward(ctx, grad): return image_gradient(grad, *ctx.saved_tensors, *ctx.geometry), None, None, None, None
 
 class ImageGradients(TorchFunctionMode):
     "Inside this context, float32 CPU convolutions over at most four channels take the fast way back to the image; weights get no gradient from them."
@@ -149,9 +160,10 @@ class Oracle:
         check_images(x, y)
         first = next((p for p in model.parameters() if p.is_floating_point()), x) if isinstance(model, torch.nn.Module) else x
         self.dtype, self.device = (first.dtype if first is not x else torch.float32), first.device
-        self.model, self.passes = model, Counter()
+        self.model, self.passes, self.blind = model, Counter(), Counter()
         self.classes = check_model(model, x[:32].to(self.device, self.dtype), y)
-    def _ask(self, x): return self.model(x.to(self.device, self.dtype)).float()
+    def _ask(self, x):
+        with torch.autocast(self.device.type, enabled=False): return self.model(x.to(self.device, self.dtype)).float()
     def logits(self, x):
         "Logits (n, classes) at `x`: a forward pass for each image."
         with torch.no_grad(): z = self._ask(x)
@@ -170,6 +182,15 @@ class Oracle:
             grad, = torch.autograd.grad(l.sum(), x)
         self.passes['gradient'] += len(x)
         return z.detach(), l.detach(), grad
+    def notice(self, grad, loss: str):
+        "Remember how many images have a gradient of exactly zero."
+        self.blind[loss] += int((grad.flatten(1) == 0).all(1).sum())
+    def warn(self):
+        "Warn of the gradients that were exactly zero, once."
+        for loss, n in self.blind.items():
+            if n: warnings.warn(f'{n} gradients of the loss {loss!r} were exactly zero where the attack began: robustness may be overestimated; '
+                                "try a dlr loss, scale the logits down, or trust `square`, which needs no gradient", stacklevel=3)
+        self.blind.clear()
     def wrong(self, x, y, batch_size: int = 250):
         "Which images are not classified as `y`, as (n,) bool."
         return torch.cat([self.logits(a).argmax(1).to(b.device) != b for a, b in zip(x.split(batch_size), y.split(batch_size))])
@@ -210,6 +231,20 @@ class Adversarial(NamedTuple):
     x_adv: torch.Tensor
     fooled: torch.Tensor
 
+def batches(
+    mask,       # (n,) bool
+    size: int,  # rows in one batch, at most
+):
+    "Numbers of the rows where `mask` is True, in batches; none where it is False everywhere."
+    rows = mask.nonzero().squeeze(1)
+    return rows.split(size) if len(rows) else ()
+
+def confirmed(net, found, y):
+    "What an attack found, with only those images counted as fooled that one more pass confirms."
+    fooled = found.fooled.clone()
+    if fooled.any(): fooled[found.fooled] = net.wrong(found.x_adv[found.fooled], y[found.fooled])
+    return Adversarial(found.x_adv, fooled)
+
 def on_correct(
     net,              # Oracle
     x,                # images (n, ...)
@@ -222,8 +257,9 @@ def on_correct(
     check_number(batch_size, 'batch_size', low=1, integer=True)
     x_adv, fooled = x.detach().clone().float(), net.wrong(x, y, batch_size)
     for run in range(runs):
-        for rows in (~fooled).nonzero().squeeze(1).split(batch_size):
+        for rows in batches(~fooled, batch_size):
             clean, labels = x[rows].float().to(net.device), y[rows].to(net.device)
-            found = attack(clean, labels, image_keys(clean), run)
-            x_adv[rows], fooled[rows] = found.x_adv.to(x.device), (found.fooled & net.wrong(found.x_adv, labels, batch_size)).to(x.device)
+            found = confirmed(net, attack(clean, labels, image_keys(clean), run), labels)
+            x_adv[rows], fooled[rows] = found.x_adv.to(x.device), found.fooled.to(x.device)
+    net.warn()
     return Adversarial(x_adv, fooled)
