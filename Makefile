@@ -18,6 +18,21 @@ $(BIN)/.installed: settings.ini setup.py
 	$(BIN)/python -m pip install -q -e '.[dev]'
 	touch $@
 
+demo: $(BIN)/.installed     ## sweep SGD, Adam and RMSProp on real images (DATASET=digits or fashionmnist)
+	robustnb sweep sweeps/demo.toml $(if $(filter-out digits,$(DATASET)),--set dataset=$(DATASET)) --workers $(WORKERS)
+
+test: $(BIN)/.installed     ## all notebooks by nbdev_test, and what notebooks cannot show
+	OMP_NUM_THREADS=1 pytest -n $(WORKERS)
+
+test-all: $(BIN)/.installed ## the same with the long cross-checks
+	OMP_NUM_THREADS=1 pytest -n $(WORKERS) -m ''
+
+bench: $(BIN)/.installed    ## speed against the plain way, side by side
+	for b in bench/bench_*.py; do python $$b || exit 1; done
+
+docs: $(BIN)/.installed     ## render the book to _docs/
+	python tools/docs.py
+
 execute: $(BIN)/.installed  ## run the notebooks whose code changed, in place
 	nbdev_export
 	python tools/notebooks.py execute $(NB)

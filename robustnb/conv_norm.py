@@ -145,6 +145,7 @@ def _conv_norm_sums(weight, size, stride, padding, out, ord):
     if ord == 1: sums = _adjoint(torch.ones(1, W.shape[0], *out).to(W), W, size, stride, padding)
     else: sums = F.conv2d(torch.ones(1, W.shape[1], *size).to(W), W, stride=stride, padding=padding)
     slack = SAFETY*UNIT*W[0].numel()*len(W)
+    if not torch.isfinite(sums).all(): return Interval()
     return Interval(sums.max().item()*(1 - slack), sums.max().item()*(1 + slack), 'exact')
 
 # %% ../nbs/11a_conv_norm.ipynb #83f14d13

@@ -17,6 +17,8 @@ from importlib.metadata import PackageNotFoundError, version
 from numbers import Integral, Real
 from pathlib import Path
 
+import robustnb
+
 # %% ../nbs/00_core.ipynb #02d864a6
 def check_choice(
     value,          # what the user gave
@@ -181,9 +183,9 @@ LIBRARIES = 'robustnb torch torchvision numpy scipy'.split()
 @lru_cache
 def _commit():
     "Commit of the checkout this package is imported from, '+' appended where its code or notebooks differ; None for an installed wheel."
-    git = lambda *args: subprocess.run(['git', *args], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
+    git = lambda *args: subprocess.run(['git', *args], cwd=Path(robustnb.__file__).parent, capture_output=True, text=True, timeout=10)
     try: head, changes = git('rev-parse', '--short=12', 'HEAD'), git('status', '--porcelain', '--', '..')
-    except (OSError, subprocess.TimeoutExpired, NameError): return None
+    except (OSError, subprocess.TimeoutExpired): return None
     return head.stdout.strip() + ('+' if changes.stdout.strip() else '') if head.returncode == 0 else None
 
 def _version(package):

@@ -1,0 +1,31 @@
+"Shared by all tests: experiments of one line, and the command line as a user starts it."
+import os, subprocess, sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    "Function (body, name) -> path of an experiment notebook with parameters lr, seed and out, whose run is `body`."
+    def make(body='value = lr', name='toy'):
+        params = nbformat.v4.new_code_cell("lr = .1\nseed = 0\nout = ''", metadata={'tags': ['parameters']})
+        run = nbformat.v4.new_code_cell(
+            f"{body}\nfrom robustnb import results\nresults.save(out, '{name}', dict(lr=lr, seed=seed), [results.row('accuracy', value)])")
+        meta = {'kernelspec': {'name': 'python3', 'display_name': 'Python 3', 'language': 'python'}}
+        nbformat.write(nbformat.v4.new_notebook(cells=[params, run], metadata=meta), tmp_path/f'{name}.ipynb')
+        return tmp_path/f'{name}.ipynb'
+    return make
+
+
+@pytest.fixture
+def robustnb(tmp_path):
+    "Function (*args, **Popen options) -> running process of the command line, in an empty folder and a process group of its own."
+    def start(*args, **kw):
+        return subprocess.Popen([sys.executable, '-c', 'import sys; from robustnb.cli import main; sys.exit(main())', *map(str, args)], cwd=tmp_path,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                                env={**os.environ, 'PYTHONPATH': str(ROOT)}, **kw)
+    return start

@@ -1,0 +1,75 @@
+"Sweeps as a user meets them: real processes, interrupted, restarted, given wrong files."
+import os, re, signal, subprocess, sys, time
+
+SWEEP = 'experiment = "toy.ipynb"\n[[grid]]\nlr = [0.1, 0.2, 0.3]\nseed = [0, 1]\n'
+
+
+def results_of(tmp_path):
+    return sorted(tmp_path.glob('runs/toy/*/result.json'))
+
+
+def test_a_sweep_runs_and_prints_its_table(tmp_path, experiment, robustnb):
+    experiment()
+    (tmp_path/'toy.toml').write_text(SWEEP)
+    process = robustnb('sweep', 'toy.toml', '--workers', '2')
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert len(results_of(tmp_path)) == 6 and '6 runs, 6 done now, 0 done before, 0 failed' in out
+    again = robustnb('sweep', 'toy.toml')
+    assert '0 done now, 6 done before' in again.communicate()[0]
+
+
+def test_interrupted_and_started_again_it_does_only_the_missing_runs(tmp_path, experiment, robustnb):
+    experiment('import time; time.sleep(2); value = lr')
+    (tmp_path/'toy.toml').write_text(SWEEP)
+    process = robustnb('sweep', 'toy.toml', '--workers', '1')
+    while not results_of(tmp_path): time.sleep(.2)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate()
+    done = {p: p.stat().st_mtime_ns for p in results_of(tmp_path)}
+    assert process.returncode == 130 and re.search(r'interrupted: [1-5] of 6 runs are done', err), err
+    again = robustnb('sweep', 'toy.toml', '--workers', '2')
+    out, err = again.communicate()
+    assert again.returncode == 0, err
+    assert f'{6 - len(done)} done now, {len(done)} done before' in out
+    assert len(results_of(tmp_path)) == 6 and all(p.stat().st_mtime_ns == t for p, t in done.items())
+    assert not list(tmp_path.glob('runs/toy/.*'))
+
+
+def test_a_failed_run_is_named_and_the_others_finish(tmp_path, experiment, robustnb):
+    experiment("assert lr != 0.2, 'no such luck'; value = lr")
+    (tmp_path/'toy.toml').write_text(SWEEP)
+    process = robustnb('sweep', 'toy.toml', '--workers', '2')
+    out, err = process.communicate()
+    assert process.returncode == 1 and len(results_of(tmp_path)) == 4
+    assert out.count('no such luck') == 2 and 'notebook.ipynb' in out
+
+
+def test_a_half_written_result_is_not_a_result(tmp_path, experiment, robustnb):
+    experiment()
+    (tmp_path/'toy.toml').write_text(SWEEP)
+    robustnb('sweep', 'toy.toml', '--workers', '2').communicate()
+    broken = results_of(tmp_path)[2]
+    broken.write_text(broken.read_text()[:100])
+    out, _ = robustnb('sweep', 'toy.toml').communicate()
+    assert '1 done now, 5 done before' in out
+
+
+def test_wrong_files_are_refused_before_anything_runs(tmp_path, experiment, robustnb):
+    experiment()
+    (tmp_path/'toy.toml').write_text(SWEEP.replace('lr =', 'rate ='))
+    process = robustnb('sweep', 'toy.toml')
+    _, err = process.communicate()
+    assert process.returncode == 2 and "toy.toml:3: parameter of toy: got 'rate', accepted: 'lr', 'seed'" in err
+    assert not (tmp_path/'runs').exists()
+
+
+def test_help_does_not_import_torch():
+    code = "import sys; sys.argv = ['robustnb', '--help']\nfrom robustnb.cli import main\ntry: main()\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == 'False' and 'sweep' in done.stdout
+
+
+def test_the_package_itself_imports_no_more_than_torch():
+    code = "import torch, sys; before = set(sys.modules); import robustnb; print(sorted(m for m in set(sys.modules) - before if not m.startswith('robustnb')))"
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip() == '[]'
