@@ -160,9 +160,10 @@ def strength_curves(
     kind: str,  # 'noise', 'l2' or 'linf'
     ax=None,
 ):
-    "Accuracy (%) against noise variance or attack strength, one line per optimizer at its best rate (one line in all where no optimizer is known)."
+    "Accuracy (%) against noise variance or attack strength, one line per optimizer at its best rate (one line in all where no optimizer is known); dashed: proved robust."
     known = {'optimizer', 'lr'} <= set(tidy)
-    lines = accuracies(at_best_rates(_one_setting(tidy)) if known else tidy.assign(optimizer='model'))
+    best = at_best_rates(_one_setting(tidy)) if known else tidy.assign(optimizer='model')
+    lines, proved = accuracies(best), best[best.metric == 'certified_accuracy']
     x = 'var' if check_choice(kind, 'kind', set(lines.kind) - {'standard', 'band'}) == 'noise' else 'eps'
     lines, ax = lines[lines.kind.isin(['standard', kind])].fillna({x: 0.}), ax or plt.subplots(figsize=(4.2, 3))[1]
     for name in _names(lines):
@@ -171,6 +172,9 @@ def strength_curves(
         if part.run.nunique() > 1: error = np.tile(s['std'].fillna(0), (2, 1))
         else: error = np.abs(np.array([wilson(v, n) for v, n in zip(s['mean'], part.sort_values(x).n)]).T - s['mean'].values)
         ax.errorbar(s[x], 100*s['mean'], 100*error, marker='o', ms=3, capsize=2, color=colour(name), label=name)
+        if len(p := proved[(proved.optimizer == name) & (proved['norm'] == kind)] if len(proved) else proved):
+            s = summary(p, ['eps'])
+            ax.plot(s.eps, 100*s['mean'], '--', color=colour(name))
     ax.set(ylim=(0, 100), xlabel='noise variance $\\sigma^2$' if x == 'var' else '$\\epsilon$', ylabel='accuracy (%)', title=KINDS.get(kind, kind))
     if x == 'eps': ax.set_xticks(ticks := sorted(lines.eps.unique()), [fraction(e) if e else '0' for e in ticks], rotation=45)
     if known: ax.legend(loc='upper left', bbox_to_anchor=(1, 1))
