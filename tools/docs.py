@@ -143,7 +143,7 @@ def public(module):
 
 def page(path, title, description, body, **options):
     "Write one Markdown page into _proc/."
-    front = yaml.safe_dump(dict(title=title, description=description, **options), allow_unicode=True)
+    front = yaml.safe_dump({k: v for k, v in dict(title=title, description=description, **options).items() if v != ''}, allow_unicode=True)
     (PROC/path).parent.mkdir(exist_ok=True)
     (PROC/path).write_text(f'---\n{front}---\n\n{body}\n')
 
@@ -204,6 +204,13 @@ def reference(pages):
     page('reference.md', 'API reference', 'Every public function and class, by module', '\n'.join(text))
 
 
+def project_page(name):
+    "A Markdown file of the top folder as a page; its links to notebooks lead to their pages."
+    title, _, body = (ROOT/name).read_text().partition('\n')
+    body = re.sub(r'\]\(nbs/([^)#\s]+\.ipynb)', lambda m: f']({page_of(NBS/m[1])}', body)
+    page(name.lower(), title.strip('# '), '', body)
+
+
 # rendering
 
 def prepare():
@@ -215,6 +222,7 @@ def prepare():
     os.environ['IN_TEST'] = '1'  # as nbdev does while it processes: nothing exports
     pages = {name: process(name) for name in order}
     reference(pages)
+    for name in 'CONTRIBUTING.md', 'CHANGELOG.md': project_page(name)
     config = json.loads(json.dumps(CONFIG))
     sidebar = config['website']['sidebar']
     def rename(item):
@@ -238,12 +246,27 @@ def smalldocs():
     return [w for w in site.build(PROC, quiet=True).warnings if 'html-math-method' not in w]
 
 def math_font(out):
-    "Write math.woff: STIX Two Math, cut down to the characters of the book's formulas."
-    chars = {c for p in out.rglob('*.html') for t in re.findall(r'<m(?:i|o|n|text|space)\b[^>]*>([^<]*)', p.read_text()) for c in unescape(t)}
+    "Write math.woff: STIX Two Math cut down to the characters of the book's formulas, with lower roots and tighter fractions in lines of text."
+    chars = {c for p in out.rglob('*.html') for t in re.findall(r'<m(?:i|o|n|text)\b[^>]*>([^<]*)', p.read_text()) for c in unescape(t)}
     italic = {chr(start + ord(c) - ord(first)) for c in chars for first, last, start in
               [('a', 'z', 0x1d44e), ('A', 'Z', 0x1d434), ('α', 'ω', 0x1d6fc), ('Α', 'Ω', 0x1d6e2)] if first <= c <= last}
-    options = subset.Options(flavor='woff', layout_features=['*'])
+    options = subset.Options(flavor='woff', layout_features=['*'], name_IDs=[0, 13, 14])
     font = subset.load_font(files('ziamath')/'fonts'/'STIXTwoMath-Regular.ttf', options)
+    constants, variants = font['MATH'].table.MathConstants, font['MATH'].table.MathVariants
+    constants.FractionNumeratorShiftUp.Value, constants.FractionDenominatorShiftDown.Value, constants.RadicalRuleThickness.Value = 440, 360, 52
+    # browsers reserve the width of the widest root for every root: make them equally wide
+    root = variants.VertGlyphConstruction[variants.VertGlyphCoverage.glyphs.index('uni221A')]
+    width, right = font['hmtx']['uni221A'][0], font['glyf']['uni221A'].xMax
+    def squeeze(name, x, y):
+        font['glyf'][name].coordinates.scale((x, y))
+        font['glyf'][name].recalcBounds(font['glyf'])
+        font['hmtx'][name] = width, font['glyf'][name].xMin
+    for v in root.MathGlyphVariantRecord:
+        squeeze(v.VariantGlyph, right/font['glyf'][v.VariantGlyph].xMax, .76)
+        v.AdvanceMeasurement = round(.76*v.AdvanceMeasurement)
+    parts = {part.glyph for part in root.GlyphAssembly.PartRecords}
+    widest = max(font['glyf'][p].xMax for p in parts)
+    for part in parts: squeeze(part, right/widest, 1)
     cut = subset.Subsetter(options)
     cut.populate(text=''.join(chars | italic) + 'ℎ√')
     cut.subset(font)
