@@ -87,7 +87,7 @@ class show_code(processors.Processor):
             cuts[i] = cut
         found = []
         for node, start, end in zip(named or [None], cuts, cuts[1:]):
-            if node: found.append(new_cell(f'[source]({self.source}#L-{self.lines[node.name]}){{.source-link}}\n\n### {node.name} {{.api-name #{node.name.lower()}}}', 'markdown'))
+            if node: found.append(new_cell(f'### {node.name} {{.api-name #{node.name.lower()}}}\n\n[source]({self.source}#L-{self.lines[node.name]}){{.source-link}}', 'markdown'))
             found.append(new_cell('\n'.join(lines[start:end]).strip('\n')))
         return found
 
@@ -184,7 +184,7 @@ def module_pages(module, chapter):
     for node in public(module):
         obj, anchor = objects[node.name], node.name.lower()
         doc = inspect.getdoc(obj) or ''
-        text += [f'[source](../source/{module}.html#L-{node.lineno}){{.source-link}}\n', f'## {node.name} {{.api-name #{anchor}}}\n',
+        text += [f'## {node.name} {{.api-name #{anchor}}}\n', f'[source](../source/{module}.html#L-{node.lineno}){{.source-link}}\n',
                  doc.replace('<', '&lt;') + f' [In the chapter](../{chapter}#{anchor}).\n', parameters(node, obj)]
         if isinstance(node, ast.ClassDef):
             methods = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name[0] != '_' and ast.get_docstring(n)]
