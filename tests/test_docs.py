@@ -1,5 +1,5 @@
 "The book as a reader meets it: rendered by tools/docs.py, opened in Chromium, page by page."
-import fcntl, functools, http.server, json, os, shutil, subprocess, sys, threading
+import fcntl, functools, http.server, itertools, json, os, re, shutil, subprocess, sys, threading
 from pathlib import Path
 
 import pytest
@@ -126,6 +126,44 @@ def test_llms_txt_names_every_chapter(site):
 
 def test_the_style_sheets_ask_for_nothing_from_elsewhere(site):
     for sheet in site.rglob('*.css'): assert 'url(http' not in sheet.read_text().replace('"', '').replace("'", ''), sheet.name
+
+
+def blocks(path):
+    "Code blocks of a Markdown file: (language, text)."
+    return re.findall(r'^```(\w*)\n(.*?)^```$', path.read_text(), re.M | re.S)
+
+
+def test_links_between_files_of_the_repository():
+    for name in 'README.md', 'CONTRIBUTING.md', 'CHANGELOG.md':
+        for link in re.findall(r'\]\(([^)#\s]+)', (ROOT/name).read_text()):
+            assert re.match(r'\w+:', link) or (ROOT/link).exists(), f'{name}: {link}'
+
+
+def test_the_contributing_guide_turns_a_notebook_into_a_module(tmp_path):
+    chapter, commands = next((text, after) for (_, text), (_, after) in itertools.pairwise(blocks(ROOT/'CONTRIBUTING.md')) if text.startswith('# 16_margin.py'))
+    for name in 'settings.ini', 'setup.py', 'README.md', 'tools', 'robustnb', 'nbs/00_core.ipynb':
+        target = tmp_path/name
+        target.parent.mkdir(exist_ok=True)
+        (shutil.copytree if (ROOT/name).is_dir() else shutil.copy)(ROOT/name, target)
+    (tmp_path/'16_margin.py').write_text(chapter)
+    env = {**os.environ, 'PYTHONPATH': str(tmp_path), 'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}'}
+    subprocess.run(['bash', '-ec', commands], cwd=tmp_path, env=env, check=True)
+    shown = "import torch; from robustnb.margin import margin; print(margin(torch.eye(2), torch.tensor([0, 0])).tolist())"
+    assert subprocess.run([sys.executable, '-c', shown], cwd=tmp_path, env=env, capture_output=True, text=True).stdout == '[1.0, -1.0]\n'
+
+
+@pytest.mark.parametrize('heading', ['Adding an optimizer', 'Adding a data set'])
+def test_worked_examples_of_the_contributing_guide(heading, tmp_path):
+    (tmp_path/'part.md').write_text((ROOT/'CONTRIBUTING.md').read_text().split(f'## {heading}\n')[1].split('\n## ')[0])
+    script = []
+    for language, text in blocks(tmp_path/'part.md'):
+        inside = re.match(r'# nbs/\d+\w?_(\w+)\.ipynb', text)
+        space = f'vars(import_module("robustnb.{inside[1]}"))' if inside else 'globals()'
+        if language == 'python': script.append(f'exec({text!r}, {space})')
+    assert len(script) > 2
+    done = subprocess.run([sys.executable, '-c', '\n'.join(['from importlib import import_module', *script])], cwd=tmp_path, capture_output=True, text=True,
+                          env={**os.environ, 'PYTHONPATH': str(ROOT), 'ROBUSTNB_DATA': str(tmp_path)})
+    assert done.returncode == 0, done.stderr
 
 
 @browser_needed
