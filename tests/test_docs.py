@@ -17,11 +17,13 @@ MAX_PAGE = 3_000_000
 # what one page shows, asked in the page itself
 LOOK = '''
 const box = e => e.getBoundingClientRect();
+const scrolls = e => e && (/auto|scroll/.test(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
 const prose = document.querySelector('main').cloneNode(true);
 prose.querySelectorAll('code, pre, math, table, .cell-output').forEach(e => e.remove());
 return {
   title: document.title, heading: document.querySelector('h1')?.textContent,
   width: document.documentElement.scrollWidth,
+  cut: [...document.querySelectorAll('main *')].filter(e => box(e).right > innerWidth + 1 && !scrolls(e)).map(e => e.outerHTML.slice(0, 80)),
   images: [...document.images].map(i => ({alt: i.alt, loaded: i.complete && i.naturalWidth > 0, start: i.src.slice(0, 60)})),
   links: [...document.querySelectorAll('a[href]')].map(a => a.href),
   ids: [...document.querySelectorAll('[id]')].map(e => e.id),
@@ -195,6 +197,7 @@ def test_formulas_are_rendered(visits):
 
 @browser_needed
 def test_nothing_scrolls_sideways_and_the_dark_theme_is_dark(visits):
+    assert not faults(visits, lambda s: s['cut'])
     assert not faults(visits, lambda s: s['width'] > PHONE['width'] or s['width_desktop'] > DESKTOP['width'])
     assert not faults(visits, lambda s: max(map(int, s['dark'].strip('rgba()').split(',')[:3])) > 80)
 

@@ -147,8 +147,12 @@ def page(path, title, description, body, **options):
     (PROC/path).parent.mkdir(exist_ok=True)
     (PROC/path).write_text(f'---\n{front}---\n\n{body}\n')
 
+def literal(text):
+    "A docstring or comment as Markdown: only its code in backticks is markup."
+    return ''.join(part if i % 2 else re.sub(r'([\\*^~$<>_\[\]])', r'\\\1', part) for i, part in enumerate(re.split('(`[^`]*`)', text)))
+
 def in_table(text):
-    return str(text).replace('|', '\\|').replace('\n', ' ')
+    return text.replace('|', '\\|').replace('\n', ' ')
 
 def arguments(node):
     "Argument names of a function, or of a class's constructor, with annotation and default as written (None where absent)."
@@ -172,7 +176,7 @@ def parameters(node, obj):
     if not args: return ''
     code = lambda tree: f'`{in_table(ast.unparse(tree))}`' if tree else ''
     label = lambda name: 'returns' if name == 'return' else f'`{name}`'
-    rows = [(label(k), code(anno), code(default), in_table(meaning.get(k.strip('*'), ''))) for k, (anno, default) in args.items()]
+    rows = [(label(k), code(anno), code(default), in_table(literal(meaning.get(k.strip('*'), '')))) for k, (anno, default) in args.items()]
     columns = [c for c in zip(('parameter', 'type', 'default', 'meaning'), *rows) if any(c[1:])]
     lines = [f'| {" | ".join(line)} |' for line in zip(*columns)]
     return '\n'.join([lines[0], '|:--'*len(columns) + '|', *lines[1:], ''])
@@ -185,11 +189,11 @@ def module_pages(module, chapter):
         obj, anchor = objects[node.name], node.name.lower()
         doc = inspect.getdoc(obj) or ''
         text += [f'## {node.name} {{.api-name #{anchor}}}\n', f'[source](../source/{module}.html#L-{node.lineno}){{.source-link}}\n',
-                 doc.replace('<', '&lt;') + f' [In the chapter](../{chapter}#{anchor}).\n', parameters(node, obj)]
+                 literal(doc) + f' [In the chapter](../{chapter}#{anchor}).\n', parameters(node, obj)]
         if isinstance(node, ast.ClassDef):
             methods = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name[0] != '_' and ast.get_docstring(n)]
-            text += [f'- `.{m.name}`: {ast.get_docstring(m)}'.replace('\n', ' ') for m in methods] + ['']
-        names.append(f'| [`{node.name}`](reference/{module}.html#{anchor}) | {in_table(doc.split(chr(10))[0])} |')
+            text += [f'- `.{m.name}`: {literal(ast.get_docstring(m))}'.replace('\n', ' ') for m in methods] + ['']
+        names.append(f'| [`{node.name}`](reference/{module}.html#{anchor}) | {in_table(literal(doc.split(chr(10))[0]))} |')
     page(f'reference/{module}.md', f'robustnb.{module}', 'API reference', '\n'.join(text), **{'from': 'markdown-smart'})
     page(f'source/{module}.md', f'{module}.py', 'Exported from its chapter: edit the notebook, not this file',
          f'````{{#L .python code-line-numbers=true}}\n{path.read_text().rstrip()}\n````', search=False, toc=False)
