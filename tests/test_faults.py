@@ -12,7 +12,7 @@ SLEEPER = 'import time; time.sleep(1.5); value = lr'
 def write_sweep(tmp_path, lrs=3, seeds=2):
     (tmp_path/'toy.toml').write_text(f'experiment = "toy.ipynb"\n[[grid]]\nlr = {[i/10 for i in range(1, lrs + 1)]}\nseed = {list(range(seeds))}\n')
 
-def results_of(tmp_path): return sorted(tmp_path.glob('runs/toy/*/result.json'))
+def results_of(tmp_path): return sorted(tmp_path.glob('runs/toy/[!.]*/result.json'))
 def hidden(tmp_path): return list(tmp_path.glob('runs/toy/.*'))
 
 def wait_for(condition, seconds=120):
