@@ -18,6 +18,7 @@ MAX_PAGE = 3_000_000
 LOOK = '''
 const box = e => e.getBoundingClientRect();
 const scrolls = e => e && (/auto|scroll/.test(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
+document.querySelectorAll('details').forEach(d => d.open = true);
 const prose = document.querySelector('main').cloneNode(true);
 prose.querySelectorAll('code, pre, math, table, .cell-output').forEach(e => e.remove());
 return {
