@@ -73,7 +73,7 @@ class show_code(processors.Processor):
     def begin(self):
         module = next((c.directives_['default_exp'][0] for c in self.nb.cells if 'default_exp' in c.directives_), None)
         self.lines = {n.name: n.lineno for n in public(module)} if module else {}
-        self.source = f'source/{module}.html'
+        self.module = module
         self.nb.cells[:] = [new for cell in self.nb.cells for new in (self.pieces(cell) if cell.directives_.keys() & {'export', 'exports'} else [cell])]
         for i, cell in enumerate(self.nb.cells): cell.idx_ = i
     def pieces(self, cell):
@@ -87,7 +87,7 @@ class show_code(processors.Processor):
             cuts[i] = cut
         found = []
         for node, start, end in zip(named or [None], cuts, cuts[1:]):
-            if node: found.append(new_cell(f'### {node.name} {{.api-name #{node.name.lower()}}}\n\n[source]({self.source}#L-{self.lines[node.name]}){{.source-link}}', 'markdown'))
+            if node: found.append(new_cell(f'### {node.name} {{.api-name #{self.module}.{node.name}}}\n\n[source](source/{self.module}.html#L-{self.lines[node.name]}){{.source-link}}', 'markdown'))
             found.append(new_cell('\n'.join(lines[start:end]).strip('\n')))
         return found
 
@@ -102,10 +102,11 @@ class local_links(processors.Processor):
         here = Path(page_of(self.nb.path_)).parent
         relative = lambda page: os.path.relpath(page, here)
         cfg = get_config()
-        site = re.compile(re.escape(cfg.doc_host + cfg.doc_baseurl) + r'/([\w/-]+\.html)#([\w.]+)')
+        site = re.compile(r'\[`([\w.]+)(\(\))?`\]\(' + re.escape(cfg.doc_host + cfg.doc_baseurl) + r'/([\w/-]+\.html)#([\w.]+)\)')
         lookup = NbdevLookup(incl_libs=('robustnb',))
         def name(m):  # a method's link leads to its class, a private helper's to the page
-            return relative(m[1]) + ('' if m[2][0] == '_' else f'#{m[2].split(".")[0]}')
+            found = m[1].split('.')[-1 - m[4].count('.')]
+            return f'[`{m[1]}{m[2] or ""}`]({relative(m[3])}' + (')' if found[0] == '_' else f'#{Path(m[3]).stem}.{found})')
         def chapter(m):
             target = (NBS/here/m[1]).resolve()
             return f']({relative(page_of(target))}' if target.is_relative_to(NBS) else m[0]
@@ -186,7 +187,7 @@ def module_pages(module, chapter):
     path, objects = ROOT/'robustnb'/f'{module}.py', vars(import_module(f'robustnb.{module}'))
     text, names = [f'[The chapter](../{chapter}) explains and tests all this.\n'], []
     for node in public(module):
-        obj, anchor = objects[node.name], node.name.lower()
+        obj, anchor = objects[node.name], f'{module}.{node.name}'
         doc = inspect.getdoc(obj) or ''
         text += [f'## {node.name} {{.api-name #{anchor}}}\n', f'[source](../source/{module}.html#L-{node.lineno}){{.source-link}}\n',
                  literal(doc) + f' [In the chapter](../{chapter}#{anchor}).\n', parameters(node, obj)]
