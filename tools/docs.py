@@ -14,6 +14,7 @@ from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 from time import perf_counter
+from types import ModuleType
 
 import yaml
 from execnb.nbio import mk_cell, read_nb, write_nb
@@ -27,8 +28,8 @@ from notebooks import NBS, ROOT, notebooks
 
 PROC = ROOT/'_proc'
 CONFIG = yaml.safe_load((ROOT/'_quarto.yml').read_text())
-# search.json cannot be fetched by a page opened from disk, a script can
-SEARCH_FROM_DISK = '''<script>
+# search.json cannot be fetched by a page opened from disk, a script can; and a long sidebar shows where the reader is
+SCRIPT = '''<script>
 if (location.protocol === 'file:') {
   const fetchOnline = window.fetch;
   window.fetch = (url, ...rest) => !String(url).endsWith('search.json') ? fetchOnline(url, ...rest) : new Promise((resolve, reject) => {
@@ -39,6 +40,10 @@ if (location.protocol === 'file:') {
     document.head.append(script);
   });
 }
+addEventListener('load', () => {
+  const sidebar = document.querySelector('#quarto-sidebar'), here = sidebar?.querySelector('a.active');
+  if (here) sidebar.scrollTop = Math.max(0, here.getBoundingClientRect().top - sidebar.getBoundingClientRect().top - sidebar.clientHeight/2);
+});
 </script>'''
 
 
@@ -79,7 +84,8 @@ class show_code(processors.Processor):
     def pieces(self, cell):
         "The cell cut before each public definition, with its heading; nothing if the cell only imports."
         body, lines = ast.parse(cell.source).body, cell.source.splitlines()
-        if 'hide' in cell.directives_ or all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in body): return []
+        importing = lambda n: isinstance(n, (ast.Import, ast.ImportFrom)) or isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == '_all_'
+        if 'hide' in cell.directives_ or all(map(importing, body)): return []
         named = [n for n in body if getattr(n, 'name', '_')[0] != '_']
         cuts = [0] + [min([n.lineno, *(d.lineno for d in n.decorator_list)]) - 1 for n in named[1:]] + [len(lines)]
         for i, cut in enumerate(cuts[1:-1], 1):
@@ -96,22 +102,24 @@ def new_cell(source, cell_type='code'):
     cell.directives_ = {}
     return cell
 
+def link_names(text, here=Path()):
+    "Names in backticks lead to where a chapter defines them; `here` is the page's folder."
+    cfg = get_config()
+    lookup = NbdevLookup(incl_libs=('robustnb',), ns={p.stem: ModuleType(f'robustnb.{p.stem}') for p in (ROOT/'robustnb').glob('*.py')})
+    def link(m):  # a method's link leads to its class, a private helper's to the page
+        name = m[1].split('.')[-1 - m[4].count('.')]
+        return f'[`{m[1]}{m[2] or ""}`]({os.path.relpath(m[3], here)}' + (')' if name[0] == '_' else f'#{Path(m[3]).stem}.{name})')
+    return re.sub(r'\[`([\w.]+)(\(\))?`\]\(' + re.escape(cfg.doc_host + cfg.doc_baseurl) + r'/([\w/-]+\.html)#([\w.]+)\)', link, lookup.linkify(text))
+
 class local_links(processors.Processor):
-    "Names in backticks lead to their chapter, and all links between chapters are relative."
+    "Names in backticks lead to their chapter, and links between chapters to the other page."
     def begin(self):
         here = Path(page_of(self.nb.path_)).parent
-        relative = lambda page: os.path.relpath(page, here)
-        cfg = get_config()
-        site = re.compile(r'\[`([\w.]+)(\(\))?`\]\(' + re.escape(cfg.doc_host + cfg.doc_baseurl) + r'/([\w/-]+\.html)#([\w.]+)\)')
-        lookup = NbdevLookup(incl_libs=('robustnb',))
-        def name(m):  # a method's link leads to its class, a private helper's to the page
-            found = m[1].split('.')[-1 - m[4].count('.')]
-            return f'[`{m[1]}{m[2] or ""}`]({relative(m[3])}' + (')' if found[0] == '_' else f'#{Path(m[3]).stem}.{found})')
         def chapter(m):
             target = (NBS/here/m[1]).resolve()
-            return f']({relative(page_of(target))}' if target.is_relative_to(NBS) else m[0]
+            return f']({os.path.relpath(page_of(target), here)}' if target.is_relative_to(NBS) else m[0]
         for cell in self.nb.cells:
-            if cell.cell_type == 'markdown': cell.source = re.sub(r'\]\((?!\w+:)([^)#\s]+\.ipynb)', chapter, site.sub(name, lookup.linkify(cell.source)))
+            if cell.cell_type == 'markdown': cell.source = re.sub(r'\]\((?!\w+:)([^)#\s]+\.ipynb)', chapter, link_names(cell.source, here))
 
 class Chapter(processors.FilterDefaults):
     def base_procs(self):
@@ -149,8 +157,8 @@ def page(path, title, description, body, **options):
     (PROC/path).write_text(f'---\n{front}---\n\n{body}\n')
 
 def literal(text):
-    "A docstring or comment as Markdown: only its code in backticks is markup."
-    return ''.join(part if i % 2 else re.sub(r'([\\*^~$<>_\[\]])', r'\\\1', part) for i, part in enumerate(re.split('(`[^`]*`)', text)))
+    "A docstring or comment as Markdown for the reference: only its code in backticks is markup."
+    return ''.join(link_names(part, 'reference') if i % 2 else re.sub(r'([\\*^~$<>_\[\]])', r'\\\1', part) for i, part in enumerate(re.split('(`[^`]*`)', text)))
 
 def in_table(text):
     return text.replace('|', '\\|').replace('\n', ' ')
@@ -194,7 +202,7 @@ def module_pages(module, chapter):
         if isinstance(node, ast.ClassDef):
             methods = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name[0] != '_' and ast.get_docstring(n)]
             text += [f'- `.{m.name}`: {literal(ast.get_docstring(m))}'.replace('\n', ' ') for m in methods] + ['']
-        names.append(f'| [`{node.name}`](reference/{module}.html#{anchor}) | {in_table(literal(doc.split(chr(10))[0]))} |')
+        names.append(f'| [`{node.name}`](reference/{module}.html#{anchor}) | {in_table(literal(doc.split(chr(10))[0]).replace("](../", "]("))} |')
     page(f'reference/{module}.md', f'robustnb.{module}', 'API reference', '\n'.join(text), **{'from': 'markdown-smart'})
     page(f'source/{module}.md', f'{module}.py', 'Exported from its chapter: edit the notebook, not this file',
          f'````{{#L .python code-line-numbers=true}}\n{path.read_text().rstrip()}\n````', search=False, toc=False)
@@ -213,7 +221,7 @@ def project_page(name):
     "A Markdown file of the top folder as a page; its links to notebooks lead to their pages."
     title, _, body = (ROOT/name).read_text().partition('\n')
     body = re.sub(r'\]\(nbs/([^)#\s]+\.ipynb)', lambda m: f']({page_of(NBS/m[1])}', body)
-    page(name.lower(), title.strip('# '), '', body)
+    page(name.lower(), title.strip('# '), '', link_names(body))
 
 
 # rendering
@@ -234,8 +242,8 @@ def prepare():
         if isinstance(item, dict): return {k: rename(v) if k == 'href' else [rename(i) for i in v] if k == 'contents' else v for k, v in item.items()}
         return pages.get(item, item)
     sidebar['contents'] = [rename(i) for i in expand(sidebar['contents'], order)]
-    config['format']['html']['include-in-header'] = 'search-from-disk.html'
-    (PROC/'search-from-disk.html').write_text(SEARCH_FROM_DISK)
+    config['format']['html']['include-in-header'] = 'book.html'
+    (PROC/'book.html').write_text(SCRIPT)
     (PROC/'_quarto.yml').write_text(yaml.safe_dump(config, sort_keys=False))
     return pages
 
