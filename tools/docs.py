@@ -76,9 +76,8 @@ def reading_order():
 class show_code(processors.Processor):
     "Exported definitions stay on the page, each under a heading with a link to its source; imports go."
     def begin(self):
-        module = next((c.directives_['default_exp'][0] for c in self.nb.cells if 'default_exp' in c.directives_), None)
-        self.lines = {n.name: n.lineno for n in public(module)} if module else {}
-        self.module = module
+        self.module = next((c.directives_['default_exp'][0] for c in self.nb.cells if 'default_exp' in c.directives_), None)
+        self.lines = {n.name: n.lineno for n in public(self.module)} if self.module else {}
         self.nb.cells[:] = [new for cell in self.nb.cells for new in (self.pieces(cell) if cell.directives_.keys() & {'export', 'exports'} else [cell])]
         for i, cell in enumerate(self.nb.cells): cell.idx_ = i
     def pieces(self, cell):
@@ -92,6 +91,7 @@ class show_code(processors.Processor):
             while lines[cut - 1].startswith('#'): cut -= 1
             cuts[i] = cut
         found = []
+        if missing := [n.name for n in named if n.name not in self.lines]: raise ValueError(f'{missing[0]} is not in robustnb/{self.module}.py: run nbdev_export')
         for node, start, end in zip(named or [None], cuts, cuts[1:]):
             if node: found.append(new_cell(f'### {node.name} {{.api-name #{self.module}.{node.name}}}\n\n[source](source/{self.module}.html#L-{self.lines[node.name]}){{.source-link}}', 'markdown'))
             found.append(new_cell('\n'.join(lines[start:end]).strip('\n')))
@@ -102,13 +102,13 @@ def new_cell(source, cell_type='code'):
     cell.directives_ = {}
     return cell
 
-def link_names(text, here=Path()):
-    "Names in backticks lead to where a chapter defines them; `here` is the page's folder."
+def link_names(text, here=''):
+    "Names in backticks lead to where a chapter defines them; `here` is the folder of the page they stand on."
     cfg = get_config()
     lookup = NbdevLookup(incl_libs=('robustnb',), ns={p.stem: ModuleType(f'robustnb.{p.stem}') for p in (ROOT/'robustnb').glob('*.py')})
     def link(m):  # a method's link leads to its class, a private helper's to the page
         name = m[1].split('.')[-1 - m[4].count('.')]
-        return f'[`{m[1]}{m[2] or ""}`]({os.path.relpath(m[3], here)}' + (')' if name[0] == '_' else f'#{Path(m[3]).stem}.{name})')
+        return f'[`{m[1]}{m[2] or ""}`]({os.path.relpath(m[3], here or ".")}' + (')' if name[0] == '_' else f'#{Path(m[3]).stem}.{name})')
     return re.sub(r'\[`([\w.]+)(\(\))?`\]\(' + re.escape(cfg.doc_host + cfg.doc_baseurl) + r'/([\w/-]+\.html)#([\w.]+)\)', link, lookup.linkify(text))
 
 class local_links(processors.Processor):
@@ -156,9 +156,9 @@ def page(path, title, description, body, **options):
     (PROC/path).parent.mkdir(exist_ok=True)
     (PROC/path).write_text(f'---\n{front}---\n\n{body}\n')
 
-def literal(text):
-    "A docstring or comment as Markdown for the reference: only its code in backticks is markup."
-    return ''.join(link_names(part, 'reference') if i % 2 else re.sub(r'([\\*^~$<>_\[\]])', r'\\\1', part) for i, part in enumerate(re.split('(`[^`]*`)', text)))
+def literal(text, here='reference'):
+    "A docstring or comment as Markdown: only its code in backticks is markup."
+    return ''.join(link_names(part, here) if i % 2 else re.sub(r'([\\*^~$<>_\[\]])', r'\\\1', part) for i, part in enumerate(re.split('(`[^`]*`)', text)))
 
 def in_table(text):
     return text.replace('|', '\\|').replace('\n', ' ')
@@ -202,7 +202,7 @@ def module_pages(module, chapter):
         if isinstance(node, ast.ClassDef):
             methods = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name[0] != '_' and ast.get_docstring(n)]
             text += [f'- `.{m.name}`: {literal(ast.get_docstring(m))}'.replace('\n', ' ') for m in methods] + ['']
-        names.append(f'| [`{node.name}`](reference/{module}.html#{anchor}) | {in_table(literal(doc.split(chr(10))[0]).replace("](../", "]("))} |')
+        names.append(f'| [`{node.name}`](reference/{module}.html#{anchor}) | {in_table(literal(doc.split(chr(10))[0], here=""))} |')
     page(f'reference/{module}.md', f'robustnb.{module}', 'API reference', '\n'.join(text), **{'from': 'markdown-smart'})
     page(f'source/{module}.md', f'{module}.py', 'Exported from its chapter: edit the notebook, not this file',
          f'````{{#L .python code-line-numbers=true}}\n{path.read_text().rstrip()}\n````', search=False, toc=False)
@@ -291,6 +291,7 @@ def main():
     parser.add_argument('--renderer', choices=['quarto', 'smalldocs'], default='quarto' if shutil.which('quarto') else 'smalldocs')
     args = parser.parse_args()
     start, out = perf_counter(), args.out.resolve()
+    if out.is_dir() and any(out.iterdir()) and not (out/'site_libs').is_dir(): sys.exit(f'--out: {out} holds something else than a rendered book')
     sys.path.insert(0, str(ROOT))
     os.chdir(ROOT)
     pages = prepare()
