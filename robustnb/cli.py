@@ -63,7 +63,7 @@ def closing_summary(
 def cmd_sweep(args) -> int:
     from robustnb import sweep as sweeps
     sweep = sweeps.read_sweep(args.file, parse_set(args.set))
-    try: statuses = sweeps.run_sweep(sweep, args.out, args.results, args.workers)
+    try: statuses = sweeps.run_sweep(sweep, args.out, args.results, args.workers, args.engine, args.timeout)
     except KeyboardInterrupt:
         done = sum(bool(sweeps.result_path(r, sweep.name, args.out, args.results)) for r in sweep.runs)
         print(f'\ninterrupted: {done} of {len(sweep.runs)} runs are done; the same command does the rest', file=sys.stderr)
@@ -87,6 +87,8 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument('file', help='TOML file, e.g. sweeps/demo.toml')
     p.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', help='a parameter that replaces what the file says, for every run; may be repeated')
     p.add_argument('--workers', type=int, help='processes (default: one per core); they share the cores')
+    p.add_argument('--engine', default='warm', choices=['warm', 'nbclient'], help='warm: forked processes that have torch loaded; nbclient: an ordinary kernel per run')
+    p.add_argument('--timeout', type=float, metavar='SECONDS', help='for each run; one that takes longer is stopped and reported')
     p.add_argument('--out', default='runs', help='folder of runs (default: runs)')
     p.add_argument('--results', default='results', help='folder of committed results, which count as done (default: results)')
     p.add_argument('--publish', action='store_true', help='afterwards copy the result files to the folder of committed results')

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from . import optim
 from .core import Stopwatch, atomic_path, check_choice, check_number, derive_seed, generator
 from .core import device as pick_device
-from .evaluate import to_float
+from .data import to_float
 
 # %% ../nbs/09_train.ipynb #008e91a4
 SCHEDULES = 'multistep cosine constant'.split()
@@ -166,6 +166,7 @@ def fit(
     device: str = 'auto',        # see `core.device`
     checkpoint=None,             # path of a .safetensors file, written after each epoch and resumed from where it exists
     progress: bool = False,      # show a bar over epochs
+    on_epoch=None,               # function of (model, curves), called after each epoch's checkpoint
     compile: bool = False,       # torch.compile the model: pays off for long runs on a GPU
 ) -> Fit:
     "Train `model` by `config`; bit-exact on the CPU for equal inputs and threads, also when resumed."
@@ -186,6 +187,7 @@ def fit(
             loss, acc, finite = _epoch(run, opt, x, y, config, epoch, precision)
             curves.append(dict(epoch=epoch, loss=loss, accuracy=acc, weight_norm=weight_norm(model), lr=opt.param_groups[0]['lr']))
             if checkpoint: save_checkpoint(checkpoint, model, opt, config, curves)
+            if on_epoch: on_epoch(model, curves)
             diverged = not (finite and math.isfinite(curves[-1]['weight_norm']))
     return Fit(model.eval(), config, curves, diverged, watch.seconds(), precision)
 
@@ -222,10 +224,11 @@ def load_checkpoint(
     if differ := [k for k in ours if theirs.get(k) != ours[k]]:
         raise ValueError(f'{path}: made with {differ[0]}={theirs.get(differ[0])!r}, this run has {ours[differ[0]]!r}; delete it or use another path')
     model.load_state_dict({k.removeprefix('model.'): v for k, v in tensors.items() if k.startswith('model.')})
-    state = {}
+    params, state = [p for group in opt.param_groups for p in group['params']], {}
     for k, v in [*tensors.items(), *(('optim.' + k, v) for k, v in meta['scalars'].items())]:
         if k.startswith('optim.'):
             _, i, key = k.split('.', 2)
-            state.setdefault(int(i), {})[key] = v
+            like = params[int(i)]  # a fused optimizer reads state in the memory order of its parameter
+            state.setdefault(int(i), {})[key] = torch.empty_like(like).copy_(v) if getattr(v, 'shape', None) == like.shape else v
     opt.load_state_dict({'state': state, 'param_groups': meta['groups']})
     return meta['curves']

@@ -65,7 +65,7 @@ def problems(path):
 
 def cell_markdown(cell, images):
     "One cell of the home page as Markdown; PNG outputs are collected in `images`."
-    if cell.cell_type == 'markdown': return cell.source
+    if cell.cell_type == 'markdown': return re.sub(r'\]\((?!\w+:|#)([^)]+\.ipynb)', r'](nbs/\1', cell.source)
     if cell.cell_type != 'code' or re.search(r'^#\|\s*hide', cell.source, re.M): return ''
     source = '\n'.join(l for l in cell.source.splitlines() if not l.startswith('#|'))
     parts = [] if re.search(r'^#\|\s*echo:\s*false', cell.source, re.M) else [f'```python\n{source}\n```']
@@ -74,7 +74,8 @@ def cell_markdown(cell, images):
         if 'image/png' in data:
             name = f'figures/home-{len(images)}.png'
             images[name] = base64.b64decode(data['image/png'])
-            parts.append(f'![{data.get("text/plain", "figure")}](nbs/{name})')
+            alt = re.search(r'^#\|\s*fig-alt:\s*"?(.*?)"?$', cell.source, re.M)
+            parts.append(f'![{alt[1] if alt else "figure"}](nbs/{name})')
         elif 'text/markdown' in data: parts.append(data['text/markdown'])
         elif text := data.get('text/plain', output.get('text', '')): parts.append('\n'.join(f'    {l}' for l in text.splitlines()))
     return '\n\n'.join(parts)
