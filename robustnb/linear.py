@@ -9,6 +9,7 @@ __all__ = ['OPTIMIZERS', 'MODES', 'FOLD', 'Problem', 'paper_problem', 'standard_
 # %% ../nbs/05_linear.ipynb #af0a8a4f
 import math
 import numpy as np
+import torch
 from dataclasses import dataclass
 from itertools import chain, islice, repeat
 
@@ -33,7 +34,7 @@ class Problem:
         if (self.sigma < 0).any(): raise ValueError(f'sigma: got {self.sigma.min()!r} among its values, accepted: standard deviations >= 0')
         lengths = {name: getattr(self, name).shape[-1] for name in ('w_star', 'sigma', 'w0')}
         if len(set(lengths.values())) > 1: raise ValueError(f'w_star, sigma, w0: got lengths {lengths}, accepted: equal lengths')
-        basis = dct_matrix(self.d).numpy() if self.basis is None else np.array(self.basis, dtype=np.float64)
+        basis = dct_matrix(self.d, torch.float64).numpy() if self.basis is None else np.array(self.basis, dtype=np.float64)
         if basis.shape != (self.d, self.d) or not np.allclose(basis @ basis.T, np.eye(self.d), rtol=0, atol=1e-8):
             raise ValueError(f'basis: got shape {basis.shape}, accepted: an orthonormal matrix of shape {(self.d, self.d)}')
         object.__setattr__(self, 'basis', basis)
