@@ -327,3 +327,33 @@ def test_compressed_fashionmnist_is_the_same(tmp_path):
     with Stopwatch() as watch: packed = data.load('fashionmnist', root=tmp_path)
     plain = data.load('fashionmnist', root=REAL)
     assert torch.equal(packed.x_train, plain.x_train) and torch.equal(packed.y_test, plain.y_test) and watch.cpu < 2
+
+
+# ---- spectra
+
+def test_spectra_options(tmp_path):
+    made = data.load('spectra', root=tmp_path, band=[.2, .7], size=12, n_classes=3, n_train=30, n_test=20, exponent=2, strength=1, seed=5)
+    assert made.shape == (1, 12, 12) and made.n_classes == 3 and (len(made.x_train), len(made.x_test)) == (30, 20)
+    again = data.load('spectra', band=[.2, .7], size=12, n_classes=3, n_train=30, n_test=20, exponent=2, strength=1, seed=5)
+    assert torch.equal(made.x_train, again.x_train) and torch.equal(made.y_test, again.y_test)
+    for wrong in dict(strength=0), dict(exponent=-1), dict(size=1), dict(n_classes=1), dict(n_test=0), dict(band=(.7, .2)), dict(band='hi'), dict(width=3):
+        assert next(iter(wrong)) in complaint('spectra', tmp_path, **wrong)
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.integers(2, 40), st.lists(st.floats(0, 1), min_size=1, max_size=4))
+def test_bands_tile_the_plane(size, cuts):
+    edges, total = sorted({0, *cuts, 1}), np.zeros((size, size), int)
+    for band in zip(edges, edges[1:]):
+        try: mask = data.quantile_band(size, band)
+        except ValueError: continue   # too narrow to hold a coefficient
+        assert (mask == mask.T).all()
+        total += mask
+    assert (total == 1).all()
+
+def test_spectra_differ_only_inside_the_bands():
+    "With one seed the images for two bands share all other coefficients, up to rounding to bytes and clipping."
+    from scipy.fft import dctn
+    low, high = (dctn(data.load('spectra', band=band, n_train=200).x_train[:, 0].double().numpy()/255, axes=(1, 2), norm='ortho') for band in ('low', 'high'))
+    inside = data.quantile_band(28, 'low') | data.quantile_band(28, 'high')
+    difference = np.sqrt(((low - high)**2).mean(0))
+    assert difference[~inside].max() < .01 and difference[inside].min() > .015
