@@ -126,6 +126,13 @@ def test_every_notebook_has_its_place_in_the_reading_order(monkeypatch):
     with pytest.raises(ValueError, match='experiments/forgotten.ipynb stands 0 times in the sidebar'): docs.reading_order()
 
 
+def test_no_figure_is_missing():
+    for path in docs.notebooks():
+        for cell in json.loads(path.read_text())['cells']:
+            if cell['cell_type'] != 'code' or not re.search(r'^#\| *fig-(cap|alt):', source := ''.join(cell['source']), re.M) or '#| cuda' in source: continue
+            assert any('image/png' in out.get('data', {}) for out in cell['outputs']), f'{path.name}: no figure stored for\n{source[:300]}'
+
+
 def test_llms_txt_names_every_chapter(site):
     text = (site/'llms.txt').read_text()
     for name in docs.reading_order():
