@@ -78,6 +78,8 @@ def browser(tmp_path_factory):
     options.add_argument(f'--user-data-dir={tmp_path_factory.mktemp("profile")}')
     options.set_capability('goog:loggingPrefs', {'browser': 'ALL', 'performance': 'ALL'})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver.execute_cdp_cmd('Network.enable', {})
+    driver.execute_cdp_cmd('Network.setCacheDisabled', {'cacheDisabled': True})  # every page is weighed whole
     yield driver
     driver.quit()
 
