@@ -71,7 +71,7 @@ def reading_order():
     return order
 
 
-# a chapter: nbdev's processors, with two of our own
+# a chapter: nbdev's processors, with three of our own
 
 class show_code(processors.Processor):
     "Exported definitions stay on the page, each under a heading with a link to its source; imports go."
@@ -121,10 +121,19 @@ class local_links(processors.Processor):
         for cell in self.nb.cells:
             if cell.cell_type == 'markdown': cell.source = re.sub(r'\]\((?!\w+:)([^)#\s]+\.ipynb)', chapter, link_names(cell.source, here))
 
+def one_stream(cell):
+    "What a cell printed is one block, however many pieces the kernel sent."
+    whole = []
+    for out in cell.get('outputs', []):
+        if whole and out['output_type'] == whole[-1]['output_type'] == 'stream' and out['name'] == whole[-1]['name']:
+            whole[-1]['text'] = [*whole[-1]['text'], *out['text']]
+        else: whole.append(out)
+    if whole: cell['outputs'] = whole
+
 class Chapter(processors.FilterDefaults):
     def base_procs(self):
         change = dict(add_show_docs=show_code, add_links=local_links, clean_show_doc=None, exec_show_docs=None, add_fold=None, mv_exports=None)
-        return [p for p in (change.get(p.__name__, p) for p in super().base_procs()) if p]
+        return [one_stream] + [p for p in (change.get(p.__name__, p) for p in super().base_procs()) if p]
 
 def page_of(path):
     "The page of a notebook, as nbdev's links name it; experiments keep their names."
