@@ -60,7 +60,7 @@ def rate_curves(
         ring = s[s.lr == best[name]]
         ax.plot(ring.lr, 100*ring['mean'], 'o', ms=9, mfc='none', color=colour(name))
     ax.set(xscale='log', xlabel='learning rate', ylabel='accuracy (%)', title=f'{condition}, {stats.runs.max()} seeds')
-    ax.legend()
+    ax.legend(loc='upper left', bbox_to_anchor=(1, 1))
     return ax
 
 # %% ../nbs/12_plots.ipynb #0851e4a9
@@ -98,7 +98,7 @@ def robustness_bars(
         for i, name in enumerate(names):
             s = stats.loc[name].reindex(labels)
             ax.bar(np.arange(len(labels)) + (i - (len(names) - 1)/2)*.8/len(names), 100*s['mean'], .8/len(names), yerr=100*s['std'].fillna(0), capsize=2, color=colour(name), label=name)
-        ax.set_xticks(range(len(labels)), [l.removeprefix(f'{kind} ') for l in labels], rotation=0 if len(labels) < 4 else 45)
+        ax.set_xticks(range(len(labels)), [l.removeprefix(kind).strip() for l in labels], rotation=0 if len(labels) < 4 else 45)
         ax.set_title(dict(noise='Gaussian noise', l2='$\\ell_2$ attack', linf='$\\ell_\\infty$ attack').get(kind, kind))
     axes[0, 0].set(ylabel='accuracy (%)', ylim=(0, 100))
     axes[0, -1].legend(loc='upper left', bbox_to_anchor=(1, 1), title=f'{lines.seed.nunique()} seeds' if 'seed' in lines else None)

@@ -19,9 +19,9 @@ from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
 from . import optim
-from .core import Stopwatch, atomic_path, check_choice, check_number, derive_seed, generator
+from .core import Stopwatch, atomic_path, check_choice, check_number, derive_seed, generator, keep_freed_memory
 from .core import device as pick_device
-from .evaluate import to_float
+from .data import to_float
 
 # %% ../nbs/09_train.ipynb #008e91a4
 SCHEDULES = 'multistep cosine constant'.split()
@@ -136,6 +136,10 @@ def weight_norm(model) -> float:
     "Euclidean norm of all parameters together."
     with torch.no_grad(): return math.sqrt(sum(p.double().square().sum().item() for p in model.parameters()))
 
+def _layout(x):
+    "Memory order of activations: channels last is faster for colour images, and slower on a CPU where the first convolution sees one channel."
+    return torch.channels_last if x.shape[1] > 1 or x.is_cuda else torch.contiguous_format
+
 def _epoch(model, opt, x, y, config, epoch, precision):
     "One pass over the data; returns mean loss, running accuracy and whether every loss was finite."
     g = generator(config.seed, 'augment', epoch)
@@ -145,7 +149,7 @@ def _epoch(model, opt, x, y, config, epoch, precision):
     for i, idx in enumerate(batches):
         for group in opt.param_groups: group['lr'] = config.lr*lr_factor(epoch*len(batches) + i, total, config.schedule, warm)
         xb, yb = augment(to_float(x[idx], x.device), config.augment, g), y[idx]
-        if xb.ndim == 4: xb = xb.contiguous(memory_format=torch.channels_last)
+        xb = xb.contiguous(memory_format=_layout(x))
         def closure():
             opt.zero_grad(set_to_none=True)
             with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == 'bf16'): out = model(xb)
@@ -166,6 +170,7 @@ def fit(
     device: str = 'auto',        # see `core.device`
     checkpoint=None,             # path of a .safetensors file, written after each epoch and resumed from where it exists
     progress: bool = False,      # show a bar over epochs
+    on_epoch=None,               # function of (model, curves), called after each epoch's checkpoint
     compile: bool = False,       # torch.compile the model: pays off for long runs on a GPU
 ) -> Fit:
     "Train `model` by `config`; bit-exact on the CPU for equal inputs and threads, also when resumed."
@@ -173,7 +178,8 @@ def fit(
     x, y = data.x_train, data.y_train
     if not len(x) or len(x) != len(y): raise ValueError(f'data: got {len(x)} training images and {len(y)} labels, accepted: as many of both, at least one')
     precision = resolve_precision(config.precision, device)
-    x, y, model = x.to(device), y.to(device), model.to(device, memory_format=torch.channels_last)
+    x, y, model = x.to(device), y.to(device), model.to(device, memory_format=_layout(x))
+    keep_freed_memory()
     opt = optim.create(config.optimizer, model.parameters(), config.lr, weight_decay=config.weight_decay, **config.options)
     curves = load_checkpoint(checkpoint, model, opt, config) if checkpoint and Path(checkpoint).exists() else []
     run = torch.compile(model) if compile else model
@@ -186,6 +192,7 @@ def fit(
             loss, acc, finite = _epoch(run, opt, x, y, config, epoch, precision)
             curves.append(dict(epoch=epoch, loss=loss, accuracy=acc, weight_norm=weight_norm(model), lr=opt.param_groups[0]['lr']))
             if checkpoint: save_checkpoint(checkpoint, model, opt, config, curves)
+            if on_epoch: on_epoch(model, curves)
             diverged = not (finite and math.isfinite(curves[-1]['weight_norm']))
     return Fit(model.eval(), config, curves, diverged, watch.seconds(), precision)
 
@@ -222,10 +229,11 @@ def load_checkpoint(
     if differ := [k for k in ours if theirs.get(k) != ours[k]]:
         raise ValueError(f'{path}: made with {differ[0]}={theirs.get(differ[0])!r}, this run has {ours[differ[0]]!r}; delete it or use another path')
     model.load_state_dict({k.removeprefix('model.'): v for k, v in tensors.items() if k.startswith('model.')})
-    state = {}
+    params, state = [p for group in opt.param_groups for p in group['params']], {}
     for k, v in [*tensors.items(), *(('optim.' + k, v) for k, v in meta['scalars'].items())]:
         if k.startswith('optim.'):
             _, i, key = k.split('.', 2)
-            state.setdefault(int(i), {})[key] = v
+            like = params[int(i)]  # a fused optimizer reads state in the memory order of its parameter
+            state.setdefault(int(i), {})[key] = torch.empty_like(like).copy_(v) if getattr(v, 'shape', None) == like.shape else v
     opt.load_state_dict({'state': state, 'param_groups': meta['groups']})
     return meta['curves']
