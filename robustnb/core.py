@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['LIBRARIES', 'check_choice', 'check_number', 'digest', 'derive_seed', 'generator', 'seed_all', 'device', 'cores',
-           'thread_env', 'set_threads', 'atomic_path', 'write_text', 'write_json', 'read_json', 'provenance',
-           'Stopwatch']
+           'thread_env', 'keep_freed_memory', 'set_threads', 'atomic_path', 'write_text', 'write_json', 'read_json',
+           'provenance', 'Stopwatch']
 
 # %% ../nbs/00_core.ipynb #97f27ce3
-import hashlib, json, math, os, platform, random, subprocess, sys, tempfile, time
+import ctypes, hashlib, json, math, os, platform, random, subprocess, sys, tempfile, time
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from difflib import get_close_matches
@@ -120,6 +120,13 @@ def thread_env(
     "Environment variables that give each of `workers` processes its share of the cores."
     n = str(max(1, cores() // check_number(workers, 'workers', low=1, integer=True)))
     return {'OMP_NUM_THREADS': n, 'MKL_NUM_THREADS': n, 'OPENBLAS_NUM_THREADS': n, 'OMP_WAIT_POLICY': 'PASSIVE'}
+
+@lru_cache
+def keep_freed_memory() -> bool:
+    "Let glibc keep freed memory for the next batch instead of giving it back to the system page by page; returns whether this system knows how."
+    try: mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError): return False
+    return all([mallopt(option, size) for option, size in ((-1, 2**30), (-2, 2**26), (-3, 2**25))])  # trim threshold, top pad, mmap threshold
 
 def set_threads(
     n: int | None = None,  # threads for torch; None leaves this process's share as it is

@@ -97,7 +97,7 @@ def _wait(process, conn, timeout, memory):
     "Outcome of the child: what it sent, or why it did not."
     start = time.monotonic()
     while True:
-        if conn.poll(.05):
+        if conn.poll(.5):
             try: return conn.recv()
             except EOFError:
                 process.join(5)

@@ -150,11 +150,11 @@ def create(
     for option in options: check_choice(option, f'option of {name}', accepted)
     return architecture(n_classes, in_channels, input_size, **options)
 
-# %% ../nbs/07_models.ipynb #e7f65846
+# %% ../nbs/07_models.ipynb #24ed3b7b
 def default_model(
     name: str,         # data set
     input_size: int,   # height and width of its images
 ) -> str:
     "Name of the architecture that the paper uses for the data set; of images it does not use, by their size."
     if input_size <= 16: return 'smallcnn'
-    return 'twolayercnn' if name in ('mnist', 'fashionmnist') else 'preactresnet18'
+    return 'twolayercnn' if name in ('mnist', 'fashionmnist', 'spectra') else 'preactresnet18'

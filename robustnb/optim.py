@@ -181,7 +181,7 @@ def soap(
     for side, M in ('left', G @ G.swapaxes(-1, -2) if G.shape[-2] <= max_dim else None), ('right', G.swapaxes(-1, -2) @ G if G.shape[-1] <= max_dim else None):
         if M is None: continue
         s[side] = betas[1]*s.get(side, 0.) + (1 - betas[1])*M
-        if renew: s['Q' + side] = _xp(G).linalg.eigh(s[side])[1]
+        if renew: s['Q' + side] = _xp(G).linalg.eigh(_xp(G).nan_to_num(s[side], nan=0., posinf=0., neginf=0.))[1]  # a diverged model ends in nan, not in an error
     turned = _turn(G, s)
     t = s['t'] = s.get('t', 0) + 1
     m = s['m'] = betas[0]*s.get('m', 0.) + (1 - betas[0])*G
@@ -234,21 +234,21 @@ class Spec:
 def _grid(low, high): return tuple(float(f'{m}e{k}') for k in range(-9, 3) for m in (1, 3) if low <= float(f'{m}e{k}') <= high)
 
 OPTIMIZERS = {
-    'sgd':      Spec(sgd, _grid(3e-3, 1), torch.optim.SGD, fused=True),
-    'momentum': Spec(momentum, _grid(3e-4, .1), torch.optim.SGD, fused=True),
-    'nesterov': Spec(nesterov, _grid(3e-4, .1), torch.optim.SGD, (('nesterov', True),), fused=True),
-    'adagrad':  Spec(adagrad, _grid(3e-4, .1), torch.optim.Adagrad, fused=True),
-    'rmsprop':  Spec(rmsprop, _grid(1e-5, 3e-3), torch.optim.RMSprop),
-    'adadelta': Spec(adadelta, _grid(.03, 10), torch.optim.Adadelta),
-    'adam':     Spec(adam, _grid(3e-5, 1e-2), torch.optim.Adam, fused=True),
-    'amsgrad':  Spec(amsgrad, _grid(3e-5, 1e-2), torch.optim.Adam, (('amsgrad', True),), fused=True),
-    'adamw':    Spec(adamw, _grid(3e-5, 1e-2), torch.optim.AdamW, fused=True, decoupled=True, weight_decay=.01),
-    'nadam':    Spec(nadam, _grid(3e-5, 1e-2), torch.optim.NAdam),
-    'signsgd':  Spec(signsgd, _grid(3e-6, 1e-3), decoupled=True),
-    'lion':     Spec(lion, _grid(3e-6, 1e-3), decoupled=True),
-    'muon':     Spec(muon, _grid(3e-4, .1), decoupled=True, weight_decay=.1),
-    'soap':     Spec(soap, _grid(1e-4, 3e-2), decoupled=True),
-    'lbfgs':    Spec(lbfgs, _grid(.03, 1), torch.optim.LBFGS),
+    'sgd':      Spec(sgd, _grid(3e-3, 3), torch.optim.SGD, fused=True),
+    'momentum': Spec(momentum, _grid(1e-3, 1), torch.optim.SGD, fused=True),
+    'nesterov': Spec(nesterov, _grid(1e-3, 1), torch.optim.SGD, (('nesterov', True),), fused=True),
+    'adagrad':  Spec(adagrad, _grid(1e-3, 1), torch.optim.Adagrad, fused=True),
+    'rmsprop':  Spec(rmsprop, _grid(1e-5, 1e-2), torch.optim.RMSprop),
+    'adadelta': Spec(adadelta, _grid(.03, 30), torch.optim.Adadelta),
+    'adam':     Spec(adam, _grid(3e-5, 3e-2), torch.optim.Adam, fused=True),
+    'amsgrad':  Spec(amsgrad, _grid(3e-5, 3e-2), torch.optim.Adam, (('amsgrad', True),), fused=True),
+    'adamw':    Spec(adamw, _grid(3e-5, 3e-2), torch.optim.AdamW, fused=True, decoupled=True, weight_decay=.01),
+    'nadam':    Spec(nadam, _grid(3e-5, 3e-2), torch.optim.NAdam),
+    'signsgd':  Spec(signsgd, _grid(1e-5, 1e-2), decoupled=True),
+    'lion':     Spec(lion, _grid(1e-5, 1e-2), decoupled=True),
+    'muon':     Spec(muon, _grid(3e-4, .3), decoupled=True, weight_decay=.1),
+    'soap':     Spec(soap, _grid(1e-4, .1), decoupled=True),
+    'lbfgs':    Spec(lbfgs, _grid(1e-2, 1), torch.optim.LBFGS),
 }
 
 def default_grid(

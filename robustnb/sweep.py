@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Parameter', 'parameters', 'find_experiment', 'convert', 'Run', 'Sweep', 'run_id', 'freeze', 'read_sweep',
-           'strip_show', 'is_done', 'run_notebook', 'execute_run', 'result_path', 'locked', 'clear_leftovers',
-           'local_cluster', 'run_sweep', 'read_results', 'publish']
+           'strip_show', 'is_done', 'run_notebook', 'execute_run', 'receive', 'result_path', 'locked',
+           'clear_leftovers', 'cluster', 'dispatch', 'run_sweep', 'read_results', 'publish']
 
 # %% ../nbs/14b_sweep.ipynb #12eee027
-import ast, fcntl, importlib, io, itertools, os, re, shutil, tempfile, time, tokenize, tomllib
+import ast, fcntl, importlib, io, itertools, os, re, secrets, shutil, tempfile, time, tokenize, tomllib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,7 +19,7 @@ import robustnb
 from tqdm.auto import tqdm
 
 from . import results
-from .core import check_choice, check_number, cores, digest, thread_env, write_json, write_text
+from .core import check_choice, check_number, cores, digest, read_json, thread_env, write_json, write_text
 from .engine import run_isolated
 
 # %% ../nbs/14b_sweep.ipynb #794abe15
@@ -160,15 +160,17 @@ def strip_show(nb):
     return nb
 
 def is_done(
-    place,  # folder of a run
+    place,               # folder of a run
+    status: bool = True, # the runner must have written status.json as well
 ) -> bool:
     "Does the folder hold a valid result?"
-    try: return bool(results.load(Path(place)/'result.json'))
+    try: return bool(results.load(Path(place)/'result.json')) and (not status or read_json(Path(place)/'status.json')['state'] == 'done')
     except (OSError, ValueError): return False
 
 def _install(work, place):
     "Rename the finished folder `work` to `place`, replacing what an earlier attempt left there."
     old = work.with_name(f'{work.name}.old')
+    work.chmod(0o755)
     if place.exists(): os.replace(place, old)
     os.replace(work, place)
     shutil.rmtree(old, ignore_errors=True)
@@ -190,23 +192,46 @@ def execute_run(
     engine: str = 'warm',          # papermill's engine: 'warm' or 'nbclient' (an ordinary kernel)
     timeout: float | None = None,  # seconds for the run
     memory: float | None = None,   # bytes it may hold
+    token: str | None = None,      # content of the runs folder's .token, if this may be another machine than the driver's
 ) -> dict:
-    "Run one notebook in a process of its own; returns its status `{id, state: 'done'|'failed', error, seconds, config}`, which is also in `place`/status.json."
-    place = Path(place).resolve()
-    place.parent.mkdir(parents=True, exist_ok=True)
-    work, start = Path(tempfile.mkdtemp(prefix=f'.{place.name}-', dir=place.parent)), time.time()
+    """Run one notebook in a process of its own; returns its status `{id, state: 'done'|'failed', error, seconds, config}`, also in `place`/status.json.
+    Where the runs folder is not to be seen (`token`), the run's files come back as bytes under `files`."""
+    place = Path(place)
+    if is_done(place): return read_json(place/'status.json')
+    shared = token is None or _reads(place.parents[1]/'.token') == token
+    if shared: place.parent.mkdir(parents=True, exist_ok=True)
+    work, start = Path(tempfile.mkdtemp(prefix=f'.{place.name}-', dir=place.parent if shared else None)), time.time()
     nbformat.write(strip_show(nbformat.reads(notebook, 4)), work/'notebook.ipynb')
     (work/'log.txt').touch()
     state, error = run_isolated(run_notebook, work, run.config, engine, log=work/'log.txt', timeout=timeout, memory=memory)
     error = '' if state == 'ok' else _plain(error).strip()
-    if not error and not is_done(work): error = 'the notebook ended without writing a valid result.json'
+    if not error and not is_done(work, status=False): error = 'the notebook ended without writing a valid result.json'
     status = dict(id=run.id, state='failed' if error else 'done', error=error, seconds=round(time.time() - start, 1), config=run.config)
     if error: (work/'result.json').unlink(missing_ok=True)
     if not (work/'log.txt').stat().st_size: (work/'log.txt').unlink()
     write_json(work/'status.json', status)
-    work.chmod(0o755)
-    _install(work, place)
+    if shared: return _install(work, place) or status
+    files = {p.name: p.read_bytes() for p in work.iterdir() if p.is_file()}
+    shutil.rmtree(work)
+    return {**status, 'files': files}
+
+def receive(
+    status: dict,  # from `execute_run` on a machine that does not see the runs folder
+    place,         # folder where the run shall appear
+) -> dict:
+    "Write the files that came back with `status`, if any; returns the status without them."
+    place = Path(place)
+    if files := status.pop('files', None):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f'.{place.name}-', dir=place.parent))
+        for name, content in files.items(): (work/Path(name).name).write_bytes(content)
+        _install(work, place)
     return status
+
+def _reads(path):
+    "The text of a file, or None."
+    try: return Path(path).read_text()
+    except OSError: return None
 
 def _plain(text):
     "Text without terminal colours."
@@ -220,9 +245,10 @@ def result_path(
     committed='results',  # folder of committed results
 ):
     "Path of the run's valid result file, or None if it has to be done."
-    for path in Path(out)/run.experiment/run.id/'result.json', Path(committed)/sweep/f'{run.id}.json':
-        try: return results.load(path) and path
-        except (OSError, ValueError): continue
+    place, path = Path(out)/run.experiment/run.id, Path(committed)/sweep/f'{run.id}.json'
+    if is_done(place): return place/'result.json'
+    try: return results.load(path) and path
+    except (OSError, ValueError): return None
 
 @contextmanager
 def locked(
@@ -243,16 +269,49 @@ def clear_leftovers(
     for left in Path(out).glob('*/.*-*'): shutil.rmtree(left, ignore_errors=True)
 
 @contextmanager
-def local_cluster(
-    workers: int,  # processes, single-threaded each as far as Dask is concerned
+def cluster(
+    workers: int,           # processes on this machine, single-threaded each as far as Dask is concerned
+    scheduler: str = '',    # address of a running Dask scheduler, whose workers are used instead
 ):
-    "A Dask client on processes of this machine that share its cores."
+    "A Dask client on processes that share this machine's cores, or on an existing cluster."
     import dask
     from distributed import Client, LocalCluster
     quiet = {'distributed.worker.daemon': False, 'distributed.comm.timeouts.connect': '60s', 'distributed.admin.tick.limit': '60s'}
     with dask.config.set(quiet), tempfile.TemporaryDirectory() as scratch:
-        with LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None, env=thread_env(workers),
-                          memory_limit=0, local_directory=scratch, silence_logs='ERROR') as cluster, Client(cluster) as client: yield client
+        if scheduler:
+            with Client(scheduler, timeout=30) as client: yield client
+        else:
+            with LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=':0', env=thread_env(workers), memory_limit=0,
+                              local_directory=scratch, silence_logs='ERROR') as local, Client(local) as client: yield client
+
+def dispatch(
+    client,            # Dask client
+    function,          # function(job, *args), run by the workers
+    jobs,              # iterable of jobs with an `id`
+    *args,
+    resources=None,    # what each job needs, e.g. {'GPU': 1}; workers are started with what they have
+):
+    "Yield `(job, future)` as they finish. Few jobs are in flight at a time, so that neither driver nor scheduler grows with their number."
+    from distributed import as_completed
+    jobs, running, queue = iter(jobs), {}, as_completed()
+    def fill():
+        room = max(16, 3*sum(client.nthreads().values())) - len(running)
+        for job in itertools.islice(jobs, max(0, room)):
+            future = client.submit(function, job, *args, key=f'{job.id}-{time.time_ns()}', retries=2, pure=False, resources=resources)
+            running[future.key] = job
+            queue.add(future)
+    fill()
+    while running:
+        future = next(queue)
+        yield running.pop(future.key), future
+        future.release()
+        if len(running) < 16: fill()
+
+def _outcome(run, future, place):
+    "The status of a finished run, failed where its worker raised; None where the scheduler was lost and the run has to be done again."
+    if future.cancelled(): return None
+    if (error := future.exception()) is None: return receive(future.result(), place)
+    return dict(id=run.id, state='failed', error=f'{type(error).__name__}: {error}', seconds=0., config=run.config)
 
 def run_sweep(
     sweep: Sweep,
@@ -261,26 +320,40 @@ def run_sweep(
     workers: int | None = None,  # processes; None takes one per core
     engine: str = 'warm',        # papermill's engine
     timeout: float | None = None,  # seconds for each run
+    memory: float | None = None,   # bytes for each run; None shares out 90% of this machine's
+    scheduler: str = '',         # address of a running Dask scheduler instead of own processes
+    resources=None,              # what each run needs of a worker, e.g. {'GPU': 1}
+    patience: float = 600,       # seconds to wait for a lost scheduler to come back
     progress: bool = True,       # show a bar
 ) -> list:
     "Do the runs of `sweep` that are not done; returns the status of each run done now. Interrupted, it can be started again."
-    from distributed import as_completed
-    workers = check_number(cores() if workers is None else workers, 'workers', low=1, integer=True)
-    out, source, statuses = Path(out), sweep.notebook.read_text(encoding='utf-8'), []
+    out, source, statuses = Path(out).resolve(), sweep.notebook.read_text(encoding='utf-8'), {}
+    place = lambda run: out/run.experiment/run.id
     with locked(out):
         clear_leftovers(out)
+        token = secrets.token_hex(8)
+        write_text(out/'.token', token)
         missing = [r for r in sweep.runs if not result_path(r, sweep.name, out, committed)]
-        if not missing: return []
-        workers = min(workers, len(missing))
-        memory = .9*psutil.virtual_memory().total/workers
-        with local_cluster(workers) as client:
-            futures = [client.submit(execute_run, r, source, out.resolve()/r.experiment/r.id, engine, timeout, memory, key=r.id, retries=2, pure=False) for r in missing]
-            for future in (bar := tqdm(as_completed(futures), total=len(futures), desc=sweep.name, disable=not progress)):
-                error = future.exception()
-                statuses.append(future.result() if error is None else dict(id=future.key, state='failed', error=f'{type(error).__name__}: {error}', seconds=0))
-                bar.set_postfix(failed=sum(s['state'] == 'failed' for s in statuses), refresh=False)
-                future.release()
-    return statuses
+        workers = min(check_number(cores() if workers is None else workers, 'workers', low=1, integer=True), max(1, len(missing)))
+        if memory is None and not scheduler: memory = .9*psutil.virtual_memory().total/workers
+        last_seen = time.monotonic()
+        with tqdm(total=len(missing), desc=sweep.name, disable=not progress) as bar:
+            while left := [r for r in missing if r.id not in statuses]:
+                try:
+                    with cluster(workers, scheduler) as client:
+                        if progress: bar.write(f'dashboard: {client.dashboard_link}')
+                        job = lambda run, *args: execute_run(run, args[0], f'{args[1]}/{run.experiment}/{run.id}', *args[2:])
+                        for run, future in dispatch(client, job, left, source, str(out), engine, timeout, memory, token, resources=resources):
+                            last_seen = time.monotonic()
+                            if status := _outcome(run, future, place(run)):
+                                statuses[run.id] = status
+                                bar.set_postfix(failed=sum(s['state'] == 'failed' for s in statuses.values()), refresh=False)
+                                bar.update()
+                except OSError as e:
+                    if not scheduler or time.monotonic() - last_seen > patience: raise RuntimeError(f'{scheduler or "workers"}: lost ({e}); the same command does the rest') from e
+                    time.sleep(1)
+        if not scheduler: clear_leftovers(out)
+    return list(statuses.values())
 
 def read_results(
     sweep: Sweep,

@@ -5,7 +5,7 @@ SWEEP = 'experiment = "toy.ipynb"\n[[grid]]\nlr = [0.1, 0.2, 0.3]\nseed = [0, 1]
 
 
 def results_of(tmp_path):
-    return sorted(tmp_path.glob('runs/toy/*/result.json'))
+    return sorted(tmp_path.glob('runs/toy/[!.]*/result.json'))
 
 
 def test_a_sweep_runs_and_prints_its_table(tmp_path, experiment, robustnb):

@@ -1,0 +1,359 @@
+"Data sets on disk: every layout, the order of search, damaged files, downloads; all files are tiny and made on the spot."
+import gzip, os, pickle, struct, urllib.request
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from PIL import Image
+from scipy.io import savemat
+
+from robustnb import data
+from robustnb.core import Stopwatch
+
+REAL = data.data_root()
+
+
+def pixels(*shape, seed=0): return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+def idx(array): return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, '>u4').tobytes() + array.astype(np.uint8).tobytes()
+
+def write_idx(root, folder, images, labels):
+    raw = root/folder/'raw'
+    raw.mkdir(parents=True, exist_ok=True)
+    for part in 'train', 't10k':
+        (raw/f'{part}-images-idx3-ubyte').write_bytes(idx(images))
+        (raw/f'{part}-labels-idx1-ubyte').write_bytes(idx(labels))
+
+def write_npz(folder, images, labels, **more):
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in 'train', 'test': np.savez(folder/f'{split}.npz', images=images, labels=labels, **more)
+
+def write_tree(folder, classes, images, suffix='.png'):
+    for name in classes:
+        (folder/name).mkdir(parents=True, exist_ok=True)
+        for i, image in enumerate(images): Image.fromarray(image).save(folder/name/f'{i}{suffix}')
+
+def python2_pickle(batch):
+    "Bytes of a dict of str to uint8 array or list, as Python 2 and an old NumPy pickled it (protocol 2, byte strings)."
+    text = lambda s: b'U' + bytes([len(s)]) + s
+    number = lambda n: b'J' + struct.pack('<i', n)
+    out = b'\x80\x02}('
+    for key, value in batch.items():
+        out += text(key.encode())
+        if isinstance(value, np.ndarray):
+            raw = value.tobytes()
+            dtype = b'cnumpy\ndtype\n(' + text(b'u1') + number(0) + number(1) + b'tR(' + number(3) + text(b'|') + b'NNN' + number(-1)*2 + number(0) + b'tb'
+            out += (b'cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(' + number(0) + b't' + text(b'b') + b'tR('
+                    + number(1) + b'(' + b''.join(map(number, value.shape)) + b't' + dtype + b'\x89' + b'T' + struct.pack('<i', len(raw)) + raw + b'tb')
+        else: out += b'](' + b''.join(text(v.encode()) if isinstance(v, str) else number(v) for v in value) + b'e'
+    return out + b'u.'
+
+def write_cifar10(root, dump):
+    folder = root/'cifar-10-batches-py'
+    folder.mkdir()
+    rows = pixels(6, 10, 3072)
+    for i, name in enumerate([*(f'data_batch_{i}' for i in range(1, 6)), 'test_batch']): (folder/name).write_bytes(dump(dict(data=rows[i], labels=list(range(10)))))
+    return rows
+
+def complaint(name, root, kind=ValueError, **options):
+    with pytest.raises(kind) as error: data.load(name, root=root, download=False, **options)
+    return str(error.value)
+
+
+# ---- layouts
+
+@pytest.mark.parametrize('dump', [python2_pickle, lambda batch: pickle.dumps(batch, protocol=4)], ids=['python2', 'python3'])
+def test_cifar10_pickles(tmp_path, dump):
+    rows = write_cifar10(tmp_path, dump)
+    found = data.load('cifar10', root=tmp_path, download=False)
+    assert torch.equal(found.x_train, torch.from_numpy(rows[:5].reshape(50, 3, 32, 32)))
+    assert torch.equal(found.x_test, torch.from_numpy(rows[5].reshape(10, 3, 32, 32)))
+    assert found.y_train.tolist() == list(range(10))*5 and found.classes[9] == 'truck' and found.lossless
+
+def test_cifar100_names(tmp_path):
+    folder, names = tmp_path/'cifar100'/'cifar-100-python', [f'class {i}' for i in range(100)]
+    folder.mkdir(parents=True)
+    for split in 'train', 'test': (folder/split).write_bytes(python2_pickle(dict(data=pixels(2, 3072), fine_labels=[3, 99], coarse_labels=[0, 1])))
+    assert data.load('cifar100', root=tmp_path, download=False).classes[42] == '42'
+    (folder/'meta').write_bytes(python2_pickle(dict(fine_label_names=names)))
+    found = data.load('cifar100', root=tmp_path, download=False)
+    assert found.classes == tuple(names) and found.y_test.tolist() == [3, 99]
+    (folder/'meta').write_bytes(b'\x80\x02}')
+    assert 'meta: not a complete CIFAR file' in complaint('cifar100', tmp_path)
+
+def test_pickles_cannot_run_code(tmp_path):
+    class Attack:
+        def __reduce__(self): return os.mkdir, (str(tmp_path/'attacked'),)
+    write_cifar10(tmp_path, python2_pickle)
+    (tmp_path/'cifar-10-batches-py'/'data_batch_3').write_bytes(pickle.dumps(dict(data=Attack(), labels=[0])))
+    message = complaint('cifar10', tmp_path)
+    assert 'data_batch_3: not a complete CIFAR batch' in message and 'mkdir' in message
+    assert not (tmp_path/'attacked').exists()
+
+def test_svhn(tmp_path):
+    images = pixels(32, 32, 3, 12)
+    for split in 'train', 'test': savemat(tmp_path/f'{split}_32x32.mat', dict(X=images, y=np.arange(1, 13, dtype=np.uint8)[:, None] % 10 + 1))
+    found = data.load('svhn', root=tmp_path, download=False)
+    assert found.y_train.tolist() == [(i % 10 + 1) % 10 for i in range(1, 13)]   # label 10 is the digit 0
+    assert found.x_test[7, 2, 5, 9] == images[5, 9, 2, 7]
+    path = tmp_path/'test_32x32.mat'
+    path.write_bytes(path.read_bytes()[:-1000])
+    assert 'test_32x32.mat: not a complete SVHN file' in complaint('svhn', tmp_path)
+
+def test_caltech_leaves_background_out(tmp_path):
+    folder = tmp_path/'caltech101'/'101_ObjectCategories'
+    write_tree(folder, ['BACKGROUND_Google', 'ant', 'bass'], pixels(10, 20, 24, 3), '.jpg')
+    Image.fromarray(pixels(20, 24)).save(folder/'ant'/'grey.jpg')   # a few of Caltech's images are grey
+    found = data.load('caltech101', root=tmp_path, download=False, size=16, seed=3)
+    assert found.classes == ('ant', 'bass') and found.shape == (3, 16, 16) and not found.lossless
+    assert (len(found.x_train), len(found.x_test)) == (17, 4)
+    again, other = (data.load('caltech101', root=tmp_path, size=16, seed=seed) for seed in (3, 4))
+    assert torch.equal(found.x_test, again.x_test) and not torch.equal(found.x_test, other.x_test)
+    assert len(data.load('caltech101', root=tmp_path, size=16, test_fraction=.5).x_test) == 11   # round(5.5) is 6 of the ants, and 5 bass
+
+@pytest.mark.parametrize('folder', ['imagenette2-320', 'imagenette/imagenette2', 'imagenette'])
+def test_imagenette_names(tmp_path, folder):
+    for split in 'train', 'val': write_tree(tmp_path/folder/split, ['n03417042', 'n01440764'], pixels(2, 40, 30, 3), '.JPEG')
+    found = data.load('imagenette', root=tmp_path, download=False)
+    assert found.classes == ('tench', 'garbage truck') and found.shape == (3, 224, 224)
+    assert found.y_train.tolist() == [0, 0, 1, 1]
+
+def test_other_files_in_class_folders_are_left_alone(tmp_path):
+    write_tree(tmp_path/'pets', ['cat', 'dog'], pixels(3, 8, 8))
+    (tmp_path/'pets'/'cat'/'Thumbs.db').write_bytes(b'x')
+    (tmp_path/'pets'/'.cache').mkdir()
+    (tmp_path/'pets'/'README.txt').write_text('x')
+    found = data.load('pets', root=tmp_path)
+    assert found.classes == ('cat', 'dog') and len(found.x_train) + len(found.x_test) == 6
+
+def test_lossy_images_are_counted(tmp_path):
+    write_npz(tmp_path/'mine', pixels(4, 6, 6, 3), np.arange(4) % 2, lossy_index=np.array([1, 3]))
+    found = data.load('mine', root=tmp_path)
+    assert not found.lossless and '4 images marked lossy' in found.source   # two in each file
+
+
+# ---- where it is looked for
+
+def test_order_of_search(tmp_path):
+    "npz, then torchvision's layout, then a tree: each has its own pixel value, and is removed in turn."
+    labels = np.arange(10)
+    write_npz(tmp_path/'mnist', np.full((10, 28, 28), 1, np.uint8), labels)
+    write_idx(tmp_path, 'MNIST', np.full((10, 28, 28), 2), labels)
+    for split in 'train', 'test': write_tree(tmp_path/'mnist'/split, map(str, labels), np.full((1, 28, 28), 3, np.uint8))
+    value = lambda: data.load('mnist', root=tmp_path, download=False).x_train.unique().tolist()
+    assert value() == [1]
+    for split in 'train', 'test': (tmp_path/'mnist'/f'{split}.npz').unlink()
+    assert value() == [2]
+    (tmp_path/'MNIST').rename(tmp_path/'mnist'/'MNIST')
+    assert value() == [2]
+    (tmp_path/'mnist'/'MNIST').rename(tmp_path/'elsewhere')
+    assert value() == [3]
+
+def test_uncompressed_idx_before_compressed(tmp_path):
+    write_idx(tmp_path, 'FashionMNIST', np.full((10, 28, 28), 5), np.arange(10))
+    raw = tmp_path/'FashionMNIST'/'raw'
+    for path in list(raw.iterdir()): Path(f'{path}.gz').write_bytes(gzip.compress(idx(np.zeros((10, 28, 28))) if 'images' in path.name else path.read_bytes()))
+    assert data.load('fashionmnist', root=tmp_path).x_train.unique().tolist() == [5]
+    (raw/'train-images-idx3-ubyte').unlink()
+    assert data.load('fashionmnist', root=tmp_path).x_train.unique().tolist() == [0]
+
+def test_root_argument_then_environment_then_cache(tmp_path, monkeypatch):
+    for i, place in enumerate(['argument', 'environment', 'cache/robustnb']): write_npz(tmp_path/place/'mine', np.full((2, 4, 4), i, np.uint8), np.arange(2))
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'cache'))
+    monkeypatch.setenv('ROBUSTNB_DATA', str(tmp_path/'environment'))
+    value = lambda **kw: data.load('mine', **kw).x_train.unique().item()
+    assert value(root=tmp_path/'argument') == 0 and value() == 1
+    monkeypatch.delenv('ROBUSTNB_DATA')
+    assert value() == 2
+    monkeypatch.delenv('XDG_CACHE_HOME')
+    assert data.data_root() == Path.home()/'.cache'/'robustnb'
+
+def test_half_a_layout_is_an_error(tmp_path):
+    write_npz(tmp_path/'mnist', pixels(10, 28, 28), np.arange(10))
+    (tmp_path/'mnist'/'test.npz').unlink()
+    write_idx(tmp_path, 'MNIST', pixels(10, 28, 28), np.arange(10))
+    assert 'test.npz: missing' in complaint('mnist', tmp_path, FileNotFoundError)
+    (tmp_path/'pets'/'train').mkdir(parents=True)
+    assert 'neither val nor test' in complaint('pets', tmp_path, FileNotFoundError)
+
+
+# ---- damaged files
+
+@pytest.mark.parametrize('kept', [0, 1, 30, .3, .6, .9, .999])
+def test_truncated_files_are_named(tmp_path, kept):
+    "Cut after `kept` bytes, or after that part of the file."
+    cut = lambda path: path.write_bytes(path.read_bytes()[:kept if isinstance(kept, int) else int(kept*path.stat().st_size)])
+    write_npz(tmp_path/'mine', pixels(10, 32, 32, 3), np.arange(10))
+    write_cifar10(tmp_path, python2_pickle)
+    write_idx(tmp_path, 'MNIST', pixels(10, 28, 28), np.arange(10))
+    packed = tmp_path/'FashionMNIST'/'raw'/'train-images-idx3-ubyte.gz'
+    write_idx(tmp_path, 'FashionMNIST', pixels(10, 28, 28), np.arange(10))
+    packed.write_bytes(gzip.compress(packed.with_suffix('').read_bytes()))
+    packed.with_suffix('').unlink()
+    write_tree(tmp_path/'pets', ['cat', 'dog'], pixels(2, 40, 40, 3))
+    for name, path in [('mine', tmp_path/'mine'/'test.npz'), ('cifar10', tmp_path/'cifar-10-batches-py'/'data_batch_2'),
+                       ('mnist', tmp_path/'MNIST'/'raw'/'t10k-images-idx3-ubyte'), ('fashionmnist', packed), ('pets', tmp_path/'pets'/'dog'/'1.png')]:
+        if name == 'pets' and kept == .999: continue   # of a .png this cuts the end mark only: all pixels are there
+        data.load(name, root=tmp_path)
+        cut(path)
+        assert complaint(name, tmp_path).startswith(f'{path}')
+
+@pytest.mark.parametrize('seed', range(8))
+def test_flipped_bits_in_gz_are_found(tmp_path, seed):
+    write_idx(tmp_path, 'MNIST', pixels(10, 28, 28), np.arange(10))
+    path = tmp_path/'MNIST'/'raw'/'train-images-idx3-ubyte'
+    packed = bytearray(gzip.compress(path.read_bytes()))
+    packed[np.random.default_rng(seed).integers(20, len(packed) - 8)] ^= 1 << seed % 8
+    Path(f'{path}.gz').write_bytes(packed)
+    path.unlink()
+    assert 'train-images-idx3-ubyte.gz: ' in complaint('mnist', tmp_path)
+
+def test_objects_in_npz_are_refused(tmp_path):
+    write_npz(tmp_path/'mine', np.array([None, 'x'], dtype=object), np.arange(2))
+    assert 'must hold plain arrays' in complaint('mine', tmp_path)
+
+def test_published_sets_keep_their_shape_and_classes(tmp_path):
+    write_npz(tmp_path/'cifar100', pixels(25, 32, 32, 3), np.arange(25), class_names=[f'c{i}' for i in range(25)])
+    assert '25 classes, but cifar100 has 100' in complaint('cifar100', tmp_path)
+    write_npz(tmp_path/'mnist', pixels(10, 32, 32), np.arange(10))
+    assert 'images are 1x32x32' in complaint('mnist', tmp_path)
+    write_idx(tmp_path, 'FashionMNIST', pixels(11, 28, 28), np.arange(11))
+    assert 'label 10, but there are 10 classes' in complaint('fashionmnist', tmp_path)
+
+def test_huge_and_negative_labels(tmp_path):
+    for labels in [0, 2**40], [-1, 0]:
+        write_npz(tmp_path/'mine', pixels(2, 4, 4), np.array(labels))
+        assert f'labels run from {labels[0]} to {labels[1]}' in complaint('mine', tmp_path)
+
+def test_images_of_16_bits_are_refused(tmp_path):
+    write_tree(tmp_path/'pets', ['cat', 'dog'], pixels(2, 8, 8))
+    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(tmp_path/'pets'/'cat'/'deep.png')
+    message = complaint('pets', tmp_path)
+    assert 'deep.png' in message and 'more than 8 bits' in message
+
+def test_one_image_cannot_be_split(tmp_path):
+    write_tree(tmp_path/'pets', ['cat', 'dog'], pixels(1, 8, 8))
+    assert f'{tmp_path/"pets"}: class 0 has one image' in complaint('pets', tmp_path)
+
+@pytest.mark.parametrize('name', ['', None, 3])
+def test_names_that_are_none(tmp_path, name): assert complaint(name, tmp_path).startswith('name: got')
+
+def test_options_that_nothing_reads(tmp_path):
+    write_npz(tmp_path/'mine', pixels(2, 4, 4), np.arange(2))
+    assert 'takes no options' in complaint('mine', tmp_path, seed=1)
+    assert "accepted: 'test_fraction', 'seed'" in complaint('digits', tmp_path, size=32)
+    for fraction in 0, 1, float('nan'): assert 'test_fraction: got' in complaint('digits', tmp_path, test_fraction=fraction)
+
+
+# ---- downloads
+
+@pytest.mark.parametrize('name', data.KNOWN)
+def test_no_network(tmp_path, monkeypatch, name):
+    def closed(*args, **kwargs): raise URLError('network is unreachable')
+    monkeypatch.setattr(urllib.request, 'urlopen', closed)
+    with pytest.raises(FileNotFoundError) as error: data.load(name, root=tmp_path)
+    message = str(error.value)
+    assert 'network is unreachable' in message and f'{name}/train.npz' in message and data.KNOWN[name].layout in message and str(tmp_path) in message
+    assert 'download=False' in complaint(name, tmp_path, FileNotFoundError)
+
+def test_root_that_is_a_file(tmp_path, monkeypatch):
+    (tmp_path/'file').write_text('x')
+    with pytest.raises((FileNotFoundError, NotADirectoryError), match='file'): data.load('mnist', root=tmp_path/'file')
+
+def test_download_is_read_from_torchvisions_layout(tmp_path, monkeypatch):
+    calls = []
+    def svhn(root, split, download):
+        calls.append((split, download))
+        savemat(Path(root)/f'{split}_32x32.mat', dict(X=pixels(32, 32, 3, 10), y=np.arange(1, 11, dtype=np.uint8)[:, None]))
+    def mnist(root, download): write_idx(Path(root), 'MNIST', pixels(10, 28, 28), np.arange(10))
+    def caltech(root, download):   # downloads, then fails as torchvision's class does without BACKGROUND_Google
+        write_tree(Path(root)/'caltech101'/'101_ObjectCategories', ['ant', 'bass'], pixels(3, 8, 8, 3))
+        raise ValueError('list.remove(x): x not in list')
+    import torchvision
+    monkeypatch.setattr(torchvision, 'datasets', SimpleNamespace(SVHN=svhn, MNIST=mnist, Caltech101=caltech))
+    root = tmp_path/'new'
+    assert len(data.load('svhn', root=root).x_test) == 10 and calls == [('train', True), ('test', True)]
+    assert len(data.load('mnist', root=root).x_train) == 10
+    assert data.load('caltech101', root=root).classes == ('ant', 'bass')
+    data.load('svhn', root=root)
+    assert len(calls) == 2   # what is there is not downloaded again
+
+
+# ---- Data
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(st.lists(st.integers(0, 4), min_size=2, max_size=60), st.floats(.01, .9), st.integers(0, 5))
+def test_split_by_class(labels, fraction, seed):
+    y = torch.tensor(labels*2)   # every class twice at least
+    train, test = data.split_by_class(y, fraction, seed)
+    assert sorted(torch.cat([train, test]).tolist()) == list(range(len(y)))
+    for c in y.unique():
+        n, taken = (y == c).sum().item(), (y[test] == c).sum().item()
+        assert 1 <= taken < n and abs(taken - fraction*n) <= max(.5, 1 - fraction*n, 1 - (1 - fraction)*n)
+
+def test_data_travels_between_processes():
+    digits = data.load().subset(20, 10)
+    again = pickle.loads(pickle.dumps(digits))
+    assert repr(again) == repr(digits) and torch.equal(again.x_train, digits.x_train)
+    with pytest.raises(AttributeError): again.name = 'other'
+
+def test_grey_and_colour_pictures():
+    import matplotlib
+    matplotlib.use('agg')
+    fig = data.show_images(torch.from_numpy(pixels(7, 3, 8, 8)), [str(i) for i in range(7)], columns=4)
+    assert len(fig.axes) == 8 and fig.axes[6].get_title() == '6'
+    shown = data.show_images(torch.full((1, 1, 2, 2), 1.5)).axes[0].images[0].get_array()
+    assert shown.min() == shown.max() == 1
+
+
+# ---- real files
+
+@pytest.mark.parametrize('name', [n for n, known in data.KNOWN.items() if known.shape])
+def test_small_sets_load_in_2_cpu_seconds(name):
+    try:
+        with Stopwatch() as watch: found = data.load(name, root=REAL, download=False)
+    except FileNotFoundError: pytest.skip(f'{name} is not on this machine')
+    assert watch.cpu < 2 and found.x_train.dtype == torch.uint8 and found.x_train.is_contiguous()
+
+def test_compressed_fashionmnist_is_the_same(tmp_path):
+    raw = REAL/'FashionMNIST'/'raw'
+    if not (raw/'train-images-idx3-ubyte.gz').exists() or not (raw/'train-images-idx3-ubyte').exists(): pytest.skip('FashionMNIST is not here in both forms')
+    (tmp_path/'FashionMNIST'/'raw').mkdir(parents=True)
+    for path in raw.glob('*.gz'): (tmp_path/'FashionMNIST'/'raw'/path.name).symlink_to(path)
+    with Stopwatch() as watch: packed = data.load('fashionmnist', root=tmp_path)
+    plain = data.load('fashionmnist', root=REAL)
+    assert torch.equal(packed.x_train, plain.x_train) and torch.equal(packed.y_test, plain.y_test) and watch.cpu < 2
+
+
+# ---- spectra
+
+def test_spectra_options(tmp_path):
+    made = data.load('spectra', root=tmp_path, band=[.2, .7], size=12, n_classes=3, n_train=30, n_test=20, exponent=2, strength=1, seed=5)
+    assert made.shape == (1, 12, 12) and made.n_classes == 3 and (len(made.x_train), len(made.x_test)) == (30, 20)
+    again = data.load('spectra', band=[.2, .7], size=12, n_classes=3, n_train=30, n_test=20, exponent=2, strength=1, seed=5)
+    assert torch.equal(made.x_train, again.x_train) and torch.equal(made.y_test, again.y_test)
+    for wrong in dict(strength=0), dict(exponent=-1), dict(size=1), dict(n_classes=1), dict(n_test=0), dict(band=(.7, .2)), dict(band='hi'), dict(width=3):
+        assert next(iter(wrong)) in complaint('spectra', tmp_path, **wrong)
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.integers(2, 40), st.lists(st.floats(0, 1), min_size=1, max_size=4))
+def test_bands_tile_the_plane(size, cuts):
+    edges, total = sorted({0, *cuts, 1}), np.zeros((size, size), int)
+    for band in zip(edges, edges[1:]):
+        try: mask = data.quantile_band(size, band)
+        except ValueError: continue   # too narrow to hold a coefficient
+        assert (mask == mask.T).all()
+        total += mask
+    assert (total == 1).all()
+
+def test_spectra_differ_only_inside_the_bands():
+    "With one seed the images for two bands share all other coefficients, up to rounding to bytes and clipping."
+    from scipy.fft import dctn
+    low, high = (dctn(data.load('spectra', band=band, n_train=200).x_train[:, 0].double().numpy()/255, axes=(1, 2), norm='ortho') for band in ('low', 'high'))
+    inside = data.quantile_band(28, 'low') | data.quantile_band(28, 'high')
+    difference = np.sqrt(((low - high)**2).mean(0))
+    assert difference[~inside].max() < .01 and difference[inside].min() > .015
