@@ -46,15 +46,23 @@ def report(what, plain, ours, n=None):
     rate = f'{n/ours[1]:10,.0f}/s' if n else ' '*12
     print(f'{what:58} {plain[0]:8.2f} {ours[0]:8.2f} {plain[0]/ours[0]:7.2f}x {plain[1]/ours[1]:7.2f}x {rate}', flush=True)
 
-def compare(what, make, images, optimizer, torch_optimizer, lr, rounds=3):
-    "Plain, fp32 and bf16 in turn, median of `rounds`."
-    n, runs = len(images.x_train), {'plain': [], 'fp32': [], 'bf16': []}
-    fit = lambda p: train.fit(make(), images, train.Config(optimizer, lr, 1, precision=p), device='cpu')
+def once(kind, name, network, seed=0):
+    "CPU and wall seconds of one epoch, in this process (`fit` changes how memory is kept, so each kind gets a process of its own)."
+    images = load('fashionmnist', 5120, (1, 28, 28)) if name == 'fashionmnist' else load('cifar10', 256, (3, 32, 32))
+    model, small = getattr(models, network)(), images.subset(128, 1)
+    fit = lambda d: plain_fit(model, d, .1, torch.optim.SGD) if kind == 'plain' else train.fit(model, d, train.Config('sgd', .1, 1, precision=kind), device='cpu')
+    fit(small)
+    return timed(lambda: fit(images))
+
+def compare(what, name, network, rounds=3):
+    "Plain, fp32 and bf16 in turn, each in a process of its own, median of `rounds`."
+    runs = {'plain': [], 'fp32': [], 'bf16': []}
     for _ in range(rounds):
-        runs['plain'].append(timed(lambda: plain_fit(make(), images, lr, torch_optimizer)))
-        for p in 'fp32', 'bf16': runs[p].append(timed(lambda: fit(p)))
+        for kind in runs:
+            out = subprocess.run([sys.executable, __file__, kind, name, network], capture_output=True, text=True, check=True).stdout
+            runs[kind].append([float(v) for v in out.split()[-2:]])
     middle = {k: tuple(np.median(v, 0)) for k, v in runs.items()}
-    for p in 'fp32', 'bf16': report(f'{what}, {p}', middle['plain'], middle[p], n)
+    for p in 'fp32', 'bf16': report(f'{what}, {p}', middle['plain'], middle[p], 5120 if name == 'fashionmnist' else 256)
 
 def many(rounds=1):
     digits = data.load('digits')
@@ -100,9 +108,10 @@ def memory():
     print(f'peak memory of PreActResNet18 (Adam, fp32, batch 128) on all of CIFAR-10: {float(gb):.2f} GB')
 
 if __name__ == '__main__':
+    if len(sys.argv) > 1: sys.exit(print(*once(*sys.argv[1:])))
     print(f'training, {THREADS} threads, median of 3 epochs; ratios are plain / ours\n{"":58} {"CPU s":>8} {"CPU s":>8} {"CPU":>8} {"wall":>8}\n{"":58} {"plain":>8} {"ours":>8}')
-    compare('two-layer CNN, FashionMNIST, sgd', models.TwoLayerCNN, load('fashionmnist', 5120, (1, 28, 28)), 'sgd', torch.optim.SGD, .1)
-    compare('PreActResNet18, 32x32, sgd', models.PreActResNet18, load('cifar10', 256, (3, 32, 32)), 'sgd', torch.optim.SGD, .1)
+    compare('two-layer CNN, FashionMNIST, sgd', 'fashionmnist', 'TwoLayerCNN')
+    compare('PreActResNet18, 32x32, sgd', 'cifar10', 'PreActResNet18')
     many()
     filtered()
     memory()

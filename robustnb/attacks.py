@@ -144,7 +144,7 @@ def autoattack(
     eps: float = 8/255,         # radius of the ball
     version: str = 'standard',  # 'standard': AutoAttack; 'quick': its first two attacks only
     seed: int = 0,              # of the random starts and patches
-    batch_size: int = 250,      # images in one batch; does not change the random numbers
+    batch_size: int = 128,      # images in one batch; does not change the random numbers
     progress: bool = True,      # show a bar with the survivors
     certify: bool = False,      # prove robustness first where that is possible, and skip what is proved
     state=None,                 # file to keep the state in and to go on from
@@ -302,7 +302,7 @@ def minimal_norm(
     rounds: int = 6,        # bisections after FAB
     steps: int = 50,        # steps of APGD in each
     seed: int = 0,
-    batch_size: int = 250,  # images in one batch
+    batch_size: int = 128,  # images in one batch
 ) -> Nearest:
     "The smallest perturbation found for each image: FAB towards all classes (up to 9), then APGD on bisected radii."
     net = Oracle(model, x, y)

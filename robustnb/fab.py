@@ -48,7 +48,7 @@ def deepfool(
     steps: int = 50,            # linearisations
     overshoot: float = .02,     # share by which each step crosses the boundary
     classes: int = 9,           # likeliest wrong classes to consider
-    batch_size: int = 250,      # images in one batch
+    batch_size: int = 128,      # images in one batch
 ) -> Adversarial:
     "A nearby misclassified image for each image, by steps to the nearest linearised boundary (not certain to be the nearest)."
     net = _setup(model, x, y, norm, eps)
@@ -121,7 +121,7 @@ def fab(
     eps: float | None = None,  # radius of the ball; None: look for the nearest misclassified point at any distance
     targets: int | None = None,  # likeliest wrong classes to aim at; None: all, up to 9
     steps: int = 100,          # linearisations of each run
-    batch_size: int = 250,     # images in one batch
+    batch_size: int = 128,     # images in one batch
 ) -> Adversarial:
     "Targeted Fast Adaptive Boundary attack; images that are not fooled come back clean."
     net = _setup(model, x, y, norm, eps)

@@ -47,7 +47,7 @@ def gd_limit(
 def sign_limit(
     problem: Problem,  # three frequencies in the DCT basis, the last one irrelevant
 ) -> np.ndarray:
-    "Weights (in frequencies) that signGD approaches up to the order of its learning rate, shape (..., 3)."
+    "Weights (in frequencies) that signGD approaches up to the order of its learning rate (w_1: times sigma_0^2/sigma_1^2, if larger), shape (..., 3)."
     limit = np.broadcast_to(gd_limit(problem), (*problem.batch, 3)).copy()
     limit[..., 2] += sign_shift(problem)
     return limit

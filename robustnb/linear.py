@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'MODES', 'FOLD', 'Problem', 'paper_problem', 'standard_risk', 'adversarial_risk', 'gd_errors',
-           'stable_rate', 'log_steps', 'wishart_factors', 'Trajectory', 'simulate']
+           'stable_rate', 'log_steps', 'wishart_factors', 'Trajectory', 'simulate', 'from_images']
 
 # %% ../nbs/05_linear.ipynb #af0a8a4f
 import math
 import numpy as np
-import scipy.fft
+import torch
 from dataclasses import dataclass
 from itertools import chain, islice, repeat
 
 from . import optim
 from .core import check_choice, check_number, derive_seed
+from .dct import dct2, dct_matrix
 
 # %% ../nbs/05_linear.ipynb #c9f56ee2
 @dataclass(frozen=True, eq=False)
@@ -33,7 +34,7 @@ class Problem:
         if (self.sigma < 0).any(): raise ValueError(f'sigma: got {self.sigma.min()!r} among its values, accepted: standard deviations >= 0')
         lengths = {name: getattr(self, name).shape[-1] for name in ('w_star', 'sigma', 'w0')}
         if len(set(lengths.values())) > 1: raise ValueError(f'w_star, sigma, w0: got lengths {lengths}, accepted: equal lengths')
-        basis = scipy.fft.dct(np.eye(self.d), axis=0, norm='ortho') if self.basis is None else np.array(self.basis, dtype=np.float64)
+        basis = dct_matrix(self.d, torch.float64).numpy() if self.basis is None else np.array(self.basis, dtype=np.float64)
         if basis.shape != (self.d, self.d) or not np.allclose(basis @ basis.T, np.eye(self.d), rtol=0, atol=1e-8):
             raise ValueError(f'basis: got shape {basis.shape}, accepted: an orthonormal matrix of shape {(self.d, self.d)}')
         object.__setattr__(self, 'basis', basis)
@@ -203,3 +204,19 @@ def simulate(
             for M in islice(matrices, int(stop) - done): u = rule.rule(u, gradient(u, M), state, rate, **options)
             w[i], done = problem.w_star + (u @ problem.basis.T).reshape(shape), int(stop)
     return Trajectory(problem, optimizer, t, w)
+
+# %% ../nbs/05_linear.ipynb #d51f6a2e
+def from_images(
+    x: torch.Tensor,    # float images, shape (n, channels, side, side); channels are averaged
+    y: torch.Tensor,    # labels, whole numbers
+    keep: float = .5,   # share of the frequencies, those of highest energy, that is relevant
+) -> Problem:
+    "Regression with the spectrum of real images and a target that follows their labels; d = side^2, row-major frequencies."
+    check_number(keep, 'keep', above=0, high=1)
+    X = dct2(x.mean(1)).flatten(1).numpy()
+    energy, target = (X**2).mean(0, dtype=np.float64), np.where(y.numpy() > (y.min() + y.max()).item()/2, 1., -1.)
+    if not (energy > 0).any(): raise ValueError('x: got images without energy, accepted: at least one image that is not zero everywhere')
+    relevant = (energy >= np.quantile(energy, 1 - keep)) & (energy > 0)
+    w_star = np.divide((X*target[:, None]).mean(0, dtype=np.float64), energy, out=np.zeros_like(energy), where=relevant)
+    C = dct_matrix(x.shape[-1], torch.float64).numpy()
+    return Problem(w_star, np.where(relevant, energy, 0)**.5, np.zeros_like(energy), np.kron(C, C))

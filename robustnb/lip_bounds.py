@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['HANDLERS', 'RELU', 'SLOPES', 'Factor', 'handles', 'refuse', 'factor', 'out_shape', 'merge', 'selector', 'lip_product',
-           'relu_chain', 'chain_apply', 'certify_taus', 'lip_eclipse', 'lip_sdp']
+           'relu_chain', 'chain_apply', 'certify_taus', 'sdp_taus', 'unit_weights', 'lip_eclipse', 'lip_sdp']
 
-# %% ../nbs/11b_lip_bounds.ipynb #cf67e4f6
+# %% ../nbs/11b_lip_bounds.ipynb #c691e6f4
 import copy, math
 from dataclasses import dataclass, replace
 
@@ -18,7 +18,7 @@ from .models import PreActBlock
 from .conv_norm import (SAFETY, UNIT, Interval, _band_plan, _disjoint, certified_psd, check_ord, conv_geometry, conv_norm, conv_norm_certified,
                                 conv_norm_reshaped, flops_per_second, matrix_norm)
 
-# %% ../nbs/11b_lip_bounds.ipynb #c70226ad
+# %% ../nbs/11b_lip_bounds.ipynb #b9082015
 @dataclass
 class Factor:
     "One factor of the product: a layer, a chain or a sum of factors."
@@ -62,7 +62,7 @@ def out_shape(
     like = next(module.parameters(), torch.zeros(1))
     with torch.no_grad(): return tuple(module(torch.zeros(1, *shape).to(like)).shape[1:])
 
-# %% ../nbs/11b_lip_bounds.ipynb #2526fc77
+# %% ../nbs/11b_lip_bounds.ipynb #c076b3a7
 @handles(nn.Linear)
 def _(m, shape, name): return Factor(name, 'linear', weight=m.weight.detach().double())
 
@@ -96,7 +96,7 @@ def merge(
         done.append(f)
     return done
 
-# %% ../nbs/11b_lip_bounds.ipynb #454e673d
+# %% ../nbs/11b_lip_bounds.ipynb #e78907e7
 @handles(nn.Sequential)
 def _(m, shape, name):
     factors = []
@@ -116,7 +116,7 @@ def _(m, shape, name):
     side = [at('shortcut', shape)]
     return Factor(name, 'sum', [body, Factor(f'{name}.shortcut', 'chain', side if isinstance(m.shortcut, nn.Identity) else merge(start + side))])
 
-# %% ../nbs/11b_lip_bounds.ipynb #2d4e5bb4
+# %% ../nbs/11b_lip_bounds.ipynb #eef44ac7
 def _known(name, kind, norm):
     "Factor whose norm is known: one number for every ord, or a function of ord."
     return Factor(name, kind, norms=norm if callable(norm) else lambda ord: Interval(norm, norm, 'exact'))
@@ -163,7 +163,7 @@ def _(m, shape, name):
     windows = math.prod(-(-k//s) for k, s in zip(pair(m.kernel_size), pair(m.stride)))
     return _known(name, 'pool', lambda ord: Interval(0, {1: windows, 2: math.sqrt(windows)*(1 + UNIT), math.inf: 1}[ord]))
 
-# %% ../nbs/11b_lip_bounds.ipynb #d2aae02d
+# %% ../nbs/11b_lip_bounds.ipynb #08fb4262
 @handles(nn.GroupNorm, nn.LayerNorm)
 def _(m, shape, name):
     largest = 1. if m.weight is None else m.weight.detach().double().abs().max().item()
@@ -172,7 +172,7 @@ def _(m, shape, name):
         return Interval(0, largest/math.sqrt(m.eps)*(1 + SAFETY*UNIT))
     return _known(name, 'norm', norms)
 
-# %% ../nbs/11b_lip_bounds.ipynb #2a46c008
+# %% ../nbs/11b_lip_bounds.ipynb #5ab860a9
 def selector(
     output,        # None, an index or a pair of indices
     n: int,        # outputs of the network
@@ -249,7 +249,7 @@ def lip_product(
     status = 'probable' if any(norms[id(f)].status == 'probable' for f in leaves) else 'certified'
     return Interval(0, _combine(top, norms, 'upper')*slack, status, _combine(top, norms, 'lower')/slack, parts=parts).timed(watch)
 
-# %% ../nbs/11b_lip_bounds.ipynb #3d240b7a
+# %% ../nbs/11b_lip_bounds.ipynb #ef379889
 RELU = (nn.ReLU,)
 SLOPES = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Softplus)  # activations whose slope lies in [0, 1]
 
@@ -311,7 +311,7 @@ def chain_apply(
     for i, (W, b) in enumerate(pairs): x = (x if i == 0 else x.relu())@W.T + b
     return x
 
-# %% ../nbs/11b_lip_bounds.ipynb #145236db
+# %% ../nbs/11b_lip_bounds.ipynb #78b04521
 def _rho(weights, thetas, sizes):
     "rho and the weights tau of the units for free parameters: log weights and log odds of the scale, per hidden layer."
     G, taus = weights[0]@weights[0].T, []
@@ -348,20 +348,20 @@ def certify_taus(
         if certified_psd(unit[:, None]*Q*unit, error=SAFETY*UNIT*(weights[-1].shape[0] + 4)*(4*at[-1] + size)): return math.sqrt(rho*(1 + excess))*(1 + 4*UNIT)
     return math.inf
 
-# %% ../nbs/11b_lip_bounds.ipynb #03bcff19
-def _sdp(net, input_shape, output, rounds, rate, seconds):
+# %% ../nbs/11b_lip_bounds.ipynb #8432d766
+def sdp_taus(
+    weights: list,          # W_1 ... W_L, float64, none of them zero
+    rounds: int = 1000,     # gradient steps; 0 is ECLipsE-Fast
+    rate: float = .2,       # first step size on the log weights; falls to 0 along a half cosine
+    seconds: float = math.inf,  # CPU seconds after which the best so far is returned
+) -> tuple:
+    "Weights of the units found by gradient descent, and the rho they give by the recursion (not yet certified)."
+    thetas = [torch.zeros(len(W)).double().requires_grad_() for W in weights[:-1]]
+    sizes = [torch.zeros(()).double().requires_grad_() for _ in weights[:-1]]
+    optimizer, best, best_taus = torch.optim.Adam(thetas + sizes, lr=rate), math.inf, None
     with Stopwatch() as watch:
-        weights = [W for W, _ in relu_chain(net, input_shape, output, SLOPES)]
-        if len(weights) == 1: return replace(matrix_norm(weights[0]), lower=0.).timed(watch)
-        if any(not W.any() for W in weights): return Interval(0., 0., 'exact').timed(watch)
-        scales = [W.square().sum().sqrt() for W in weights]  # work on weights of size 1
-        unit, factor = [W/s for W, s in zip(weights, scales)], math.prod(s.item() for s in scales)
-        thetas = [torch.zeros(len(W)).double().requires_grad_() for W in unit[:-1]]
-        sizes = [torch.zeros(()).double().requires_grad_() for _ in unit[:-1]]
-        optimizer = torch.optim.Adam(thetas + sizes, lr=rate)
-        best, best_taus, stamp = math.inf, None, 0
         for i in range(rounds + 1):
-            try: rho, taus = _rho(unit, thetas, sizes)
+            try: rho, taus = _rho(weights, thetas, sizes)
             except torch.linalg.LinAlgError: break
             if not torch.isfinite(rho): break
             if rho.item() < best: best, best_taus = rho.item(), [t.detach() for t in taus]
@@ -370,7 +370,23 @@ def _sdp(net, input_shape, output, rounds, rate, seconds):
             optimizer.zero_grad()
             rho.log().backward()
             optimizer.step()
-        upper = certify_taus(unit, best_taus, best)*factor*(1 + SAFETY*UNIT*len(weights)*max(max(W.shape) for W in weights))
+    return best_taus, best
+
+def unit_weights(
+    weights: list,  # matrices
+) -> tuple:
+    "The matrices scaled to Frobenius norm 1, and the product of the scales."
+    scales = [W.square().sum().sqrt() for W in weights]
+    return [W/s for W, s in zip(weights, scales)], math.prod(s.item() for s in scales)
+
+def _sdp(net, input_shape, output, **options):
+    with Stopwatch() as watch:
+        weights = [W for W, _ in relu_chain(net, input_shape, output, SLOPES)]
+        if len(weights) == 1: return replace(matrix_norm(weights[0]), lower=0.).timed(watch)
+        if any(not W.any() for W in weights): return Interval(0., 0., 'exact').timed(watch)
+        unit, factor = unit_weights(weights)
+        taus, rho = sdp_taus(unit, **options)
+        upper = certify_taus(unit, taus, rho)*factor*(1 + SAFETY*UNIT*len(weights)*max(max(W.shape) for W in weights))
     return Interval(0, upper).timed(watch)
 
 def lip_eclipse(
@@ -379,7 +395,7 @@ def lip_eclipse(
     output=None,       # None: all outputs; k: logit k; (i, j): the difference of two logits
 ) -> Interval:
     "ECLipsE-Fast: certified upper bound of the global l2 Lipschitz constant, closed form."
-    return _sdp(net, input_shape, output, 0, 0., math.inf)
+    return _sdp(net, input_shape, output, rounds=0)
 
 def lip_sdp(
     net,                    # nn.Sequential of affine layers and activations with slopes in [0, 1], or [(W, b), ...]
@@ -391,4 +407,4 @@ def lip_sdp(
 ) -> Interval:
     "LipSDP-Neuron by gradient descent: certified upper bound of the global l2 Lipschitz constant, at most `lip_eclipse`'s."
     check_number(rounds, 'rounds', low=0, integer=True)
-    return _sdp(net, input_shape, output, rounds, rate, seconds)
+    return _sdp(net, input_shape, output, rounds=rounds, rate=rate, seconds=seconds)

@@ -181,7 +181,7 @@ def soap(
     for side, M in ('left', G @ G.swapaxes(-1, -2) if G.shape[-2] <= max_dim else None), ('right', G.swapaxes(-1, -2) @ G if G.shape[-1] <= max_dim else None):
         if M is None: continue
         s[side] = betas[1]*s.get(side, 0.) + (1 - betas[1])*M
-        if renew: s['Q' + side] = _xp(G).linalg.eigh(s[side])[1]
+        if renew: s['Q' + side] = _xp(G).linalg.eigh(_xp(G).nan_to_num(s[side], nan=0., posinf=0., neginf=0.))[1]  # a diverged model ends in nan, not in an error
     turned = _turn(G, s)
     t = s['t'] = s.get('t', 0) + 1
     m = s['m'] = betas[0]*s.get('m', 0.) + (1 - betas[0])*G

@@ -67,7 +67,7 @@ def fgsm(
     y,                      # labels (n,)
     norm: str = 'linf',     # 'linf' or 'l2'
     eps: float = 8/255,     # radius of the ball
-    batch_size: int = 250,  # images in one batch
+    batch_size: int = 128,  # images in one batch
 ) -> Adversarial:
     "Fast gradient sign method: one step along the steepest ascent of the cross-entropy (its l2 form steps along the gradient itself)."
     net, loss = _setup(model, x, y, norm, eps)
@@ -101,7 +101,7 @@ def pgd(
     step: float | None = None,  # length of a step; None takes 2.5 eps / steps
     loss: str = 'ce',           # 'ce' or 'dlr'
     seed: int = 0,
-    batch_size: int = 250,      # images in one batch
+    batch_size: int = 128,      # images in one batch
 ) -> Adversarial:
     "Projected gradient ascent with a fixed step length."
     net, function = _setup(model, x, y, norm, eps, check_choice(loss, 'loss', ['ce', 'dlr']))
@@ -189,7 +189,7 @@ def apgd(
     runs: int | None = None,   # random restarts, or targets for a targeted loss; None: 1, or all wrong classes up to 9
     steps: int = 100,          # gradient steps of each run
     seed: int = 0,
-    batch_size: int = 250,     # images in one batch
+    batch_size: int = 128,     # images in one batch
 ) -> Adversarial:
     "Auto-PGD: projected gradient ascent that halves its step where progress stalls."
     net, _ = _setup(model, x, y, norm, eps, loss)

@@ -187,7 +187,7 @@ def square(
     eps: float = 8/255,     # radius of the ball
     queries: int = 5000,    # forward passes for each image, at most
     seed: int = 0,
-    batch_size: int = 250,  # images in one batch
+    batch_size: int = 128,  # images in one batch
 ) -> Adversarial:
     "Square attack: random search over patches with the margin loss; the unfooled images come back at their lowest margin."
     check_choice(norm, 'norm', NORMS), check_number(eps, 'eps', above=0), check_number(queries, 'queries', low=1, integer=True)

@@ -138,16 +138,17 @@ class _ImageConv(torch.autograd.Function):
     def backward(ctx, grad): return image_gradient(grad, *ctx.saved_tensors, *ctx.geometry), None, None, None, None
 
 class ImageGradients(TorchFunctionMode):
-    "Inside this context, float32 CPU convolutions over at most four channels take the fast way back to the image; weights get no gradient from them."
+    "Inside this context CPU convolutions run in the plain memory layout, and float32 ones over at most four channels take the fast way back to the image."
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is torch.conv2d and (call := self._plain(*args, **(kwargs or {}))): return _ImageConv.apply(*call)
-        return func(*args, **(kwargs or {}))
+        return (self._conv if func is torch.conv2d else func)(*args, **(kwargs or {}))
     @staticmethod
-    def _plain(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    def _conv(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
         pair = lambda v: (v, v) if isinstance(v, int) else tuple(v)
-        plain = (input.ndim == 4 and input.shape[1] <= 4 and input.requires_grad and input.dtype == torch.float32 and input.device.type == 'cpu'
-                 and groups == 1 and not isinstance(padding, str) and pair(dilation) == (1, 1))
-        return plain and (input, weight, bias, pair(stride), pair(padding))
+        cpu = input.device.type == 'cpu' and input.ndim == 4
+        if cpu and weight.is_contiguous(memory_format=torch.channels_last): weight = weight.clone(memory_format=torch.contiguous_format)
+        if not (cpu and input.requires_grad and input.shape[1] <= 4 and input.dtype == torch.float32 and groups == 1 and not isinstance(padding, str) and pair(dilation) == (1, 1)):
+            return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+        return _ImageConv.apply(input, weight, bias, pair(stride), pair(padding))
 
 # %% ../nbs/10a_threat.ipynb #7db5e8c7
 class Oracle:
@@ -163,7 +164,7 @@ class Oracle:
         self.model, self.passes, self.blind = model, Counter(), Counter()
         self.classes = check_model(model, x[:32].to(self.device, self.dtype), y)
     def _ask(self, x):
-        with torch.autocast(self.device.type, enabled=False): return self.model(x.to(self.device, self.dtype)).float()
+        with ImageGradients(), torch.autocast(self.device.type, enabled=False): return self.model(x.to(self.device, self.dtype)).float()
     def logits(self, x):
         "Logits (n, classes) at `x`: a forward pass for each image."
         with torch.no_grad(): z = self._ask(x)
@@ -174,7 +175,7 @@ class Oracle:
         loss,  # function of the logits, one value per image
     ):
         "Logits, losses (n,) and the losses' gradients at `x`: a forward and a backward pass for each image."
-        with torch.enable_grad(), ImageGradients():
+        with torch.enable_grad():
             x = x.detach().requires_grad_()
             z = self._ask(x)
             l = loss(z)
@@ -191,7 +192,7 @@ class Oracle:
             if n: warnings.warn(f'{n} gradients of the loss {loss!r} were exactly zero where the attack began: robustness may be overestimated; '
                                 "try a dlr loss, scale the logits down, or trust `square`, which needs no gradient", stacklevel=3)
         self.blind.clear()
-    def wrong(self, x, y, batch_size: int = 250):
+    def wrong(self, x, y, batch_size: int = 128):
         "Which images are not classified as `y`, as (n,) bool."
         return torch.cat([self.logits(a).argmax(1).to(b.device) != b for a, b in zip(x.split(batch_size), y.split(batch_size))])
 

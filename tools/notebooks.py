@@ -4,7 +4,7 @@
     python tools/notebooks.py check              fail if a notebook is stale, has errors, leaks a local path or is too large
     python tools/notebooks.py readme [--check]   write README.md from nbs/index.ipynb, or fail if it differs
 """
-import argparse, asyncio, base64, hashlib, os, re, subprocess, sys
+import argparse, asyncio, base64, hashlib, os, posixpath, re, subprocess, sys
 from pathlib import Path
 
 import nbformat
@@ -63,19 +63,24 @@ def problems(path):
         if found := LOCAL_PATH.search(cell.source + str(outputs)): yield f'{name}: cell {i} names a local path, {found[0]}'
 
 
+def option(cell, name):
+    "Value of a `#| name: value` line of a code cell, '' without one."
+    found = re.search(rf'^#\|\s*{name}:\s*(.*?)\s*$', cell.source, re.M)
+    return found[1].strip('"\'') if found else ''
+
 def cell_markdown(cell, images):
-    "One cell of the home page as Markdown; PNG outputs are collected in `images`."
-    if cell.cell_type == 'markdown': return re.sub(r'\]\((?!\w+:|#)([^)]+\.ipynb)', r'](nbs/\1', cell.source)
+    "One cell of the home page as Markdown, links relative to the top folder; PNG outputs are collected in `images`."
+    if cell.cell_type == 'markdown': return re.sub(r'(?<=\]\()(?![\w+]+:|#|/)([^)\s]+)', lambda m: posixpath.normpath(f'nbs/{m[1]}'), cell.source)
     if cell.cell_type != 'code' or re.search(r'^#\|\s*hide', cell.source, re.M): return ''
     source = '\n'.join(l for l in cell.source.splitlines() if not l.startswith('#|'))
-    parts = [] if re.search(r'^#\|\s*echo:\s*false', cell.source, re.M) else [f'```python\n{source}\n```']
+    parts = [] if option(cell, 'echo') == 'false' else [f'```python\n{source}\n```']
     for output in cell.outputs:
         data = output.get('data', {})
         if 'image/png' in data:
             name = f'figures/home-{len(images)}.png'
             images[name] = base64.b64decode(data['image/png'])
-            alt = re.search(r'^#\|\s*fig-alt:\s*"?(.*?)"?$', cell.source, re.M)
-            parts.append(f'![{alt[1] if alt else "figure"}](nbs/{name})')
+            parts.append(f'![{option(cell, "fig-alt")}](nbs/{name})')
+            if caption := option(cell, 'fig-cap'): parts.append(f'*{caption}*')
         elif 'text/markdown' in data: parts.append(data['text/markdown'])
         elif text := data.get('text/plain', output.get('text', '')): parts.append('\n'.join(f'    {l}' for l in text.splitlines()))
     return '\n\n'.join(parts)

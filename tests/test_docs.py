@@ -1,0 +1,259 @@
+"The book as a reader meets it: rendered by tools/docs.py, opened in Chromium, page by page."
+import fcntl, functools, http.server, itertools, json, os, re, shutil, subprocess, sys, threading
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT/'tools'))
+import docs
+
+CHROMIUM = next(filter(None, map(shutil.which, ['chromium', 'chromium-browser', 'google-chrome'])), None)
+DRIVER = shutil.which('chromedriver')
+browser_needed = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason='no browser: apt-get install chromium chromium-driver')
+PHONE, DESKTOP = dict(width=390, height=844, mobile=True, deviceScaleFactor=2), dict(width=1280, height=900, mobile=False, deviceScaleFactor=1)
+MAX_PAGE = 3_000_000
+
+# what one page shows, asked in the page itself
+LOOK = '''
+const box = e => e.getBoundingClientRect();
+const scrolls = e => e && (/auto|scroll/.test(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
+document.querySelectorAll('details').forEach(d => d.open = true);
+const prose = document.querySelector('main').cloneNode(true);
+prose.querySelectorAll('code, pre, math, table, .cell-output').forEach(e => e.remove());
+return {
+  title: document.title, heading: document.querySelector('h1')?.textContent,
+  width: document.documentElement.scrollWidth,
+  cut: [...document.querySelectorAll('main *')].filter(e => box(e).right > innerWidth + 1 && !scrolls(e)).map(e => e.outerHTML.slice(0, 80)),
+  images: [...document.images].map(i => ({alt: i.alt, loaded: i.complete && i.naturalWidth > 0, start: i.src.slice(0, 60)})),
+  links: [...document.querySelectorAll('a[href]')].map(a => a.href),
+  ids: [...document.querySelectorAll('[id]')].map(e => e.id),
+  formulas: document.querySelectorAll('.math').length,
+  rendered: [...document.querySelectorAll('.math > math')].filter(m => box(m).width > 2 && box(m).height > 2 && !m.querySelector('merror')).length,
+  font: document.fonts.check('16px "Book Math"'),
+  lost: [...document.querySelectorAll('math')].map(m => m.textContent).filter(t => /sqrt|frac|left|right|alpha|beta|sigma|lambda|epsilon|cdot|quad/.test(t)),
+  tex: prose.textContent.match(/\\\\[a-zA-Z]{3,}|\\$[^$\\s][^$]*\\$/g) || [],
+}'''
+
+# is the page dark, within a second?
+DARK = '''
+const done = arguments[0], dark = () => Math.max(...getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3)) < 80;
+let left = 50;
+const look = () => dark() || !left-- ? done(dark()) : setTimeout(look, 20);
+look();'''
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args): pass
+
+
+@pytest.fixture(scope='module')
+def site(tmp_path_factory):
+    "The rendered site's folder; all test processes share one build."
+    base = tmp_path_factory.getbasetemp()
+    if 'PYTEST_XDIST_WORKER' in os.environ: base = base.parent
+    with open(base/'docs.lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (base/'site').exists():
+            subprocess.run([sys.executable, ROOT/'tools/docs.py', '--renderer', 'smalldocs', '--out', base/'site'], check=True, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    return base/'site'
+
+
+@pytest.fixture(scope='module')
+def url(site):
+    "The site's address on this machine."
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Handler, directory=site))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f'http://127.0.0.1:{server.server_port}/'
+    server.shutdown()
+
+
+@pytest.fixture(scope='module')
+def browser(tmp_path_factory):
+    from selenium import webdriver
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    flags = 'headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-component-update disable-sync disable-dev-shm-usage'
+    for flag in flags.split(): options.add_argument(f'--{flag}')
+    options.add_argument(f'--user-data-dir={tmp_path_factory.mktemp("profile")}')
+    options.set_capability('goog:loggingPrefs', {'browser': 'ALL', 'performance': 'ALL'})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver.execute_cdp_cmd('Network.enable', {})
+    driver.execute_cdp_cmd('Network.setCacheDisabled', {'cacheDisabled': True})  # every page is weighed whole
+    yield driver
+    driver.quit()
+
+
+def screen(browser, size, scheme='light'):
+    browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', size)
+    browser.execute_cdp_cmd('Emulation.setEmulatedMedia', {'features': [{'name': 'prefers-color-scheme', 'value': scheme}]})
+
+
+@pytest.fixture(scope='module')
+def visits(site, url, browser):
+    "What every page shows on a phone: {page: answers of LOOK, console messages, requests}; looked at once for all test processes."
+    store = site.with_suffix('.json')
+    with open(site.with_name('visits.lock'), 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not store.exists(): store.write_text(json.dumps({p.relative_to(site).as_posix(): visit(browser, url, p.relative_to(site).as_posix()) for p in sorted(site.rglob('*.html'))
+                                                            if 'site_libs' not in p.parts}))
+    return json.loads(store.read_text().replace('BASE/', url))
+
+
+def visit(browser, url, page):
+    screen(browser, PHONE)
+    browser.get_log('performance'), browser.get_log('browser')
+    browser.get(url + page)
+    browser.execute_async_script("document.fonts.load('16px \"Book Math\"').finally(() => document.fonts.ready.then(arguments[0]))")
+    seen = browser.execute_script(LOOK)
+    screen(browser, DESKTOP, 'dark')
+    seen['width_desktop'] = browser.execute_script('return document.documentElement.scrollWidth')
+    seen['dark'] = browser.execute_async_script(DARK)
+    seen['console'] = [m['message'] for m in browser.get_log('browser')]
+    messages = [json.loads(m['message'])['message'] for m in browser.get_log('performance')]
+    seen['requests'] = [m['params']['request']['url'] for m in messages if m['method'] == 'Network.requestWillBeSent']
+    seen['failed'] = [m['params'] for m in messages if m['method'] == 'Network.loadingFailed']
+    seen['bytes'] = sum(m['params']['encodedDataLength'] for m in messages if m['method'] == 'Network.loadingFinished')
+    return json.loads(json.dumps(seen).replace(url, 'BASE/'))
+
+
+def faults(visits, find):
+    return {page: found for page, seen in visits.items() if (found := find(seen))}
+
+
+def test_every_notebook_has_its_place_in_the_reading_order(monkeypatch):
+    order = docs.reading_order()
+    assert order[0] == 'index.ipynb' and len(order) == len(docs.notebooks())
+    monkeypatch.setattr(docs, 'notebooks', lambda: [docs.NBS/n for n in [*order, 'experiments/forgotten.ipynb']])
+    with pytest.raises(ValueError, match='experiments/forgotten.ipynb stands 0 times in the sidebar'): docs.reading_order()
+
+
+def test_no_figure_is_missing():
+    for path in docs.notebooks():
+        for cell in json.loads(path.read_text())['cells']:
+            if cell['cell_type'] != 'code' or not re.search(r'^#\| *fig-(cap|alt):', source := ''.join(cell['source']), re.M) or '#| cuda' in source: continue
+            assert any('image/png' in out.get('data', {}) for out in cell['outputs']), f'{path.name}: no figure stored for\n{source[:300]}'
+
+
+def test_llms_txt_names_every_chapter(site):
+    text = (site/'llms.txt').read_text()
+    for name in docs.reading_order():
+        copy = docs.page_of(docs.NBS/name).replace('.html', '.llms.md')
+        assert copy in text and (site/copy).stat().st_size > 200
+
+
+def test_the_style_sheets_ask_for_nothing_from_elsewhere(site):
+    for sheet in site.rglob('*.css'): assert 'url(http' not in sheet.read_text().replace('"', '').replace("'", ''), sheet.name
+
+
+def blocks(path):
+    "Code blocks of a Markdown file: (language, text)."
+    return re.findall(r'^```(\w*)\n(.*?)^```$', path.read_text(), re.M | re.S)
+
+
+def test_links_between_files_of_the_repository():
+    for name in 'README.md', 'CONTRIBUTING.md', 'CHANGELOG.md':
+        for link in re.findall(r'\]\(([^)#\s]+)', (ROOT/name).read_text()):
+            assert re.match(r'\w+:', link) or (ROOT/link).exists(), f'{name}: {link}'
+
+
+def test_the_contributing_guide_turns_a_notebook_into_a_module(tmp_path):
+    chapter, commands = next((text, after) for (_, text), (_, after) in itertools.pairwise(blocks(ROOT/'CONTRIBUTING.md')) if text.startswith('# 16_margin.py'))
+    for name in 'settings.ini', 'setup.py', 'README.md', 'tools', 'robustnb', 'nbs/00_core.ipynb':
+        target = tmp_path/name
+        target.parent.mkdir(exist_ok=True)
+        (shutil.copytree if (ROOT/name).is_dir() else shutil.copy)(ROOT/name, target)
+    (tmp_path/'16_margin.py').write_text(chapter)
+    env = {**os.environ, 'PYTHONPATH': str(tmp_path), 'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}'}
+    subprocess.run(['bash', '-ec', commands], cwd=tmp_path, env=env, check=True)
+    shown = "import torch; from robustnb.margin import margin; print(margin(torch.eye(2), torch.tensor([0, 0])).tolist())"
+    assert subprocess.run([sys.executable, '-c', shown], cwd=tmp_path, env=env, capture_output=True, text=True).stdout == '[1.0, -1.0]\n'
+
+
+@pytest.mark.parametrize('heading', ['Adding an optimizer', 'Adding a data set', 'Adding an attack'])
+def test_worked_examples_of_the_contributing_guide(heading, tmp_path):
+    (tmp_path/'part.md').write_text((ROOT/'CONTRIBUTING.md').read_text().split(f'## {heading}\n')[1].split('\n## ')[0])
+    script = []
+    for language, text in blocks(tmp_path/'part.md'):
+        inside = re.match(r'# nbs/\d+\w?_(\w+)\.ipynb', text)
+        space = f'vars(import_module("robustnb.{inside[1]}"))' if inside else 'globals()'
+        if language == 'python': script.append(f'exec({text!r}, {space})')
+    assert len(script) > 1
+    done = subprocess.run([sys.executable, '-c', '\n'.join(['from importlib import import_module', *script])], cwd=tmp_path, capture_output=True, text=True,
+                          env={**os.environ, 'PYTHONPATH': str(ROOT), 'ROBUSTNB_DATA': str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+
+
+@browser_needed
+def test_pages_open_without_errors_or_outside_requests(visits, url):
+    assert len(visits) > len(docs.reading_order())
+    assert not faults(visits, lambda s: s['console'] + s['failed'] + [r for r in s['requests'] if not r.startswith((url, 'data:'))])
+    assert not faults(visits, lambda s: not s['heading'] or not s['title'] or sorted(s['ids']) != sorted(set(s['ids'])) and [i for i in s['ids'] if s['ids'].count(i) > 1])
+
+
+@browser_needed
+def test_links_lead_somewhere(visits, site, url):
+    def broken(seen):
+        inside = [link.removeprefix(url).partition('#') for link in seen['links'] if link.startswith(url)]
+        return [page + hash + anchor for page, hash, anchor in inside if not (site/page).exists() or anchor and anchor not in visits[page or 'index.html']['ids']]
+    assert not faults(visits, broken)
+
+
+@browser_needed
+def test_images_load_and_say_what_they_show(visits):
+    assert any(s['images'] for s in visits.values())
+    assert not faults(visits, lambda s: [i for i in s['images'] if not i['loaded'] or len(i['alt']) < 10])
+
+
+@browser_needed
+def test_formulas_are_rendered(visits):
+    assert sum(s['formulas'] for s in visits.values()) > 20
+    assert not faults(visits, lambda s: s['formulas'] - s['rendered'] or s['tex'] or s['lost'] or not s['font'])
+
+
+@browser_needed
+def test_nothing_scrolls_sideways_and_the_dark_theme_is_dark(visits):
+    assert not faults(visits, lambda s: s['cut'])
+    assert not faults(visits, lambda s: s['width'] > PHONE['width'] or s['width_desktop'] > DESKTOP['width'])
+    assert not faults(visits, lambda s: not s['dark'])
+
+
+@browser_needed
+def test_pages_are_light(visits):
+    assert not faults(visits, lambda s: s['bytes'] > MAX_PAGE and s['bytes'])
+
+
+@browser_needed
+@pytest.mark.parametrize('scheme', ['http', 'file'])
+def test_search_finds_a_function(scheme, site, url, browser):
+    from selenium.webdriver import Keys
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+    word, page = ('filter_energy', 'spectrum') if (site/'spectrum.html').exists() else ('noise_curve', 'evaluate')
+    screen(browser, DESKTOP)
+    browser.get((url if scheme == 'http' else site.as_uri() + '/') + 'index.html')
+    browser.switch_to.active_element.send_keys('/')
+    browser.switch_to.active_element.send_keys(word)
+    results = WebDriverWait(browser, 10).until(lambda b: b.find_elements(By.CSS_SELECTOR, '.search-result'))
+    targets = [r.get_attribute('href') for r in results]
+    assert any(t.endswith(f'/{page}.html#{page}.{word}') for t in targets), targets
+    browser.switch_to.active_element.send_keys(Keys.ENTER)
+    WebDriverWait(browser, 10).until(lambda b: '#' in b.current_url)
+    assert word in browser.find_element(By.TAG_NAME, 'main').text
+
+
+@browser_needed
+@pytest.mark.parametrize('size', [DESKTOP, PHONE], ids=['desktop', 'phone'])
+def test_the_keyboard_reaches_the_sidebar(size, url, browser):
+    from selenium.webdriver import Keys
+    screen(browser, size)
+    browser.get(url + 'core.html')
+    focus = lambda: browser.execute_script("const e = document.activeElement; return [!!e.closest('#quarto-sidebar'), e.matches('.quarto-btn-toggle'), e.href || '']")
+    for _ in range(40):
+        browser.switch_to.active_element.send_keys(Keys.TAB)
+        inside, button, href = focus()
+        if button: browser.switch_to.active_element.send_keys(Keys.ENTER)
+        if inside and 'fig01' in href: break
+    assert inside and 'fig01' in href
+    browser.switch_to.active_element.send_keys(Keys.ENTER)
+    assert 'fig01' in browser.current_url

@@ -1,0 +1,319 @@
+"""Render the book in nbs/ to _docs/, from _quarto.yml: with Quarto where it is on PATH, with smalldocs elsewhere.
+
+    python tools/docs.py [--out FOLDER] [--renderer quarto|smalldocs]
+
+Both renderers read the same folder _proc/, made here: nbdev's processed notebooks under the names their links use, the source of each
+module, a table of all public names. Nothing on the site comes from the network: links to code lead to pages of the site, formulas
+are MathML with a font of their own, and the search index also opens from a folder on disk. `nbdev_docs` would overwrite README.md, which
+tools/notebooks.py makes.
+"""
+import argparse, ast, inspect, json, os, re, shutil, subprocess, sys
+from fnmatch import fnmatch
+from html import unescape
+from importlib import import_module
+from importlib.resources import files
+from pathlib import Path
+from time import perf_counter
+from types import ModuleType
+
+import yaml
+from execnb.nbio import mk_cell, read_nb, write_nb
+from fastcore.docments import docments
+from fontTools import subset
+from nbdev import processors
+from nbdev.config import get_config
+from nbdev.doclinks import NbdevLookup, _nbpath2html
+
+from notebooks import NBS, ROOT, notebooks
+
+PROC = ROOT/'_proc'
+CONFIG = yaml.safe_load((ROOT/'_quarto.yml').read_text())
+# search.json cannot be fetched by a page opened from disk, a script can; and a long sidebar shows where the reader is
+SCRIPT = '''<script>
+if (location.protocol === 'file:') {
+  const fetchOnline = window.fetch;
+  window.fetch = (url, ...rest) => !String(url).endsWith('search.json') ? fetchOnline(url, ...rest) : new Promise((resolve, reject) => {
+    const script = document.createElement('script');
+    script.src = String(url).replace(/json$/, 'js');
+    script.onload = () => resolve({ok: true, status: 200, json: async () => window.bookIndex});
+    script.onerror = reject;
+    document.head.append(script);
+  });
+}
+addEventListener('load', () => {
+  const sidebar = document.querySelector('#quarto-sidebar'), here = sidebar?.querySelector('a.active');
+  if (here) sidebar.scrollTop = Math.max(0, here.getBoundingClientRect().top - sidebar.getBoundingClientRect().top - sidebar.clientHeight/2);
+});
+</script>'''
+
+
+# the reading order
+
+def expand(contents, names):
+    "The sidebar's `contents` with each glob replaced by the notebooks of `names` it matches, sections without notebooks dropped."
+    found = []
+    for item in contents:
+        if isinstance(item, str): found += sorted(n for n in names if fnmatch(n, item)) if item.endswith('.ipynb') else [item]
+        elif 'href' in item: found.append(item)
+        elif inner := expand(item['contents'], names): found.append({**item, 'contents': inner})
+    return found
+
+def flat(contents):
+    "All pages of expanded `contents`, in reading order."
+    return [page for item in contents for page in ([item] if isinstance(item, str) else flat(item.get('contents', [item.get('href')])))]
+
+def reading_order():
+    "Names of all notebooks in the order of the sidebar; a ValueError if one is missing there or comes twice."
+    names = [p.relative_to(NBS).as_posix() for p in notebooks()]
+    order = [p for p in flat(expand(CONFIG['website']['sidebar']['contents'], names)) if p.endswith('.ipynb')]
+    wrong = [f'{n} stands {order.count(n)} times in the sidebar of _quarto.yml' for n in names if order.count(n) != 1]
+    if wrong: raise ValueError('; '.join(wrong))
+    return order
+
+
+# a chapter: nbdev's processors, with three of our own
+
+class show_code(processors.Processor):
+    "Exported definitions stay on the page, each under a heading with a link to its source; imports go."
+    def begin(self):
+        self.module = next((c.directives_['default_exp'][0] for c in self.nb.cells if 'default_exp' in c.directives_), None)
+        self.lines = {n.name: n.lineno for n in public(self.module)} if self.module else {}
+        self.nb.cells[:] = [new for cell in self.nb.cells for new in (self.pieces(cell) if cell.directives_.keys() & {'export', 'exports'} else [cell])]
+        for i, cell in enumerate(self.nb.cells): cell.idx_ = i
+    def pieces(self, cell):
+        "The cell cut before each public definition, with its heading; nothing if the cell only imports."
+        body, lines = ast.parse(cell.source).body, cell.source.splitlines()
+        importing = lambda n: isinstance(n, (ast.Import, ast.ImportFrom)) or isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == '_all_'
+        if 'hide' in cell.directives_ or all(map(importing, body)): return []
+        named = [n for n in body if getattr(n, 'name', '_')[0] != '_']
+        cuts = [0] + [min([n.lineno, *(d.lineno for d in n.decorator_list)]) - 1 for n in named[1:]] + [len(lines)]
+        for i, cut in enumerate(cuts[1:-1], 1):
+            while lines[cut - 1].startswith('#'): cut -= 1
+            cuts[i] = cut
+        found = []
+        if missing := [n.name for n in named if n.name not in self.lines]: raise ValueError(f'{missing[0]} is not in robustnb/{self.module}.py: run nbdev_export')
+        for node, start, end in zip(named or [None], cuts, cuts[1:]):
+            if node: found.append(new_cell(f'### {node.name} {{.api-name #{self.module}.{node.name}}}\n\n[source](source/{self.module}.html#L-{self.lines[node.name]}){{.source-link}}', 'markdown'))
+            found.append(new_cell('\n'.join(lines[start:end]).strip('\n')))
+        return found
+
+def new_cell(source, cell_type='code'):
+    cell = mk_cell(source, cell_type)
+    cell.directives_ = {}
+    return cell
+
+def link_names(text, here=''):
+    "Names in backticks lead to where a chapter defines them; `here` is the folder of the page they stand on."
+    cfg = get_config()
+    lookup = NbdevLookup(incl_libs=('robustnb',), ns={p.stem: ModuleType(f'robustnb.{p.stem}') for p in (ROOT/'robustnb').glob('*.py')})
+    def link(m):  # a method's link leads to its class, a private helper's to the page
+        name = m[1].split('.')[-1 - m[4].count('.')]
+        return f'[`{m[1]}{m[2] or ""}`]({os.path.relpath(m[3], here or ".")}' + (')' if name[0] == '_' else f'#{Path(m[3]).stem}.{name})')
+    return re.sub(r'\[`([\w.]+)(\(\))?`\]\(' + re.escape(cfg.doc_host + cfg.doc_baseurl) + r'/([\w/-]+\.html)#([\w.]+)\)', link, lookup.linkify(text))
+
+class local_links(processors.Processor):
+    "Names in backticks lead to their chapter, and links between chapters to the other page."
+    def begin(self):
+        here = Path(page_of(self.nb.path_)).parent
+        def chapter(m):
+            target = (NBS/here/m[1]).resolve()
+            return f']({os.path.relpath(page_of(target), here)}' if target.is_relative_to(NBS) else m[0]
+        for cell in self.nb.cells:
+            if cell.cell_type == 'markdown': cell.source = re.sub(r'\]\((?!\w+:)([^)#\s]+\.ipynb)', chapter, link_names(cell.source, here))
+
+def one_stream(cell):
+    "What a cell printed is one block, however many pieces the kernel sent."
+    whole = []
+    for out in cell.get('outputs', []):
+        if whole and out['output_type'] == whole[-1]['output_type'] == 'stream' and out['name'] == whole[-1]['name']:
+            whole[-1]['text'] = [*whole[-1]['text'], *out['text']]
+        else: whole.append(out)
+    if whole: cell['outputs'] = whole
+
+class Chapter(processors.FilterDefaults):
+    def base_procs(self):
+        change = dict(add_show_docs=show_code, add_links=local_links, clean_show_doc=None, exec_show_docs=None, add_fold=None, mv_exports=None)
+        return [one_stream] + [p for p in (change.get(p.__name__, p) for p in super().base_procs()) if p]
+
+def page_of(path):
+    "The page of a notebook, as nbdev's links name it; experiments keep their names."
+    path = Path(path).resolve().relative_to(NBS)
+    return path.with_suffix('.html').as_posix() if path.parent.name else _nbpath2html(path).as_posix()
+
+def process(name):
+    "One notebook, processed, under its page's name in _proc/."
+    nb = read_nb(NBS/name)
+    Chapter()(nb)
+    front = nb.cells[0]
+    front.source = re.sub(r'^output-file: .*\n', '', front.source, flags=re.M)
+    target = PROC/page_of(NBS/name).replace('.html', '.ipynb')
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_nb(nb, target)
+    return target.relative_to(PROC).as_posix()
+
+
+# pages made from the modules
+
+def public(module):
+    "Public functions and classes of an exported module, as syntax trees."
+    tree = ast.parse((ROOT/'robustnb'/f'{module}.py').read_text())
+    return [n for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name[0] != '_']
+
+def page(path, title, description, body, **options):
+    "Write one Markdown page into _proc/."
+    front = yaml.safe_dump({k: v for k, v in dict(title=title, description=description, **options).items() if v != ''}, allow_unicode=True)
+    (PROC/path).parent.mkdir(exist_ok=True)
+    (PROC/path).write_text(f'---\n{front}---\n\n{body}\n')
+
+def literal(text, here='reference'):
+    "A docstring or comment as Markdown: only its code in backticks is markup."
+    return ''.join(link_names(part, here) if i % 2 else re.sub(r'([\\*^~$<>_\[\]])', r'\\\1', part) for i, part in enumerate(re.split('(`[^`]*`)', text)))
+
+def in_table(text):
+    return text.replace('|', '\\|').replace('\n', ' ')
+
+def arguments(node):
+    "Argument names of a function, or of a class's constructor, with annotation and default as written (None where absent)."
+    if isinstance(node, ast.ClassDef):
+        init = next((n for n in node.body if getattr(n, 'name', '') == '__init__'), None)
+        if init is None: return {n.target.id: (n.annotation, n.value) for n in node.body if isinstance(n, ast.AnnAssign)}
+        node = init
+    a = node.args
+    positional = [x for x in a.posonlyargs + a.args if x.arg != 'self']
+    pairs = list(zip(positional, [None]*(len(positional) - len(a.defaults)) + a.defaults)) + list(zip(a.kwonlyargs, a.kw_defaults))
+    found = {x.arg: (x.annotation, default) for x, default in pairs}
+    for star, x in ('*', a.vararg), ('**', a.kwarg):
+        if x: found[star + x.arg] = (x.annotation, None)
+    return found
+
+def parameters(node, obj):
+    "The API table of one function, or of a class's constructor: types and defaults as written, meanings from the docments."
+    meaning = {k: v['docment'] or '' for k, v in docments(obj, full=True).items()}
+    args = arguments(node)
+    if getattr(node, 'returns', None) or meaning.get('return') and not inspect.isclass(obj): args['return'] = (node.returns, None)
+    if not args: return ''
+    code = lambda tree: f'`{in_table(ast.unparse(tree))}`' if tree else ''
+    label = lambda name: 'returns' if name == 'return' else f'`{name}`'
+    rows = [(label(k), code(anno), code(default), in_table(literal(meaning.get(k.strip('*'), '')))) for k, (anno, default) in args.items()]
+    columns = [c for c in zip(('parameter', 'type', 'default', 'meaning'), *rows) if any(c[1:])]
+    lines = [f'| {" | ".join(line)} |' for line in zip(*columns)]
+    return '\n'.join([lines[0], '|:--'*len(columns) + '|', *lines[1:], ''])
+
+def module_pages(module, chapter):
+    "A module's API tables and its source with numbered lines; returns its table of names."
+    path, objects = ROOT/'robustnb'/f'{module}.py', vars(import_module(f'robustnb.{module}'))
+    text, names = [f'[The chapter](../{chapter}) explains and tests all this.\n'], []
+    for node in public(module):
+        obj, anchor = objects[node.name], f'{module}.{node.name}'
+        doc = inspect.getdoc(obj) or ''
+        text += [f'## {node.name} {{.api-name #{anchor}}}\n', f'[source](../source/{module}.html#L-{node.lineno}){{.source-link}}\n',
+                 literal(doc) + f' [In the chapter](../{chapter}#{anchor}).\n', parameters(node, obj)]
+        if isinstance(node, ast.ClassDef):
+            methods = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name[0] != '_' and ast.get_docstring(n)]
+            text += [f'- `.{m.name}`: {literal(ast.get_docstring(m))}'.replace('\n', ' ') for m in methods] + ['']
+        names.append(f'| [`{node.name}`](reference/{module}.html#{anchor}) | {in_table(literal(doc.split(chr(10))[0], here=""))} |')
+    page(f'reference/{module}.md', f'robustnb.{module}', 'API reference', '\n'.join(text), **{'from': 'markdown-smart'})
+    page(f'source/{module}.md', f'{module}.py', 'Exported from its chapter: edit the notebook, not this file',
+         f'````{{#L .python code-line-numbers=true}}\n{path.read_text().rstrip()}\n````', search=False, toc=False)
+    return [f'## [robustnb.{module}](reference/{module}.html)\n', '| name | what it does |\n|:--|:--|', *names, '']
+
+def reference(pages):
+    "The API reference, its modules in the order of their numbers."
+    text = []
+    for name in sorted(pages):
+        found = re.search(r'^#\| *default_exp (\w+)', '\n'.join(c.source for c in read_nb(NBS/name).cells), re.M)
+        if found: text += module_pages(found[1], page_of(NBS/name))
+    page('reference.md', 'API reference', 'Every public function and class, by module', '\n'.join(text))
+
+
+def project_page(name):
+    "A Markdown file of the top folder as a page; its links to notebooks lead to their pages."
+    title, _, body = (ROOT/name).read_text().partition('\n')
+    body = re.sub(r'\]\(nbs/([^)#\s]+\.ipynb)', lambda m: f']({page_of(NBS/m[1])}', body)
+    page(name.lower(), title.strip('# '), '', link_names(body))
+
+
+# rendering
+
+def prepare():
+    "Fill _proc/ with everything a renderer needs; returns the pages in reading order."
+    shutil.rmtree(PROC, ignore_errors=True)
+    order = reading_order()
+    skip = shutil.ignore_patterns('*.ipynb', '.*', '_*', 'nbdev.yml', 'sidebar.yml')
+    shutil.copytree(NBS, PROC, ignore=skip)
+    os.environ['IN_TEST'] = '1'  # as nbdev does while it processes: nothing exports
+    pages = {name: process(name) for name in order}
+    reference(pages)
+    for name in 'CONTRIBUTING.md', 'CHANGELOG.md': project_page(name)
+    config = json.loads(json.dumps(CONFIG))
+    sidebar = config['website']['sidebar']
+    def rename(item):
+        if isinstance(item, dict): return {k: rename(v) if k == 'href' else [rename(i) for i in v] if k == 'contents' else v for k, v in item.items()}
+        return pages.get(item, item)
+    sidebar['contents'] = [rename(i) for i in expand(sidebar['contents'], order)]
+    config['format']['html']['include-in-header'] = 'book.html'
+    (PROC/'book.html').write_text(SCRIPT)
+    (PROC/'_quarto.yml').write_text(yaml.safe_dump(config, sort_keys=False))
+    return pages
+
+def smalldocs():
+    "Render _proc/ with smalldocs, formulas as MathML; returns its warnings."
+    from math_core import LatexToMathML
+    from smalldocs import markdown, site
+    convert = LatexToMathML().convert_with_local_state
+    tex = lambda tokens, i: tokens[i].content.strip()
+    markdown.math_inline = lambda self, tokens, i, options, env: f'<span class="math inline">{convert(tex(tokens, i), displaystyle=False)}</span>'
+    markdown.math_display = lambda self, tokens, i, options, env: f'<span class="math display">{convert(tex(tokens, i), displaystyle=True)}</span>'
+    markdown.math_block = lambda *args: f'<p>{markdown.math_display(*args)}</p>\n'
+    return [w for w in site.build(PROC, quiet=True).warnings if 'html-math-method' not in w]
+
+def math_font(out):
+    "Write math.woff: STIX Two Math cut down to the characters of the book's formulas, with lower roots and tighter fractions in lines of text."
+    chars = {c for p in out.rglob('*.html') for t in re.findall(r'<m(?:i|o|n|text)\b[^>]*>([^<]*)', p.read_text()) for c in unescape(t)}
+    italic = {chr(start + ord(c) - ord(first)) for c in chars for first, last, start in
+              [('a', 'z', 0x1d44e), ('A', 'Z', 0x1d434), ('α', 'ω', 0x1d6fc), ('Α', 'Ω', 0x1d6e2)] if first <= c <= last}
+    options = subset.Options(flavor='woff', layout_features=['*'], name_IDs=[0, 13, 14])
+    font = subset.load_font(files('ziamath')/'fonts'/'STIXTwoMath-Regular.ttf', options)
+    constants, variants = font['MATH'].table.MathConstants, font['MATH'].table.MathVariants
+    constants.FractionNumeratorShiftUp.Value, constants.FractionDenominatorShiftDown.Value, constants.RadicalRuleThickness.Value = 440, 360, 52
+    # browsers reserve the width of the widest root for every root: make them equally wide
+    root = variants.VertGlyphConstruction[variants.VertGlyphCoverage.glyphs.index('uni221A')]
+    width, right = font['hmtx']['uni221A'][0], font['glyf']['uni221A'].xMax
+    def squeeze(name, x, y):
+        font['glyf'][name].coordinates.scale((x, y))
+        font['glyf'][name].recalcBounds(font['glyf'])
+        font['hmtx'][name] = width, font['glyf'][name].xMin
+    for v in root.MathGlyphVariantRecord:
+        squeeze(v.VariantGlyph, right/font['glyf'][v.VariantGlyph].xMax, .76)
+        v.AdvanceMeasurement = round(.76*v.AdvanceMeasurement)
+    parts = {part.glyph for part in root.GlyphAssembly.PartRecords}
+    widest = max(font['glyf'][p].xMax for p in parts)
+    for part in parts: squeeze(part, right/widest, 1)
+    cut = subset.Subsetter(options)
+    cut.populate(text=''.join(chars | italic) + 'ℎ√')
+    cut.subset(font)
+    subset.save_font(font, out/'math.woff', options)
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--out', type=Path, default=ROOT/'_docs')
+    parser.add_argument('--renderer', choices=['quarto', 'smalldocs'], default='quarto' if shutil.which('quarto') else 'smalldocs')
+    args = parser.parse_args()
+    start, out = perf_counter(), args.out.resolve()
+    if out.is_dir() and any(out.iterdir()) and not (out/'site_libs').is_dir(): sys.exit(f'--out: {out} holds something else than a rendered book')
+    sys.path.insert(0, str(ROOT))
+    os.chdir(ROOT)
+    pages = prepare()
+    prepared = perf_counter()
+    if args.renderer == 'quarto': subprocess.run(['quarto', 'render', '--no-cache'], cwd=PROC, check=True)
+    else:
+        for warning in smalldocs(): print(warning)
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.move(PROC/CONFIG['project']['output-dir'], out)
+    math_font(out)
+    for sheet in out.rglob('*.css'): sheet.write_text(re.sub(r'@import url\(["\']?https?:[^)]*\);?', '', sheet.read_text()))  # the themes' web fonts
+    (out/'search.js').write_text('bookIndex = ' + (out/'search.json').read_text())
+    print(f'{len(pages)} chapters in {os.path.relpath(out)}/ ({prepared - start:.0f} s for the notebooks, {perf_counter() - prepared:.0f} s for the pages)')
+
+
+if __name__ == '__main__': main()
