@@ -15,23 +15,20 @@ from .threat import NORMS, TINY, Adversarial, Oracle, Rows, column, distance, le
 # %% ../nbs/10c_fab.ipynb #43fbf2b5
 def deepfool_batch(net, x, y, norm, steps, overshoot, classes):
     "DeepFool on correctly classified images: the first misclassified point on its path, and whether there was one."
-    ranks = rank_targets(net.logits(x), y)[:, :classes]
     x_adv, fooled, here = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device), torch.arange(len(x), device=x.device)
-    s = Rows(x=x, y=y, ranks=ranks, total=torch.zeros_like(x))
-    for _ in range(steps):
-        at = (s.x + (1 + overshoot)*s.total).clamp_(0, 1)
-        hit = net.logits(at).argmax(1) != s.y
-        x_adv[here[hit]], fooled[here[hit]] = at[hit], True
-        if hit.all(): break
-        at, here, s = at[~hit], here[~hit], s.keep(~hit)
-        near = torch.full((len(at),), torch.inf, device=x.device)
-        move = torch.zeros_like(at)
+    s = Rows(at=x, y=y, ranks=rank_targets(net.logits(x), y)[:, :classes])
+    for k in range(1, steps + 1):
+        near, move = torch.full((len(s.at),), torch.inf, device=x.device), torch.zeros_like(s.at)
         for target in s.ranks.unbind(1):
-            _, f, w = net.gradient(at, lambda z: gap(z, s.y, target))
-            way = f.abs()/(length(w, 'l2') if norm == 'l2' else w.flatten(1).abs().sum(1)).clamp_min(TINY)
+            z, f, w = net.gradient(s.at, lambda z: gap(z, s.y, target))
+            way = (f.abs() + 1e-4*z.abs().amax(1))/(length(w, 'l2') if norm == 'l2' else w.flatten(1).abs().sum(1)).clamp_min(TINY)
             closer = way < near
             near[closer], move[closer] = way[closer], (column(way, w)*steepest(w, norm))[closer]
-        s.total += move*1.0001
+        s.at = (s.at + (1 + overshoot*k)*move).clamp_(0, 1)
+        hit = net.logits(s.at).argmax(1) != s.y
+        x_adv[here[hit]], fooled[here[hit]] = s.at[hit], True
+        if hit.all(): break
+        here, s = here[~hit], s.keep(~hit)
     return Adversarial(x_adv, fooled)
 
 def _setup(model, x, y, norm, eps):
@@ -46,7 +43,7 @@ def deepfool(
     norm: str = 'linf',         # 'linf' or 'l2'
     eps: float | None = None,   # count only what lies within this radius as fooled; None: any distance
     steps: int = 50,            # linearisations
-    overshoot: float = .02,     # share by which each step crosses the boundary
+    overshoot: float = .02,     # share by which the k-th step overshoots, times k
     classes: int = 9,           # likeliest wrong classes to consider
     batch_size: int = 128,      # images in one batch
 ) -> Adversarial:

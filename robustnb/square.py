@@ -191,8 +191,8 @@ def square(
 ) -> Adversarial:
     "Square attack: random search over patches with the margin loss; the unfooled images come back at their lowest margin."
     check_choice(norm, 'norm', NORMS), check_number(eps, 'eps', above=0), check_number(queries, 'queries', low=1, integer=True)
-    net = model if isinstance(model, Oracle) else Oracle(model, x, y)
     if x.ndim != 4: raise ValueError(f'x: got shape {tuple(x.shape)}, accepted for square: images (n, c, h, w)')
+    net = model if isinstance(model, Oracle) else Oracle(model, x, y)
     def attack(x, y, keys, run):
         out, fooled, left = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device), torch.arange(len(x), device=x.device)
         best = None

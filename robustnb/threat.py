@@ -138,16 +138,17 @@ class _ImageConv(torch.autograd.Function):
     def backward(ctx, grad): return image_gradient(grad, *ctx.saved_tensors, *ctx.geometry), None, None, None, None
 
 class ImageGradients(TorchFunctionMode):
-    "Inside this context CPU convolutions run in the plain memory layout, and float32 ones over at most four channels take the fast way back to the image."
+    "Inside this context float32 CPU convolutions over at most four channels take the fast way back to the image; with `plain` all use the plain memory layout."
+    def __init__(self, plain=False):
+        super().__init__()
+        self.plain = plain
     def __torch_function__(self, func, types, args=(), kwargs=None):
         return (self._conv if func is torch.conv2d else func)(*args, **(kwargs or {}))
-    @staticmethod
-    def _conv(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    def _conv(self, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
         pair = lambda v: (v, v) if isinstance(v, int) else tuple(v)
-        cpu = input.device.type == 'cpu' and input.ndim == 4
-        if cpu and weight.is_contiguous(memory_format=torch.channels_last): weight = weight.clone(memory_format=torch.contiguous_format)
-        if not (cpu and input.requires_grad and input.shape[1] <= 4 and input.dtype == torch.float32 and groups == 1 and not isinstance(padding, str) and pair(dilation) == (1, 1)):
-            return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+        if self.plain and weight.is_contiguous(memory_format=torch.channels_last): weight = weight.clone(memory_format=torch.contiguous_format)
+        image = input.ndim == 4 and input.shape[1] <= 4 and input.requires_grad and input.dtype == torch.float32 and input.device.type == 'cpu'
+        if not image or groups != 1 or isinstance(padding, str) or pair(dilation) != (1, 1): return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
         return _ImageConv.apply(input, weight, bias, pair(stride), pair(padding))
 
 # %% ../nbs/10a_threat.ipynb #7db5e8c7
@@ -161,10 +162,12 @@ class Oracle:
         check_images(x, y)
         first = next((p for p in model.parameters() if p.is_floating_point()), x) if isinstance(model, torch.nn.Module) else x
         self.dtype, self.device = (first.dtype if first is not x else torch.float32), first.device
+        convs = sum(p.numel() for p in model.parameters() if p.ndim == 4) if isinstance(model, torch.nn.Module) else 0
+        self.plain = first.device.type == 'cpu' and convs < 2**16
         self.model, self.passes, self.blind = model, Counter(), Counter()
         self.classes = check_model(model, x[:32].to(self.device, self.dtype), y)
     def _ask(self, x):
-        with ImageGradients(), torch.autocast(self.device.type, enabled=False): return self.model(x.to(self.device, self.dtype)).float()
+        with ImageGradients(self.plain), torch.autocast(self.device.type, enabled=False): return self.model(x.to(self.device, self.dtype)).float()
     def logits(self, x):
         "Logits (n, classes) at `x`: a forward pass for each image."
         with torch.no_grad(): z = self._ask(x)
