@@ -225,11 +225,12 @@ class Spec:
     fused: bool = False        # torch has a fused kernel for CPU and CUDA
     decoupled: bool = False    # weight decay shrinks the weights instead of joining the gradient
     weight_decay: float = 0.   # PyTorch's default
+    extra: tuple = ()          # names and defaults of options that only torch's optimizer has
 
     @property
     def options(self) -> dict:
         "Names and defaults of the rule's options."
-        return {k: p.default for k, p in signature(self.rule).parameters.items() if p.default is not p.empty and k != 'stacked'}
+        return {k: p.default for k, p in signature(self.rule).parameters.items() if p.default is not p.empty and k != 'stacked'} | dict(self.extra)
 
 def _grid(low, high): return tuple(float(f'{m}e{k}') for k in range(-9, 3) for m in (1, 3) if low <= float(f'{m}e{k}') <= high)
 
@@ -248,7 +249,7 @@ OPTIMIZERS = {
     'lion':     Spec(lion, _grid(1e-5, 1e-2), decoupled=True),
     'muon':     Spec(muon, _grid(3e-4, .3), decoupled=True, weight_decay=.1),
     'soap':     Spec(soap, _grid(1e-4, .1), decoupled=True),
-    'lbfgs':    Spec(lbfgs, _grid(1e-2, 1), torch.optim.LBFGS),
+    'lbfgs':    Spec(lbfgs, _grid(1e-2, 1), torch.optim.LBFGS, extra=(('max_iter', 20), ('line_search_fn', None))),
 }
 
 def default_grid(
