@@ -150,11 +150,13 @@ def show_plan(sweep, args) -> int:
     from robustnb.results import load
     paths = {r.id: sweeps.result_path(r, sweep.name, args.out, args.results) for r in sweep.runs}
     varied = [k for k in sweep.runs[0].config if len({str(r.config[k]) for r in sweep.runs}) > 1]
-    for r in sweep.runs: print(r.id, 'done' if paths[r.id] else 'to do', *(f'{k}={r.config[k]}' for k in varied))
+    lines = [' '.join([r.id, 'done' if paths[r.id] else 'to do', *(f'{k}={r.config[k]}' for k in varied)]) for r in sweep.runs]
     seconds = [load(p)['cost'].get('wall_s', 0) for p in paths.values() if p]
     left, workers = sum(not p for p in paths.values()), args.workers or cores()
-    about = f'about {sum(seconds)/len(seconds)*left/workers/60:.1f} minutes on {workers} workers, by the {len(seconds)} that are done' if seconds else 'time unknown, none is done yet'
-    print(f'{sweep.name}: {len(sweep.runs)} runs, {left} to do; {about}')
+    minutes = sum(seconds)/len(seconds)*left/workers/60 if seconds else None
+    about = f'about {minutes:.1f} minutes on {workers} workers, by the {len(seconds)} that are done' if seconds else 'time unknown, none is done yet'
+    runs = [dict(id=r.id, done=bool(paths[r.id]), config=r.config) for r in sweep.runs]
+    say(args, '\n'.join([*lines, f'{sweep.name}: {len(sweep.runs)} runs, {left} to do; {about}']), runs=runs, to_do=left, minutes=minutes)
     return 0
 
 # %% ../nbs/15_cli.ipynb #8398e0b1
