@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'AUGMENTS', 'PRECISIONS', 'lr_factor', 'flip', 'crop', 'resized', 'augment', 'resolve_precision',
-           'Config', 'Fit', 'weight_norm', 'fit', 'save_checkpoint', 'load_checkpoint']
+           'Config', 'Fit', 'weight_norm', 'filter_bands', 'fit', 'save_checkpoint', 'load_checkpoint']
 
 # %% ../nbs/09_train.ipynb #c148a2dc
 import json, math
@@ -22,6 +22,8 @@ from . import optim
 from .core import Stopwatch, atomic_path, check_choice, check_number, derive_seed, generator, keep_freed_memory
 from .core import device as pick_device
 from .data import to_float
+from .dct import dct2
+from .spectrum import band_masks
 
 # %% ../nbs/09_train.ipynb #008e91a4
 SCHEDULES = 'multistep cosine constant'.split()
@@ -127,14 +129,28 @@ class Fit:
     "What `fit` returns."
     model: torch.nn.Module  # trained in place, on the device
     config: Config
-    curves: list            # per epoch: epoch, loss, accuracy (running, on the training images), weight_norm, lr
+    curves: list            # per epoch: epoch, loss, accuracy (running, on the training images), weight_norm, lr; filters if asked for
     diverged: bool          # the loss was not finite; training stopped there
     cost: dict              # wall_s and cpu_s of this call
     precision: str          # resolved: 'fp32' or 'bf16'
 
 def weight_norm(model) -> float:
     "Euclidean norm of all parameters together."
-    with torch.no_grad(): return math.sqrt(sum(p.double().square().sum().item() for p in model.parameters()))
+    return math.hypot(*(torch.linalg.vector_norm(p.detach(), dtype=torch.float64).item() for p in model.parameters()))
+
+@torch.no_grad()
+def filter_bands(
+    model,         # torch module; its first convolution or linear layer is looked at
+    shape: tuple,  # (C,H,W) of its images; a linear layer's rows are read as such images
+    n: int = 4,    # bands
+) -> list:
+    "Share of the first layer's weight energy in each of n bands of DCT frequencies, from low to high; the shares sum to 1."
+    first = next((m for m in model.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))), None)
+    if first is None: raise ValueError('model: got one without a convolution or linear layer, accepted: one that has a first layer of filters')
+    filters = first.weight.detach().double()
+    filters = filters if filters.ndim == 4 else filters.view(-1, *shape)
+    power = dct2(filters).square().sum((0, 1)).cpu()
+    return [float(power[mask].sum()/power.sum()) for mask in band_masks(tuple(power.shape), n)]
 
 def _layout(x):
     "Memory order of activations: channels last is faster for colour images, and slower on a CPU where the first convolution sees one channel."
@@ -171,7 +187,8 @@ def fit(
     checkpoint=None,             # path of a .safetensors file, written after each epoch and resumed from where it exists
     progress: bool = False,      # show a bar over epochs
     on_epoch=None,               # function of (model, curves), called after each epoch's checkpoint
-    compile: bool = False,       # torch.compile the model: pays off for long runs on a GPU
+    compile: bool = False,       # torch.compile the model; compiling takes a while, so for long runs
+    bands: int = 0,              # record `filter_bands` with so many bands in the curves; 0: don't
 ) -> Fit:
     "Train `model` by `config`; bit-exact on the CPU for equal inputs and threads, also when resumed."
     device = pick_device(device)
@@ -191,12 +208,30 @@ def fit(
             torch.manual_seed(derive_seed(config.seed, 'dropout', epoch))
             loss, acc, finite = _epoch(run, opt, x, y, config, epoch, precision)
             curves.append(dict(epoch=epoch, loss=loss, accuracy=acc, weight_norm=weight_norm(model), lr=opt.param_groups[0]['lr']))
+            if bands: curves[-1]['filters'] = filter_bands(model, tuple(x.shape[1:]), bands)
             if checkpoint: save_checkpoint(checkpoint, model, opt, config, curves)
             if on_epoch: on_epoch(model, curves)
             diverged = not (finite and math.isfinite(curves[-1]['weight_norm']))
     return Fit(model.eval(), config, curves, diverged, watch.seconds(), precision)
 
 # %% ../nbs/09_train.ipynb #44918e6a
+def _pack(value, name, tensors):
+    "`value` as JSON; its tensors go into `tensors`, each with its memory order, which decides how later sums are rounded."
+    if isinstance(value, torch.Tensor):
+        order = sorted(range(value.ndim), key=lambda i: -value.stride(i))
+        tensors[name] = value.detach().permute(order).contiguous()
+        return {'tensor': name, 'order': order}
+    if isinstance(value, dict): return {'dict': [[k, _pack(v, f'{name}.{k}', tensors)] for k, v in value.items()]}
+    if isinstance(value, (list, tuple)): return [_pack(v, f'{name}.{i}', tensors) for i, v in enumerate(value)]
+    return value
+
+def _unpack(value, tensors):
+    "What `_pack` packed; tuples come back as lists."
+    if isinstance(value, list): return [_unpack(v, tensors) for v in value]
+    if not isinstance(value, dict): return value
+    if 'dict' in value: return {k: _unpack(v, tensors) for k, v in value['dict']}
+    return tensors[value['tensor']].permute(sorted(range(len(value['order'])), key=value['order'].__getitem__)).clone()
+
 def save_checkpoint(
     path,         # .safetensors file, replaced atomically
     model,
@@ -205,14 +240,9 @@ def save_checkpoint(
     curves: list,
 ):
     "Write weights, optimizer state and curves to one file."
-    state = opt.state_dict()
-    tensors, scalars = {f'model.{k}': v for k, v in model.state_dict().items()}, {}
-    for i, values in state['state'].items():
-        for k, v in values.items():
-            if isinstance(v, torch.Tensor): tensors[f'optim.{i}.{k}'] = v
-            else: scalars[f'{i}.{k}'] = v
-    meta = json.dumps(dict(config=asdict(config), curves=curves, groups=state['param_groups'], scalars=scalars))
-    with atomic_path(path) as tmp: save_file({k: v.contiguous() for k, v in tensors.items()}, tmp, {'robustnb': meta})
+    tensors = {f'model.{k}': v.contiguous() for k, v in model.state_dict().items()}
+    state = _pack(opt.state_dict(), 'optim', tensors)
+    with atomic_path(path) as tmp: save_file(tensors, tmp, {'robustnb': json.dumps(dict(config=asdict(config), curves=curves, optim=state))})
 
 def load_checkpoint(
     path,         # file from `save_checkpoint`
@@ -229,11 +259,5 @@ def load_checkpoint(
     if differ := [k for k in ours if theirs.get(k) != ours[k]]:
         raise ValueError(f'{path}: made with {differ[0]}={theirs.get(differ[0])!r}, this run has {ours[differ[0]]!r}; delete it or use another path')
     model.load_state_dict({k.removeprefix('model.'): v for k, v in tensors.items() if k.startswith('model.')})
-    params, state = [p for group in opt.param_groups for p in group['params']], {}
-    for k, v in [*tensors.items(), *(('optim.' + k, v) for k, v in meta['scalars'].items())]:
-        if k.startswith('optim.'):
-            _, i, key = k.split('.', 2)
-            like = params[int(i)]  # a fused optimizer reads state in the memory order of its parameter
-            state.setdefault(int(i), {})[key] = torch.empty_like(like).copy_(v) if getattr(v, 'shape', None) == like.shape else v
-    opt.load_state_dict({'state': state, 'param_groups': meta['groups']})
+    opt.load_state_dict(_unpack(meta['optim'], tensors))
     return meta['curves']

@@ -1,0 +1,103 @@
+"Training: what a notebook can't show, such as a process killed while it writes a checkpoint, and every optimizer at rates that no one would choose."
+import copy, math, os, subprocess, sys
+from dataclasses import replace
+
+import pytest, torch
+
+from robustnb import data, models, optim, train
+from robustnb.core import seed_all
+from robustnb.many import fit_many
+
+DIGITS = data.load('digits').subset(300, 1)
+ONE_CLASS = replace(DIGITS, y_train=torch.zeros_like(DIGITS.y_train))
+
+
+def net(seed=0, **options):
+    seed_all(seed)
+    return models.MLP(width=8, **options)
+
+def weights(model): return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+# --- checkpoints
+
+KILLED = """
+import os, sys
+from robustnb import data, models, train
+from robustnb.core import seed_all
+written, save = 0, train.save_file
+def dies_in_its_third(tensors, path, meta):
+    global written
+    written += 1
+    save(tensors, path, meta)
+    if written == 3:
+        os.truncate(path, 500)
+        os._exit(9)
+train.save_file = dies_in_its_third
+seed_all(0)
+train.fit(models.MLP(width=8), data.load('digits').subset(300, 1), train.Config('adam', 1e-3, 4), device='cpu', checkpoint=sys.argv[1])
+"""
+
+def test_killed_while_it_writes_a_checkpoint_the_one_before_counts(tmp_path):
+    path, config = tmp_path/'model.safetensors', train.Config('adam', 1e-3, 4)
+    assert subprocess.run([sys.executable, '-c', KILLED, str(path)], env={**os.environ, 'OMP_NUM_THREADS': str(torch.get_num_threads())}).returncode == 9
+    seen = []
+    resumed = train.fit(net(5), DIGITS, config, device='cpu', checkpoint=path, on_epoch=lambda model, curves: seen.append(len(curves)))
+    assert seen == [3, 4], 'epochs 1 and 2 come from the file'
+    whole = train.fit(net(), DIGITS, config, device='cpu')
+    assert torch.equal(weights(resumed.model), weights(whole.model)) and resumed.curves == whole.curves
+
+@pytest.mark.parametrize('optimizer', sorted(optim.OPTIMIZERS))
+def test_every_optimizer_resumes_to_the_bit(tmp_path, optimizer):
+    config = train.Config(optimizer, optim.default_grid(optimizer)[2], 3, batch_size=300 if optimizer == 'lbfgs' else 128)
+    def stop(model, curves):
+        if len(curves) == 1: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): train.fit(net(), DIGITS, config, device='cpu', checkpoint=tmp_path/'a.safetensors', on_epoch=stop)
+    resumed = train.fit(net(5), DIGITS, config, device='cpu', checkpoint=tmp_path/'a.safetensors')
+    whole = train.fit(net(), DIGITS, config, device='cpu')
+    assert torch.equal(weights(resumed.model), weights(whole.model)) and resumed.curves == whole.curves
+
+def test_a_diverged_run_stays_so_when_resumed(tmp_path):
+    config = train.Config('sgd', 1e9, 3)
+    first, second = (train.fit(net(), DIGITS, config, device='cpu', checkpoint=tmp_path/'a.safetensors') for _ in range(2))
+    assert first.diverged and second.diverged and len(first.curves) == len(second.curves)
+
+
+# --- rates and data that no one would choose
+
+@pytest.mark.parametrize('optimizer', sorted(optim.OPTIMIZERS))
+def test_a_rate_of_a_billion_is_a_result(optimizer):
+    fit = train.fit(net(), DIGITS, train.Config(optimizer, 1e9, 3), device='cpu')
+    assert 1 <= len(fit.curves) <= 3 and isinstance(fit.diverged, bool)
+    last = fit.curves[-1]
+    assert fit.diverged == (not math.isfinite(last['loss'] + last['weight_norm']))
+    assert fit.diverged or last['weight_norm'] > 1e3, 'either it diverged or the weights are far away'
+
+def test_in_one_pass_a_rate_of_a_billion_is_a_result_too():
+    configs = [train.Config(o, lr, 2) for o in optim.OPTIMIZERS if o != 'lbfgs' for lr in (1e9, optim.default_grid(o)[2])]
+    fits = fit_many([net() for _ in configs], DIGITS, configs, device='cpu')
+    assert not any(f.diverged for f in fits[1::2])
+    for f in fits[::2]: assert f.diverged or f.curves[-1]['weight_norm'] > 1e3, f.config.optimizer
+
+@pytest.mark.parametrize('bad', [math.nan, math.inf, -1., '0.1', None])
+def test_rates_that_are_none(bad):
+    with pytest.raises((ValueError, TypeError), match='lr'): train.Config('sgd', bad)
+
+@pytest.mark.parametrize('optimizer', ['sgd', 'adam', 'muon', 'soap', 'lbfgs'])
+def test_a_batch_larger_than_the_data_is_the_data(optimizer):
+    rate = optim.default_grid(optimizer)[1]
+    large, exact = (train.fit(net(), DIGITS, train.Config(optimizer, rate, 3, batch_size=b), device='cpu') for b in (10**9, len(DIGITS.x_train)))
+    assert torch.equal(weights(large.model), weights(exact.model)) and large.curves[-1]['loss'] < large.curves[0]['loss']
+
+@pytest.mark.parametrize('optimizer', sorted(optim.OPTIMIZERS))
+def test_data_of_one_class(optimizer):
+    fit = train.fit(net(), ONE_CLASS, train.Config(optimizer, optim.default_grid(optimizer)[2], 4), device='cpu')
+    assert not fit.diverged and fit.curves[-1]['loss'] < fit.curves[0]['loss']
+    single = train.fit(net(n_classes=1), ONE_CLASS, train.Config(optimizer, optim.default_grid(optimizer)[2], 2), device='cpu')
+    assert not single.diverged and single.curves[-1]['loss'] == 0 and single.curves[-1]['accuracy'] == 1
+
+def test_images_and_labels_must_match():
+    with pytest.raises(ValueError, match='300 training images and 299 labels'):
+        broken = copy.copy(DIGITS)
+        object.__setattr__(broken, 'y_train', DIGITS.y_train[:-1])
+        train.fit(net(), broken, train.Config(), device='cpu')
