@@ -27,7 +27,9 @@ def check_box(
 ) -> tuple:
     "Lower and upper corner as float64 arrays; empty, flat or unbounded boxes are refused."
     if not isinstance(box, (tuple, list)) or len(box) != 2: raise ValueError(f'box: got {box!r}, accepted: a pair (low, high)')
-    low, high = (np.broadcast_to(np.asarray(b, dtype=float).reshape(-1), (n,)).copy() for b in box)
+    corners = [np.asarray(b, dtype=float).reshape(-1) for b in box]
+    if any(len(c) not in (1, n) for c in corners): raise ValueError(f'box: got corners of {[len(c) for c in corners]} coordinates, accepted: one number or {n}')
+    low, high = (np.broadcast_to(c, (n,)).copy() for c in corners)
     if not (np.isfinite(low) & np.isfinite(high) & (low < high)).all(): raise ValueError(f'box: got {box!r}, accepted: finite, low < high in every coordinate')
     return low, high
 
