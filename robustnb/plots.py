@@ -213,11 +213,12 @@ def bounds(
     tidy,  # table from `results.table`
     ax=None,
 ):
-    "Every metric named lipschitz_..., one row each on a logarithmic axis, one marker per optimizer (mean, bar from smallest to largest seed)."
+    "Every metric named lipschitz_..., one row for each of its methods and norms on a logarithmic axis, one marker per optimizer (mean, bar from smallest to largest seed)."
     lines = tidy[tidy.metric.str.startswith('lipschitz_')]
     known = {'optimizer', 'lr'} <= set(tidy)
     lines = lines.merge(best_rates(tidy)[['optimizer', 'lr']]) if known and (tidy.metric == 'accuracy').any() else lines if known else lines.assign(optimizer='model')
-    lines = lines.assign(label=lines.metric.str.removeprefix('lipschitz_').str.replace('_', ' ') + (', ' + lines['norm'] if 'norm' in lines else ''))
+    parts = [lines.metric.str.removeprefix('lipschitz_').str.replace('_', ' '), *(lines[c] for c in ('method', 'norm') if c in lines)]
+    lines = lines.assign(label=[', '.join(p for p in label if isinstance(p, str)) for label in zip(*parts)])
     rows, names = list(dict.fromkeys(lines.label))[::-1], _names(lines)
     ax = ax or plt.subplots(figsize=(4.6, .9 + .35*len(rows)))[1]
     for i, name in enumerate(names):
