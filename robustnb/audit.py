@@ -181,7 +181,7 @@ def audit(
         for var in variances:
             right = noisy(model, x, y, lambda shape, part: gaussian_noise(shape, part, var, seed), True, batch_size)
             rows += [accuracy_row(right, noise='gaussian', var=var), loss_row(clean, right, noise='gaussian', var=var)]
-        for band, mask in enumerate(band_masks(tuple(x.shape[2:]), bands) if bands else []):
+        for band, mask in enumerate(band_masks(tuple(x.shape[2:]), bands) if bands else [], 1):
             right = noisy(model, x, y, lambda shape, part: banded(shape, part, mask, band_var, seed), False, batch_size)
             rows += [accuracy_row(right, noise='band', band=band, var=band_var), loss_row(clean, right, noise='band', band=band, var=band_var)]
         some = torch.randperm(len(x), generator=generator(seed, 'audit', 'attack'))[:n_attack]
@@ -230,7 +230,7 @@ def sentences(
     if bands:
         worst, best = max(bands, key=lambda r: r['value']), min(bands, key=lambda r: r['value'])
         half = len(bands)/2
-        where = 'low' if worst['band'] < half - 1 else 'high' if worst['band'] > half else 'middle'
+        where = 'low' if worst['band'] < half else 'high' if worst['band'] > half + 1 else 'middle'
         sure = worst['lower'] > best['upper']
         said.append(('Frequencies', f'Noise of equal strength (white of variance {worst["var"]:g}, confined to one of {len(bands)} bands) hurts most in band {worst["band"]}, {where} frequencies: {_points(worst)}; '
                      f'least in band {best["band"]}: {_points(best)}. ' + ('The intervals do not overlap.' if sure else 'The intervals overlap: which band is worst is not settled.')))

@@ -1,5 +1,5 @@
 "Shared by all tests: experiments of one line, and the command line as a user starts it."
-import os, subprocess, sys
+import os, signal, subprocess, sys
 from pathlib import Path
 
 import nbformat
@@ -24,8 +24,11 @@ def experiment(tmp_path):
 @pytest.fixture
 def robustnb(tmp_path):
     "Function (*args, **Popen options) -> running process of the command line, in an empty folder and a process group of its own."
-    def start(*args, **kw):
+    def start(*args, preexec_fn=lambda: None, **kw):
+        def child():
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a background shell lets its children ignore Ctrl-C
+            preexec_fn()
         return subprocess.Popen([sys.executable, '-c', 'import sys; from robustnb.cli import main; sys.exit(main())', *map(str, args)], cwd=tmp_path,
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-                                env={**os.environ, 'PYTHONPATH': str(ROOT)}, **kw)
+                                preexec_fn=child, env={**os.environ, 'PYTHONPATH': str(ROOT)}, **kw)
     return start
