@@ -84,11 +84,11 @@ def main():
         print(f'{norm} {kind}: ' + ', '.join(f'{a} {ev.cpu_s[a]:.1f} s (floor {floor[a]:.1f})' for a in ev.passes if a != 'clean') +
               f'; together {sum(ev.cpu_s.values()):.1f} s, floor {sum(floor.values()):.1f} s' + (f', proved {ev.certified_accuracy:.1%}' if kind == 'proofs' else ''))
     if os.cpu_count() < 2: return print('\none core only: two processes not tried')
-    print('\ntwo processes on two cores, wall seconds (quick mode on eight times the images; starting the processes included)')
-    many = x.repeat(8, 1, 1, 1), y.repeat(8)
+    print('\ntwo processes on two cores, wall seconds (standard mode on four times the images; starting the processes included)')
+    many = x.repeat(4, 1, 1, 1), y.repeat(4)
     walls = []
     for workers in 1, 2:
-        with Stopwatch() as watch: attacks.autoattack(net, *many, 'linf', radii['linf'], 'quick', progress=False, workers=workers)
+        with Stopwatch() as watch: attacks.autoattack(net, *many, 'linf', radii['linf'], 'standard', progress=False, workers=workers)
         walls.append(watch.wall)
     print(f'one {walls[0]:.1f}, two {walls[1]:.1f}: {walls[0]/walls[1]:.2f}x (target 1.8x)')
 

@@ -21,11 +21,11 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
 from .certify import certify, certify_batch, plain_layers
-from .core import Stopwatch, atomic_path, check_choice, check_number, cores, set_threads
+from .core import Stopwatch, atomic_path, check_choice, check_number, cores, keep_freed_memory, set_threads
 from .evaluate import correct
 from .fab import deepfool, fab, fab_run
 from .pgd import TARGETS, apgd, apgd_run, climb, dlr_targeted, fgsm, gap, pgd
-from .results import row
+from .results import accuracy_row, row
 from .square import blocks, square, square_run
 from .threat import NORMS, Oracle, batches, column, confirmed, distance, image_keys, random_start
 
@@ -234,6 +234,7 @@ def _begin(queue, threads):
     global _queue
     _queue = queue
     set_threads(threads)
+    keep_freed_memory()
 
 def _part(work):
     "In a new process: one part of the images."
@@ -282,8 +283,8 @@ def accuracy_rows(
     for e in sorted(eps):
         known = autoattack(model, x, y, norm, e, version, known=known, **kw)
         attack = ('autoattack' if version == 'standard' else version) + ('' if known.classes > 3 else '-nonstandard')
-        value = known.accuracy if topk == 1 else correct(model, known.x_adv, y, topk).float().mean().item()
-        rows.append(row('accuracy', value, len(x), norm=norm, eps=e, attack=attack))
+        right = known.robust if topk == 1 else correct(model, known.x_adv, y, topk)
+        rows.append(accuracy_row(right, norm=norm, eps=e, attack=attack))
         if kw.get('certify'): rows.append(row('certified_accuracy', known.certified_accuracy, len(x), norm=norm, eps=e, attack='crown'))
     return rows
 

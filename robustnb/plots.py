@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'colour', 'condition', 'fraction', 'accuracies', 'rate_curves', 'comparison', 'bar_panel', 'robustness_bars',
-           'trade_off', 'strength_curves', 'band_losses', 'band_curves', 'bounds', 'welch', 'contrasts']
+           'trade_off', 'strength_curves', 'band_losses', 'band_curves', 'bounds', 'contrasts']
 
 # %% ../nbs/12_plots.ipynb #ef3b007b
 import itertools, math
@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from . import optim
 from .core import check_choice
-from .results import at_best_rates, best_rates, paper, settings, summary, wilson
+from .results import at_best_rates, best_rates, compare, paper, settings, summary, wilson
 
 # %% ../nbs/12_plots.ipynb #4131e1d5
 _PALETTE = [*plt.get_cmap('tab10').colors, *plt.get_cmap('Dark2').colors]
@@ -234,31 +234,20 @@ def bounds(
     return ax
 
 # %% ../nbs/12_plots.ipynb #4b4d1e10
-def welch(
-    a, b,                # samples, at least two numbers each
-    level: float = .95,  # confidence
-) -> float:
-    "Half-width of Welch's interval for mean(a) - mean(b); nan for fewer than two numbers on either side."
-    from scipy.special import stdtrit
-    if min(len(a), len(b)) < 2: return math.nan
-    u, v = np.var(a, ddof=1)/len(a), np.var(b, ddof=1)/len(b)
-    if u + v == 0: return 0.
-    return float(stdtrit((u + v)**2/(u*u/(len(a) - 1) + v*v/(len(b) - 1)), (1 + level)/2)*math.sqrt(u + v))
-
 def contrasts(
     tidy,                    # table from `results.table`, one setting
     reference: str = 'sgd',  # the optimizer that the others are compared with
 ):
-    "SGD minus each other optimizer in points of accuracy at best rates: mean, half-width of the 95% interval over seeds, and the paper's where it has the data set."
+    "SGD minus each other optimizer in points of accuracy at best rates, with the 95% interval of `results.compare`, and the paper's where it has the data set."
     lines = accuracies(at_best_rates(_one_setting(tidy)))
     lines, theirs = lines[lines.kind != 'band'], paper().query("source == 'Figure 1'")
     check_choice(reference, 'reference', lines.optimizer.unique())
     published = theirs.assign(kind=theirs.disturbance.replace('gaussian', 'noise')).set_index(['dataset', 'optimizer', 'kind']).value.to_dict()
     dataset, found = next(iter(lines.get('dataset', [])), None), []
     for (label, kind), part in lines.groupby(['condition', 'kind'], sort=False):
-        values = {o: v.values*100 for o, v in part.groupby('optimizer').value}
-        for other in (o for o in _names(part) if o != reference and reference in values):
+        by = dict(list(part.groupby('optimizer')))
+        for other in (o for o in _names(part) if o != reference and reference in by):
             gap = published.get((dataset, reference, kind), math.nan) - published.get((dataset, other, kind), math.nan)
-            found.append(dict(condition=label, against=other, difference=values[reference].mean() - values[other].mean(), half=welch(values[reference], values[other]),
-                              seeds=min(len(values[reference]), len(values[other])), paper=100*gap))
+            difference, lower, upper = compare(by[reference], by[other])
+            found.append(dict(condition=label, against=other, difference=100*difference, lower=100*lower, upper=100*upper, seeds=min(len(by[reference]), len(by[other])), paper=100*gap))
     return pd.DataFrame(found)

@@ -130,10 +130,10 @@ def reading(
         clean, rest = part[part.condition == 'standard'], part[part.condition != 'standard']
         if len(clean): said.append(f'{reference} and {other}: standard accuracies differ by {abs(clean.difference.iloc[0]):.1f} points ({reference} {"higher" if clean.difference.iloc[0] > 0 else "lower or equal"}).')
         if not len(rest): continue
-        more, sure = int((rest.difference > 0).sum()), int((rest.difference > rest.half).sum())
-        less, sure_less = int((rest.difference < 0).sum()), int((rest.difference < -rest.half).sum())
+        more, sure = int((rest.difference > 0).sum()), int((rest.lower > 0).sum())
+        less, sure_less = int((rest.difference < 0).sum()), int((rest.upper < 0).sum())
         said.append(f'Disturbed, {reference} keeps more than {other} under {more} of {len(rest)} conditions, less under {less}. '
-                    + (f'With {int(rest.seeds.min())} seeds the 95% interval excludes zero in favour of {reference} under {sure}, in favour of {other} under {sure_less}.' if rest.half.notna().any() else 'One seed: nothing is known about chance.'))
+                    + (f'With {int(rest.seeds.min())} seeds the 95% interval excludes zero in favour of {reference} under {sure}, in favour of {other} under {sure_less}.' if rest.lower.notna().any() else 'One seed: nothing is known about chance.'))
     return said
 
 # %% ../nbs/13a_report.ipynb #d62a02b0
@@ -176,11 +176,11 @@ def _setting(tidy):
     parts.append(f'<div class="figures">{"".join(_drawings(tidy))}</div>')
     gaps = plots.contrasts(tidy) if {'optimizer', 'lr'} <= set(tidy) and 'sgd' in set(tidy.optimizer) and tidy.optimizer.nunique() > 1 and (tidy.metric == 'accuracy').any() else pd.DataFrame()
     if len(gaps):
-        shown = gaps.assign(difference=gaps.difference.map('{:+.1f}'.format), interval=[f'{d - h:+.1f} to {d + h:+.1f}' if h == h else '' for d, h in zip(gaps.difference, gaps.half)],
-                            paper=[f'{p:+.1f}' if p == p else '' for p in gaps.paper]).drop(columns='half')[['condition', 'against', 'difference', 'interval', 'seeds', 'paper']]
+        shown = gaps.assign(difference=gaps.difference.map('{:+.1f}'.format), interval=[f'{l:+.1f} to {u:+.1f}' if l == l else '' for l, u in zip(gaps.lower, gaps.upper)],
+                            paper=[f'{p:+.1f}' if p == p else '' for p in gaps.paper])[['condition', 'against', 'difference', 'interval', 'seeds', 'paper']]
         if not gaps.paper.notna().any(): shown = shown.drop(columns='paper')
         parts.append(table_html(shown.rename(columns=dict(difference='SGD minus it', interval='95% interval', paper="paper's Figure 1")),
-                                "Points that SGD keeps more, with Welch's interval over seeds." + (" The strengths of the paper's Figure 1 are not stated: compare its signs." if gaps.paper.notna().any() else '')))
+                                "Points that SGD keeps more, with a 95% interval: paired over seeds and images where the runs kept which images were right, else over seeds." + (" The strengths of the paper's Figure 1 are not stated: compare its signs." if gaps.paper.notna().any() else '')))
     beside = beside_paper(tidy)
     if len(beside):
         differ = results.differences(tidy.iloc[0].to_dict())
