@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np, torch, torch.nn.functional as F
+from scipy.linalg import eigh_tridiagonal
 from scipy.stats import beta
 
 from .core import Stopwatch, check_choice, check_number, generator
@@ -178,7 +179,7 @@ def _lanczos(apply, n, tol, delta, max_rounds=500):
         betas.append(w.norm().item())
         last = k + 1 == min(n, max_rounds) or betas[-1] <= 1e-5*max(alphas)
         if k % 6 == 5 or last:
-            values, vectors = np.linalg.eigh(np.diag(alphas) + np.diag(betas[:-1], 1) + np.diag(betas[:-1], -1))
+            values, vectors = eigh_tridiagonal(alphas, betas[:-1], select='i', select_range=(k, k))
             upper = values[-1] if betas[-1] <= 1e-5*max(alphas) else _probable_upper(alphas, betas, values[-1], g)
             if last or upper <= values[-1]*(1 + tol)**2: break
         v = w/betas[-1]
