@@ -273,3 +273,32 @@ def test_certificates_of_the_paper_architecture_lie_above_lanczos():
     paper, probable, certified = lip.lip_product(net, (3, 32, 32), method='paper'), lip.lip_product(net, (3, 32, 32), method='lanczos'), lip.lip_product(net, (3, 32, 32))
     assert paper.value < probable.value <= probable.upper*(1 + 1e-9) and probable.value*(1 - 1e-9) <= certified.upper
     assert len(certified.parts) == 22 and all(part[2].lower <= part[2].upper for part in certified.parts)
+
+
+def interior_point(weights):
+    "LipSDP-Neuron as it is written down, by cvxpy and Clarabel: the smallest sqrt(rho) for which the block matrix is positive semidefinite."
+    cvxpy = pytest.importorskip('cvxpy', reason='cvxpy is for this comparison only: pip install cvxpy')
+    rho, taus = cvxpy.Variable(), [cvxpy.Variable(len(W), nonneg=True) for W in weights[:-1]]
+    sizes = [weights[0].shape[1], *(len(W) for W in weights[:-1])]
+    rows = [[np.zeros((a, b)) for b in sizes] for a in sizes]
+    rows[0][0] = rho*np.eye(sizes[0])
+    for l, (W, tau) in enumerate(zip(weights, taus), 1):
+        rows[l][l - 1] = -cvxpy.diag(tau)@W
+        rows[l - 1][l] = rows[l][l - 1].T
+        rows[l][l] = 2*cvxpy.diag(tau)
+    rows[-1][-1] = rows[-1][-1] - weights[-1].T@weights[-1]
+    whole = cvxpy.bmat(rows)
+    problem = cvxpy.Problem(cvxpy.Minimize(rho), [(whole + whole.T)/2 >> 0])
+    problem.solve(solver='CLARABEL')
+    assert problem.status == 'optimal'
+    return math.sqrt(rho.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('sizes', [(8, 16, 1), (8, 16, 16, 1), (16, 24, 24, 10), (10, 20, 20, 20, 5), (64, 32, 32, 10)])
+def test_lipsdp_is_within_a_fifth_of_a_percent_of_an_interior_point_method(sizes):
+    g = generator(0, 'interior', *sizes)
+    net = [(torch.randn(b, a, generator=g).double()/math.sqrt(a), torch.zeros(b).double()) for a, b in zip(sizes, sizes[1:])]
+    ours, theirs = lip.lip_sdp(net).upper, interior_point([W.numpy() for W, _ in net])
+    print(f'{sizes}: ours {ours:.6g}, interior point {theirs:.6g}, ratio {ours/theirs:.6f}')
+    assert theirs*(1 - 1e-5) <= ours <= theirs*1.002
