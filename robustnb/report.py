@@ -196,7 +196,8 @@ def _split(tidy):
     found = []
     for experiment, part in tidy.groupby('experiment', sort=False):
         keys = [k for k in dict.fromkeys(['dataset', 'model', *results.settings(part)]) if k in part and part[k].notna().any()]
-        groups = part.groupby([part[k].astype(str) for k in keys], sort=False) if keys else [((), part)]
+        text = lambda v: f'{v:g}' if isinstance(v, float) else str(v)
+        groups = part.groupby([part[k].map(text) for k in keys], sort=False) if keys else [((), part)]
         found += [(experiment, ', '.join(v if k in ('dataset', 'model') else f'{k} {v}' for k, v in zip(keys, values)), t.dropna(axis=1, how='all')) for values, t in groups]
     return found
 
