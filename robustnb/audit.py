@@ -7,7 +7,7 @@ __all__ = ['EPS', 'SURE', 'accuracy_row', 'loss_row', 'noisy', 'banded', 'relabe
            'sentences', 'drawings', 'measures', 'audit_page', 'save']
 
 # %% ../nbs/13c_audit.ipynb #024a6487
-import html, math
+import html, json, math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -98,8 +98,8 @@ def suspicions(
     right, found = (predicted == y).float().mean().item(), []
     best, mapping = relabelling(predicted, y, n_outputs)
     if best > right + .2 and best > 2*right:
-        moved = ', '.join([f'{name(a)}: {b}' for a, b in mapping.items() if a != b][:12]) + (', ...' if sum(a != b for a, b in mapping.items()) > 12 else '')
-        found.append(f'With its labels exchanged the model would be right on {best:.0%} of the images instead of {right:.0%}. The classes are probably in another order: try a label map ({moved}).')
+        whole = json.dumps({name(a): b for a, b in sorted(mapping.items())})
+        found.append(f'With its labels exchanged the model would be right on {best:.0%} of the images instead of {right:.0%}. The classes may be in another order: put {whole} into a file and name it by --label-map.')
     elif right < results.wilson(1/len(y.unique()), len(y))[0]:
         found.append(f'The model is right on {right:.0%} of the images, less often than guessing. Labels, normalisation (mean and std) or size probably differ from its training; the other figures then mean nothing.')
     elif predicted.unique().numel() == 1 and y.unique().numel() > 1: found.append(f'The model gives every image the class {name(int(predicted[0]))}. Normalisation or size may differ from its training.')
@@ -129,6 +129,7 @@ def _attacked(model, x, y, attack, eps, prove, seed, batch_size, progress):
         for e in sorted(radii):
             known = last = autoattack(model, x, y, norm, e, attack, seed, batch_size, progress, certify=prove, known=known)
             called = ('autoattack' if attack == 'standard' else attack) + ('' if known.classes > 3 else '-nonstandard')
+            if e == min(radii): rows.append(accuracy_row(known.by != 0, norm=norm, eps=0., attack=called))  # the same images, not attacked
             rows.append(accuracy_row(known.robust, norm=norm, eps=e, attack=called))
             if prove: rows.append({**accuracy_row(known.certified, norm=norm, eps=e, attack='proof'), 'metric': 'certified_accuracy'})
     return rows, last
@@ -171,6 +172,10 @@ def audit(
     for norm, radii in eps.items():
         check_choice(norm, 'eps', ['linf', 'l2'])
         for e in radii: check_number(e, f'eps of {norm}', above=0)
+    for what, given in dict(images=images, labels=labels).items():
+        if not isinstance(given, torch.Tensor): raise ValueError(f'{what}: got {type(given).__name__}, accepted: a tensor (torch.from_numpy)')
+    if images.ndim != 4: raise ValueError(f'images: got shape {tuple(images.shape)}, accepted: (N,C,H,W)')
+    if images.is_floating_point() and not (0 <= images.min() and images.max() <= 1): raise ValueError(f'images: got floats from {images.min():.3g} to {images.max():.3g}, accepted: [0, 1], or uint8')
     model, x, y = model.to(device).eval(), images, labels.long().cpu()
     if band_var is None: band_var = .1 if x.shape[1] == 1 else .01
     with Stopwatch() as watch:
@@ -193,7 +198,7 @@ def audit(
             try: prove = bool(plain_layers(model))
             except ValueError as e:
                 prove = False
-                notes.append(f'No image is proved robust: {e}.')
+                notes.append(f'At the radii of the attacks no image is proved robust, for want of a rule: {e}.')
             found, last = _attacked(model, to_float(x[some]), y[some], attack, eps, prove, seed, batch_size, progress)
             rows += found
             if pictures: pictures['attack'] = last.x_adv[clean[some].nonzero()[:6, 0]].cpu()
@@ -237,9 +242,9 @@ def sentences(
     for norm, unit in dict(linf='no pixel changed by more than', l2='a change of Euclidean length at most').items():
         attacked = sorted((r for r in _pick(rows, 'accuracy', norm=norm)), key=lambda r: r['eps'])
         if not attacked: continue
-        least, most = attacked[0], attacked[-1]
-        further = f'; with {plots.fraction(most["eps"])}, {_range(most)}' if most is not least else ''
-        said.append((f'Attack, {norm}', f'With {unit} {plots.fraction(least["eps"])} (pixels in [0, 1]), the attack leaves {_range(least)}{further}. '
+        zero, least, most = attacked[0], attacked[1], attacked[-1]
+        further = f'; with {plots.fraction(most["eps"], norm)}, {_range(most)}' if most is not least else ''
+        said.append((f'Attack, {norm}', f'Of {zero["n"]:,} images {zero["value"]:.1%} are right unattacked. With {unit} {plots.fraction(least["eps"], norm)} (pixels in [0, 1]), the attack leaves {_range(least)}{further}. '
                      f'{"This is AutoAttack standard" if most["attack"] == "autoattack" else "This is the quick attack, weaker than AutoAttack" if most["attack"] == "quick" else "With three classes or fewer the attack is not the standard one"}: '
                      'no attack finds everything, so the true values are at most these.'))
         proofs = sorted(_pick(rows, 'certified_accuracy', norm=norm), key=lambda r: r['eps'])

@@ -184,9 +184,10 @@ def cmd_data(args) -> int:
             lines.append(str(d))
         except (ValueError, OSError) as e:
             found.append(dict(name=name, error=str(e)))
-            lines.append(f'{name}: {str(e).splitlines()[0]}')
+            text = str(e).removeprefix(f'{name}: ')
+            lines.append(f'{name}: {text if args.names else "not here; robustnb data " + name + " says where it was looked for"}')
     say(args, '\n'.join(lines), data=found)
-    return 0
+    return 2*bool(args.names and any('error' in d for d in found))
 
 EXAMPLES = dict(
     run="""
@@ -201,7 +202,7 @@ EXAMPLES = dict(
   robustnb sweep my.toml --scheduler tcp://10.0.0.1:8786 --resources GPU=1""",
     report="""
   robustnb report runs                             one page: runs/reports/report.html
-  robustnb report results/demo --to page           from committed results, elsewhere""",
+  robustnb report results/fig05_linear --to page   from committed results, elsewhere""",
     audit="""
   robustnb audit net.safetensors --arch smallcnn --images digits
   robustnb audit net.pt2 --images photos/ --size 224 --mean .485 .456 .406 --std .229 .224 .225

@@ -33,17 +33,18 @@ def condition(
 ) -> str:
     "What an accuracy was measured under, as a short label: 'standard', 'noise var 0.01', 'band 3 var 0.01', 'linf 8/255', 'l2 0.3 quick'."
     def has(k): return k in line and isinstance(line[k], (str, int, float)) and line[k] == line[k]
-    if has('norm'): return f'{line["norm"]} {fraction(line["eps"])}' + (f' {line["attack"]}' if has('attack') and line['attack'] != 'autoattack' else '')
+    if has('norm'): return f'{line["norm"]} {fraction(line["eps"], line["norm"])}' + (f' {line["attack"]}' if has('attack') and line['attack'] != 'autoattack' else '')
     if has('noise') and has('band'): return f'band {line["band"]:g} var {line["var"]:g}'
     if has('noise'): return f'noise var {line["var"]:g}'
     return 'standard'
 
 def fraction(
     eps: float,
+    norm: str = 'linf',  # pixels are counted in 255ths, lengths are not
 ) -> str:
-    "An attack strength as people write it: k/255 where it is one, else a decimal number."
+    "An attack strength as people write it: k/255 in linf where it is one, else a decimal number."
     k = eps*255
-    return f'{k:.0f}/255' if abs(k - round(k)) < 1e-6 and k > .5 else f'{eps:g}'
+    return f'{k:.0f}/255' if norm == 'linf' and abs(k - round(k)) < 1e-6 and k > .5 else f'{eps:g}'
 
 # %% ../nbs/12_plots.ipynb #4d86e0c3
 KINDS = dict(standard='standard', noise='Gaussian noise', l2='$\\ell_2$ attack', linf='$\\ell_\\infty$ attack', band='noise in one band')
@@ -165,7 +166,8 @@ def strength_curves(
     best = at_best_rates(_one_setting(tidy)) if known else tidy.assign(optimizer='model')
     lines, proved = accuracies(best), best[best.metric == 'certified_accuracy']
     x = 'var' if check_choice(kind, 'kind', set(lines.kind) - {'standard', 'band'}) == 'noise' else 'eps'
-    lines, ax = lines[lines.kind.isin(['standard', kind])].fillna({x: 0.}), ax or plt.subplots(figsize=(4.2, 3))[1]
+    own, ax = lines[lines.kind == kind], ax or plt.subplots(figsize=(4.2, 3))[1]
+    lines = own if (own[x] == 0).any() else lines[lines.kind.isin(['standard', kind])].fillna({x: 0.})  # a zero point of its own where fewer images were attacked
     for name in _names(lines):
         part = lines[lines.optimizer == name]
         s = summary(part, [x])
@@ -176,7 +178,7 @@ def strength_curves(
             s = summary(p, ['eps'])
             ax.plot(s.eps, 100*s['mean'], '--', color=colour(name))
     ax.set(ylim=(0, 100), xlabel='noise variance $\\sigma^2$' if x == 'var' else '$\\epsilon$', ylabel='accuracy (%)', title=KINDS.get(kind, kind))
-    if x == 'eps': ax.set_xticks(ticks := sorted(lines.eps.unique()), [fraction(e) if e else '0' for e in ticks], rotation=45)
+    if x == 'eps': ax.set_xticks(ticks := sorted(lines.eps.unique()), [fraction(e, kind) if e else '0' for e in ticks], rotation=45)
     if known: ax.legend(loc='upper left', bbox_to_anchor=(1, 1))
     return ax
 

@@ -8,7 +8,7 @@ __all__ = ['Parameter', 'parameters', 'shipped', 'find_experiment', 'convert', '
            'clear_leftovers', 'cluster', 'dispatch', 'run_sweep', 'read_results', 'publish']
 
 # %% ../nbs/14b_sweep.ipynb #12eee027
-import ast, fcntl, importlib, io, itertools, os, re, secrets, shutil, tempfile, time, tokenize, tomllib
+import ast, fcntl, importlib, io, itertools, math, os, re, secrets, shutil, tempfile, time, tokenize, tomllib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -299,12 +299,14 @@ def dispatch(
     *args,
     resources=None,    # what each job needs, e.g. {'GPU': 1}; workers are started with what they have
 ):
-    "Yield `(job, future)` as they finish. Few jobs are in flight at a time, so that neither driver nor scheduler grows with their number."
+    "Yield `(job, future)` as they finish. As many jobs are in flight as there are threads: no job waits behind a long one while another worker is idle, and nothing grows with their number."
     from distributed import as_completed
     jobs, running, queue = iter(jobs), {}, as_completed()
+    threads, asked = 1, -math.inf
     def fill():
-        room = max(16, 3*sum(client.nthreads().values())) - len(running)
-        for job in itertools.islice(jobs, max(0, room)):
+        nonlocal threads, asked
+        if time.monotonic() - asked > 1: threads, asked = max(1, sum(client.nthreads().values())), time.monotonic()
+        for job in itertools.islice(jobs, max(0, threads - len(running))):
             future = client.submit(function, job, *args, key=f'{job.id}-{time.time_ns()}', retries=2, pure=False, resources=resources)
             running[future.key] = job
             queue.add(future)
@@ -313,7 +315,7 @@ def dispatch(
         future = next(queue)
         yield running.pop(future.key), future
         future.release()
-        if len(running) < 16: fill()
+        fill()
 
 def _outcome(run, future, place):
     "The status of a finished run, failed where its worker raised; None where the scheduler was lost and the run has to be done again."

@@ -1,5 +1,9 @@
 "Sweeps as a user meets them: real processes, interrupted, restarted, given wrong files."
 import os, re, signal, subprocess, sys, time
+from dataclasses import dataclass
+from pathlib import Path
+
+from robustnb.sweep import cluster, dispatch
 
 SWEEP = 'experiment = "toy.ipynb"\n[[grid]]\nlr = [0.1, 0.2, 0.3]\nseed = [0, 1]\n'
 
@@ -73,3 +77,24 @@ def test_help_does_not_import_torch():
 def test_the_package_itself_imports_no_more_than_torch():
     code = "import torch, sys; before = set(sys.modules); import robustnb; print(sorted(m for m in set(sys.modules) - before if not m.startswith('robustnb')))"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip() == '[]'
+
+
+@dataclass
+class Job:
+    id: str
+
+
+def wait_for_the_others(job, folder, n):
+    "The first job ends when all others have ended; false where that never happens."
+    if job.id != '0':
+        Path(folder, job.id).touch()
+        return True
+    for _ in range(600):
+        if len(list(Path(folder).iterdir())) == n - 1: return True
+        time.sleep(.1)
+    return False
+
+
+def test_a_long_run_holds_up_no_other(tmp_path):
+    with cluster(2) as client:
+        assert all(future.result() for _, future in dispatch(client, wait_for_the_others, [Job(str(i)) for i in range(12)], str(tmp_path), 12))
