@@ -307,7 +307,7 @@ def dispatch(
         nonlocal threads, asked
         if time.monotonic() - asked > 1: threads, asked = max(1, sum(client.nthreads().values())), time.monotonic()
         for job in itertools.islice(jobs, max(0, threads - len(running))):
-            future = client.submit(function, job, *args, key=f'{job.id}-{time.time_ns()}', retries=2, pure=False, resources=resources)
+            future = client.submit(function, job, *args, key=f'run-{job.id}-{time.time_ns()}', retries=2, pure=False, resources=resources)
             running[future.key] = job
             queue.add(future)
     fill()
