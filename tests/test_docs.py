@@ -187,7 +187,7 @@ def test_worked_examples_of_the_contributing_guide(heading, tmp_path):
 @browser_needed
 def test_pages_open_without_errors_or_outside_requests(visits, url):
     assert len(visits) > len(docs.reading_order())
-    assert not faults(visits, lambda s: s['console'] + s['failed'] + [r for r in s['requests'] if not r.startswith((url, 'data:'))])
+    assert not faults(visits, lambda s: s['console'] + s['failed'] + [r for r in s['requests'] if not r.startswith((url, 'data:', 'chrome:'))])
     assert not faults(visits, lambda s: not s['heading'] or not s['title'] or sorted(s['ids']) != sorted(set(s['ids'])) and [i for i in s['ids'] if s['ids'].count(i) > 1])
 
 
