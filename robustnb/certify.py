@@ -57,6 +57,7 @@ def _windows(maps, rows, at, size):
     corner = (rows*c*h + at[:, 0] + pad)*w + at[:, 1] + pad
     return maps.take(corner[:, None, None, None] + inside.to(maps.device))
 
+# %% ../nbs/10e_certify.ipynb #a887d35b
 class Crown:
     "Bounds of a network's units over the balls of radius `eps` around `x`."
     def __init__(self, model, x, norm, eps):

@@ -209,6 +209,8 @@ EXAMPLES = dict(
   robustnb audit net.safetensors --arch torchvision/resnet18 --images test.npz --label-map labels.json
   robustnb audit net.pt2 --images photos/ --attack standard --linf 4/255 8/255 --n-attack 1000
 
+# %%
+#| export
 A model file is safetensors (weights; --arch names the architecture) or a program from torch.export (.pt2). Pickles (.pt, .pth, .bin)
 are never read, because reading one runs the code in it; the error message says how to convert yours.""",
     data="""
@@ -224,6 +226,7 @@ def _command(commands, name, run, text):
     p.set_defaults(run=run)
     return p
 
+# %% ../nbs/15_cli.ipynb #4b45e93e
 def make_parser() -> argparse.ArgumentParser:
     "The command line's grammar and help."
     parser = argparse.ArgumentParser('robustnb', description='Does my optimizer make my model fragile, along which frequencies, and by how much?', formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -287,6 +290,7 @@ def make_parser() -> argparse.ArgumentParser:
     _command(commands, 'completion', cmd_completion, 'print a shell function that completes commands and options')
     return parser
 
+# %% ../nbs/15_cli.ipynb #bb1bbe77
 def cmd_completion(args) -> int:
     "Print a bash completion made from the parser."
     commands = next(a for a in make_parser()._actions if isinstance(a, argparse._SubParsersAction)).choices

@@ -153,6 +153,7 @@ def _tensors(archive, root, part, kind):
         found[name] = flat.as_strided(_integers(meta['sizes']), _integers(meta['strides']), meta['storage_offset']['as_int']).clone()
     return found
 
+# %% ../nbs/13b_foreign.ipynb #39006ea6
 class Program(nn.Module):
     "A program from `torch.export`, images N,C,H,W -> logits N,K; differentiable towards the images, weights fixed."
     def __init__(self,
@@ -353,6 +354,7 @@ def mapped(
     names = {o: c for c, o in zip(classes, outputs) if o is not None}
     return torch.tensor([-1 if o is None else o for o in outputs])[y], tuple(names.get(i, str(i)) for i in range(max(names, default=-1) + 1))
 
+# %% ../nbs/13b_foreign.ipynb #6fe6c607
 def read_images(
     source,               # folder of class folders, .npz file, or name of a data set
     size: int | None = None,  # height and width for the model; None leaves them

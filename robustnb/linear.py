@@ -152,6 +152,7 @@ def _factor_blocks(problem, n, seeds, r):
         draws = [wishart_factors(rng, n, r, size) for rng in rngs]
         yield draws[0] if single else np.stack(draws, 1)
 
+# %% ../nbs/05_linear.ipynb #951e4578
 def _gradient(problem, mode, n, seeds):
     "A function (errors in the input domain (..., N, d), a step's matrix) -> gradient, and the endless series of matrices."
     seen = (problem.sigma > 0).reshape(-1, problem.d).any(0)
@@ -169,6 +170,7 @@ def _gradient(problem, mode, n, seeds):
     if not shared: D = np.broadcast_to(D, (*problem.batch, len(C))).reshape(-1, len(C))
     return lambda u, A: ((u @ C.T*D) @ A @ A.swapaxes(-1, -2)*D) @ C, chain.from_iterable(blocks)
 
+# %% ../nbs/05_linear.ipynb #03847d3d
 def simulate(
     problem: Problem,
     optimizer: str,            # one of `OPTIMIZERS`

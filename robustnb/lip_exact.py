@@ -77,6 +77,7 @@ def _proven_empty(rows):
     if all(v <= 0 for v in vector): vector = [-v for v in vector]
     return all(v >= 0 for v in vector) and sum(v*c for v, (_, c) in zip(vector, rows)) <= 0
 
+# %% ../nbs/11d_lip_exact.ipynb #5726a223
 def open_piece(
     net,         # [(W, b), ...] as NumPy arrays
     pattern,     # one array per hidden layer: 1 active, 0 not, -1 undecided; layers behind an undecided one are left out
@@ -126,6 +127,7 @@ def _prefix_maps(net, full, layers):
     "Pre-activations of the first layers; all but the last of them are decided."
     return piece_maps(net[:layers + 1], [s if (s >= 0).all() else np.zeros_like(s) for s in full[:layers]])[0]
 
+# %% ../nbs/11d_lip_exact.ipynb #74fc703c
 def _exact_maps(net, full, layers):
     "The same in exact fractions."
     return _prefix_maps([(_fractions(W), _fractions(b)) for W, b in net[:layers + 1]], full, layers)
@@ -194,6 +196,7 @@ def _triangle(net, bounds, d):
         at = here
     return np.concatenate(rows), np.concatenate(rhs)
 
+# %% ../nbs/11d_lip_exact.ipynb #81b60c55
 class _Program:
     "A mixed-integer linear program that grows block by block."
     def __init__(self): self.low, self.high, self.binary, self.rows = [], [], [], []
@@ -219,6 +222,7 @@ class _Program:
         return milp(objective, constraints=LinearConstraint(coo_array(np.concatenate(blocks)).tocsc(), np.concatenate(lows), np.concatenate(highs)),
                     integrality=self.binary, bounds=Bounds(self.low, self.high), options=options)
 
+# %% ../nbs/11d_lip_exact.ipynb #0646fe9f
 def _gradient_program(net, low, high, ord, bounds):
     "The program whose optimum is the largest gradient norm over all closed pieces: (program, pattern's variables, objective); last layer: one row, or ord 1."
     p, hidden, inf = _Program(), net[:-1], math.inf
@@ -340,6 +344,7 @@ def _relaxation(pairs, bounds, sizes, low, high, pattern):
     live = scale > 1e-7*magnitude
     return torch.where(live[:, :, None], A/torch.where(live, scale, 1.)[:, :, None], 0.), torch.where(live, c/torch.where(live, scale, 1.), 1.), top
 
+# %% ../nbs/11d_lip_exact.ipynb #a0cc431b
 def feasibility(
     pairs,            # [(W, b), ...], torch float64
     bounds,           # lower and upper bounds of all hidden pre-activations, (H,) each
@@ -397,6 +402,7 @@ def _branching_unit(M, response, v, tau, pattern, edges, ord):
     for a, b in zip(edges, edges[1:]): share[:, b:][(pattern[:, a:b] < 0).any(1)] *= .4
     return torch.where(pattern < 0, share, -1.).argmax(1)
 
+# %% ../nbs/11d_lip_exact.ipynb #33e29c2b
 class _Search:
     "Branch and bound for one network; `best`, `upper` and `status` tell what is known at any time."
     def __init__(self, pairs, low, high, ord, floor=0.):
@@ -471,7 +477,7 @@ class _Search:
         self.heap = []
         if self.unknown > self.best: self.status = 'unresolved'
 
-# %% ../nbs/11d_lip_exact.ipynb #33e29c2b
+# %% ../nbs/11d_lip_exact.ipynb #cdddebae
 def _by_search(pairs, low, high, ord, floor, watch, seconds, nodes):
     "(lower, upper, status, witness) by branch and bound."
     search = _Search(pairs, low, high, ord, floor)
@@ -500,6 +506,7 @@ def _by_milp(pairs, low, high, ord, floor, watch, seconds, nodes):
         signs = [(1 if found[i][k] else -1, pattern[i][k]) for i, k in point]  # at least one of these units must differ
         program.add([(np.array([[-float(s) for s, _ in signs]]), np.array([v for _, v in signs]))], 1 - sum(s > 0 for s, _ in signs), math.inf)
 
+# %% ../nbs/11d_lip_exact.ipynb #31b970c9
 def lip_exact(
     net,                    # nn.Sequential of affine layers and ReLU, in eval mode, or [(W, b), ...]
     box,                    # (low, high): numbers or arrays

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCHEMA', 'RESERVED', 'KEYS', 'PAPER', 'PAPER_SETTINGS', 'row', 'pack', 'unpack', 'accuracy_row', 'hits', 'save',
            'load', 'find', 'table', 'failures', 'summary', 'settings', 'best_rates', 'at_best_rates', 'wilson',
-           'bootstrap', 'welch', 'compare', 'verdict', 'paper', 'differences']
+           'bootstrap', 'welch', 'compare', 'ratio', 'paper', 'differences']
 
 # %% ../nbs/03_results.ipynb #47a86a00
 import base64, math, zlib
@@ -235,15 +235,17 @@ def compare(
     half = welch(a.value, b.value)
     return difference, difference - half, difference + half
 
-def verdict(
-    lower, upper,  # ends of the intervals of the differences that a claim says are positive
-    seeds: int,    # behind each of them
-) -> str:
-    "'confirmed here' where every interval lies above 0 ('indicative' for fewer than three seeds), 'contradicted here' below, 'mixed' where some do, else 'not confirmed'."
-    above, below = [l > 0 for l in lower], [u < 0 for u in upper]
-    if all(above): return 'confirmed here' if seeds > 2 else 'indicative'
-    if all(below): return 'contradicted here'
-    return 'mixed' if any(above) or any(below) else 'not confirmed'
+def ratio(
+    values,                  # pandas Series of positive numbers, one a run, with optimizer and seed among the levels of its index
+    other: str,              # optimizer
+    reference: str = 'sgd',  # the one it is compared with
+) -> tuple:
+    "Geometric mean of `other`'s values over the reference's, seed by seed, with Student's 95% interval over seeds: (ratio, lower, upper)."
+    import numpy as np
+    logs = np.log(values).groupby(['optimizer', 'seed']).mean()
+    change = (logs[other] - logs[reference]).dropna()
+    half = welch(change, [0.]*len(change))
+    return tuple(np.exp([change.mean(), change.mean() - half, change.mean() + half]).tolist())
 
 # %% ../nbs/03_results.ipynb #cc8a8010
 PAPER = 'Ma, Pan and Farahmand, TMLR 2023, arXiv 2308.06703v2'

@@ -132,6 +132,7 @@ def freeze(
         config = {**config, 'precision': resolve_precision('auto', 'cpu')}
     return config
 
+# %% ../nbs/14b_sweep.ipynb #c0e0097b
 def read_sweep(
     path,                # the TOML file
     overrides: dict = {},  # parameters that replace what the file says for every run, e.g. {'dataset': 'mnist'}
@@ -193,6 +194,7 @@ def run_notebook(
     papermill.execute_notebook(work/'notebook.ipynb', work/'notebook.ipynb', {**parameters, 'out': str(work/'result.json')}, engine_name=engine,
                                cwd=work, kernel_name='python3', progress_bar=False, log_output=False)
 
+# %% ../nbs/14b_sweep.ipynb #57e2350c
 def execute_run(
     run: Run,
     notebook: str,                 # the notebook as JSON text
@@ -241,6 +243,7 @@ def _reads(path):
     try: return Path(path).read_text()
     except OSError: return None
 
+# %% ../nbs/14b_sweep.ipynb #4bbf9e2d
 def _plain(text):
     "Text without terminal colours."
     return re.sub(r'\x1b\[[0-9;]*m', '', text)
@@ -292,6 +295,7 @@ def cluster(
             with LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=':0', env=thread_env(workers), memory_limit=0,
                               local_directory=scratch, silence_logs='ERROR') as local, Client(local) as client: yield client
 
+# %% ../nbs/14b_sweep.ipynb #97a7f518
 def dispatch(
     client,            # Dask client
     function,          # function(job, *args), run by the workers
@@ -323,6 +327,7 @@ def _outcome(run, future, place):
     if (error := future.exception()) is None: return receive(future.result(), place)
     return dict(id=run.id, state='failed', error=f'{type(error).__name__}: {error}', seconds=0., config=run.config)
 
+# %% ../nbs/14b_sweep.ipynb #cc79ab8b
 def run_sweep(
     sweep: Sweep,
     out='runs',                  # folder of runs

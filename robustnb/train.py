@@ -156,6 +156,7 @@ def _layout(x):
     "Memory order of activations: channels last is faster for colour images, and slower on a CPU where the first convolution sees one channel."
     return torch.channels_last if x.shape[1] > 1 or x.is_cuda else torch.contiguous_format
 
+# %% ../nbs/09_train.ipynb #2af8dd60
 def _epoch(model, opt, x, y, config, epoch, precision):
     "One pass over the data; returns mean loss, running accuracy and whether every loss was finite."
     g = generator(config.seed, 'augment', epoch)
@@ -179,6 +180,7 @@ def _epoch(model, opt, x, y, config, epoch, precision):
     mean = float(loss_sum/seen)
     return mean, int(right)/seen, math.isfinite(mean)
 
+# %% ../nbs/09_train.ipynb #370f67d2
 def fit(
     model,                       # torch module, images (N,C,H,W) in [0,1] -> logits (N,K); trained in place
     data,                        # anything with x_train (uint8 or float, N,C,H,W) and y_train (int64, N)
