@@ -71,7 +71,7 @@ def suspicions(
     name = lambda i: classes[i] if i < len(classes) else str(i)
     right, found = (predicted == y).float().mean().item(), []
     best, mapping = relabelling(predicted, y, n_outputs)
-    if best > right + .2 and best > 2*right:
+    if best > max(.5, right + .2, 2*right):
         whole = json.dumps({name(a): b for a, b in sorted(mapping.items())})
         found.append(f'With its labels exchanged the model would be right on {best:.0%} of the images instead of {right:.0%}. The classes may be in another order: put {whole} into a file and name it by --label-map.')
     elif right < results.wilson(1/len(y.unique()), len(y))[0]:

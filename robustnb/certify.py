@@ -26,7 +26,7 @@ def plain_layers(
     if isinstance(model, nn.Conv2d): known = model.groups == 1 and model.dilation == (1, 1) and model.padding_mode == 'zeros' and not isinstance(model.padding, str)
     if isinstance(model, (nn.BatchNorm1d, nn.BatchNorm2d)): known = model.running_var is not None
     if known: return [model]
-    raise ValueError(f'model: no bound for the layer {model}, accepted: sequences of Conv2d, Linear, BatchNorm, ReLU, Flatten, Dropout and Identity')
+    raise ValueError(f'model: no bound for the layer {type(model).__name__ if list(model.children()) else model}, accepted: sequences of Conv2d, Linear, BatchNorm, ReLU, Flatten, Dropout and Identity')
 
 # %% ../nbs/10e_certify.ipynb #0f898980
 def _spread(layer, r):

@@ -7,7 +7,7 @@ __all__ = ['EXAMPLES', 'parse_set', 'say', 'find_sweep', 'closing_summary', 'lis
            'cmd_report', 'cmd_audit', 'show_plan', 'cmd_sweep', 'cmd_data', 'make_parser', 'cmd_completion', 'main']
 
 # %% ../nbs/15_cli.ipynb #8a9ae23f
-import argparse, sys, tomllib
+import argparse, os, sys, tomllib
 from pathlib import Path
 
 # %% ../nbs/15_cli.ipynb #f54c72ef
@@ -64,6 +64,7 @@ def closing_summary(
     facts = dict(sweep=sweep.name, runs=len(sweep.runs), done_now=done, done_before=len(sweep.runs) - len(statuses), failed=failed, report=folder/'report.html')
     text = f'{sweep.name}: {len(sweep.runs)} runs, {done} done now, {facts["done_before"]} done before, {len(failed)} failed\n'
     if table: text += f'\nAccuracy in percent at each best learning rate, mean ± std over seeds:\n\n{table}\n'
+    if '(edge)' in table: text += '(edge): the first or last rate of its grid; a better one may lie beyond.\n\n'
     text += f'report: {folder/"report.html"}\n'
     for line in failure_table(failed).to_dict('records'): text += f'failed: {line["error"]}\n        {line["notebook"]}\n'
     say(args, text.rstrip('\n'), **facts)
@@ -189,6 +190,7 @@ def cmd_data(args) -> int:
     say(args, '\n'.join(lines), data=found)
     return 2*bool(args.names and any('error' in d for d in found))
 
+# %% ../nbs/15_cli.ipynb #81359981
 EXAMPLES = dict(
     run="""
   robustnb run                                     list the experiments
@@ -209,8 +211,6 @@ EXAMPLES = dict(
   robustnb audit net.safetensors --arch torchvision/resnet18 --images test.npz --label-map labels.json
   robustnb audit net.pt2 --images photos/ --attack standard --linf 4/255 8/255 --n-attack 1000
 
-# %%
-#| export
 A model file is safetensors (weights; --arch names the architecture) or a program from torch.export (.pt2). Pickles (.pt, .pth, .bin)
 are never read, because reading one runs the code in it; the error message says how to convert yours.""",
     data="""
@@ -311,7 +311,13 @@ def main(
 ) -> int:
     "Entry point of the command `robustnb`; returns the exit code."
     args = make_parser().parse_args(argv)
-    try: return args.run(args)
+    try:
+        code = args.run(args)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader, such as head, has seen enough; nothing is left to flush at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, RuntimeError, OSError) as e:
         print(f'robustnb: {e}', file=sys.stderr)
         return 2

@@ -249,7 +249,7 @@ def report(
     if runs.failed: body.insert(0, (_runs(len(runs.failed), 'failed'), table_html(failure_table(runs.failed), 'The notebook shows the cell that failed.')))
     body += [('How to read this', _READ), ('How it was made', table_html(provenance_table(runs.made)))]
     minutes = sum(m.get('cpu_s') or 0 for m in runs.made)/60
-    lead = (f'{_runs(len(runs.made), "of")} {", ".join(sorted({m["experiment"] for m in runs.made})) or "nothing"}, {f"{minutes/60:.1f} CPU hours" if minutes > 90 else f"{minutes:.0f} CPU minutes"}.'
+    lead = (f'{_runs(len(runs.made), "of")} {", ".join(sorted({m["experiment"] for m in runs.made})) or "nothing"}, {f"{minutes/60:.1f} CPU hours" if minutes > 90 else f"{minutes:.1f} CPU minutes"}.'
             + (f' <span class="bad">{_runs(len(runs.failed), "failed")}.</span>' if runs.failed else ' None failed.'))
     write_text(folder/'runs.csv', tidy.to_csv(index=False))
     if swept:

@@ -84,7 +84,8 @@ def convert(
     if default is not None and type(value) is not type(default):
         raise ValueError(f'{name}: got {value!r}, accepted: {type(default).__name__}, as in the default {default!r}')
     if accepted := parameter.accepted:
-        if not ('folder' in parameter.help and Path(value).expanduser().exists()): check_choice(value, name, dict.fromkeys([*accepted, default]))
+        from robustnb.data import data_root
+        if not ('folder' in parameter.help and any((p/Path(value).expanduser()).exists() for p in (Path(), data_root()))): check_choice(value, name, dict.fromkeys([*accepted, default]))
     return value
 
 def _line(text, key, value=''):
@@ -352,7 +353,7 @@ def run_sweep(
         workers = min(check_number(cores() if workers is None else workers, 'workers', low=1, integer=True), max(1, len(missing)))
         if memory is None and not scheduler: memory = .9*psutil.virtual_memory().total/workers
         last_seen = time.monotonic()
-        with tqdm(total=len(missing), desc=sweep.name, disable=not progress) as bar:
+        with tqdm(total=len(missing), desc=sweep.name, disable=not (progress and missing)) as bar:
             while left := [r for r in missing if r.id not in statuses]:
                 try:
                     with cluster(workers, scheduler) as client:

@@ -98,7 +98,9 @@ def check_model(
     if (late := [name or type(m).__name__ for name, m in modules if m.training]):
         raise ValueError(f'model: {late[0]} is in train mode, accepted: a model in eval mode (call model.eval())')
     x = x[:32]
-    with torch.no_grad(): z = model(x)
+    try:
+        with torch.no_grad(): z = model(x)
+    except RuntimeError as e: raise ValueError(f'x: the model cannot take images of {"x".join(map(str, x.shape[1:]))} ({str(e).splitlines()[0]}), accepted: the size and the channels that it was made for') from e
     if not torch.is_tensor(z) or z.ndim != 2 or len(z) != len(x) or z.shape[1] < 2:
         raise ValueError(f'model: got an output of shape {tuple(getattr(z, "shape", ()))}, accepted: logits ({len(x)}, at least 2 classes)')
     if not z.isfinite().all(): raise ValueError('model: its logits hold NaN or infinity, accepted: finite logits')

@@ -164,7 +164,7 @@ def test_links_between_files_of_the_repository():
 
 
 def test_the_contributing_guide_turns_a_notebook_into_a_module(tmp_path):
-    chapter, commands = next((text, after) for (_, text), (_, after) in itertools.pairwise(blocks(ROOT/'CONTRIBUTING.md')) if text.startswith('# 16_margin.py'))
+    chapter, commands = next((text, after) for (_, text), (_, after) in itertools.pairwise(blocks(ROOT/'CONTRIBUTING.md')) if text.startswith('# %%\n#| default_exp margin'))
     for name in 'settings.ini', 'setup.py', 'README.md', 'tools', 'robustnb', 'nbs/00_core.ipynb':
         target = tmp_path/name
         target.parent.mkdir(exist_ok=True)

@@ -3,7 +3,9 @@ import os, re, signal, subprocess, sys, time
 from dataclasses import dataclass
 from pathlib import Path
 
-from robustnb.sweep import cluster, dispatch
+import pytest
+
+from robustnb.sweep import Parameter, cluster, convert, dispatch
 
 SWEEP = 'experiment = "toy.ipynb"\n[[grid]]\nlr = [0.1, 0.2, 0.3]\nseed = [0, 1]\n'
 
@@ -66,6 +68,20 @@ def test_wrong_files_are_refused_before_anything_runs(tmp_path, experiment, robu
     _, err = process.communicate()
     assert process.returncode == 2 and "toy.toml:3: parameter of toy: got 'rate', accepted: 'lr', 'seed'" in err
     assert not (tmp_path/'runs').exists()
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    command = f'{sys.executable} -c "import sys; from robustnb.cli import main; sys.exit(main())" run fig01_robustness --parameters | head -n 1; exit ${{PIPESTATUS[0]}}'
+    done = subprocess.run(['bash', '-c', command], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count('\n') == 1 and not done.stderr
+
+
+def test_own_images_by_name(tmp_path, monkeypatch):
+    monkeypatch.setenv('ROBUSTNB_DATA', str(tmp_path))
+    dataset = Parameter('dataset', 'digits', 'one of data.NAMES, or a folder of your own')
+    with pytest.raises(ValueError, match="dataset: got 'mine'"): convert('mine', dataset)
+    (tmp_path/'mine').mkdir()
+    assert convert('mine', dataset) == 'mine'
 
 
 def test_help_does_not_import_torch():
