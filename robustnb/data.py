@@ -490,7 +490,7 @@ def _download(name, root):
         return f'download failed: {type(e).__name__}: {" ".join(str(e).split())[:200]}'
 
 # %% ../nbs/06_data.ipynb #a6760289
-MADE = dict(digits=_digits, spectra=_spectra)   # data that needs no files
+MADE = {'digits': _digits, 'spectra': _spectra, 'spectra-low': partial(_spectra, band='low')}   # data that needs no files
 NAMES = [*MADE, *KNOWN]
 
 def load(

@@ -157,4 +157,4 @@ def default_model(
 ) -> str:
     "Name of the architecture that the paper uses for the data set; of images it does not use, by their size."
     if input_size <= 16: return 'smallcnn'
-    return 'twolayercnn' if name in ('mnist', 'fashionmnist', 'spectra') else 'preactresnet18'
+    return 'twolayercnn' if name in ('mnist', 'fashionmnist', 'spectra', 'spectra-low') else 'preactresnet18'
