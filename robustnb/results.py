@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCHEMA', 'RESERVED', 'KEYS', 'PAPER', 'PAPER_SETTINGS', 'row', 'pack', 'unpack', 'accuracy_row', 'hits', 'save',
            'load', 'find', 'table', 'failures', 'summary', 'settings', 'best_rates', 'at_best_rates', 'wilson',
-           'bootstrap', 'welch', 'compare', 'ratio', 'paper', 'differences']
+           'bootstrap', 'welch', 'compare', 'ratio', 'verdict', 'paper', 'differences']
 
 # %% ../nbs/03_results.ipynb #47a86a00
 import base64, math, zlib
@@ -246,6 +246,17 @@ def ratio(
     change = (logs[other] - logs[reference]).dropna()
     half = welch(change, [0.]*len(change))
     return tuple(np.exp([change.mean(), change.mean() - half, change.mean() + half]).tolist())
+
+def verdict(
+    lower: float,        # end of the 95% interval
+    upper: float,        # its other end
+    seeds: int,          # behind it
+    claimed: float = 0,  # the claim is that the truth lies above
+) -> str:
+    "What an interval says of a claim: 'confirmed', 'contradicted' or 'not settled'; 'indicated' and 'contradiction indicated' with two seeds or one."
+    if not (lower > claimed or upper < claimed): return 'not settled'
+    if lower > claimed: return 'confirmed' if seeds > 2 else 'indicated'
+    return 'contradicted' if seeds > 2 else 'contradiction indicated'
 
 # %% ../nbs/03_results.ipynb #cc8a8010
 PAPER = 'Ma, Pan and Farahmand, TMLR 2023, arXiv 2308.06703v2'

@@ -152,6 +152,12 @@ def test_the_style_sheets_ask_for_nothing_from_elsewhere(site):
     for sheet in site.rglob('*.css'): assert 'url(http' not in sheet.read_text().replace('"', '').replace("'", ''), sheet.name
 
 
+def test_no_markdown_is_left_in_the_text(site):
+    for page in site.rglob('*.html'):
+        text = re.sub(r'<(pre|code|script|math)\b.*?</\1>', '', page.read_text(), flags=re.S)
+        assert not re.search(r'\]\([\w./]+\)|^\s*\|.*\|\s*$', text, re.M), page.name
+
+
 def blocks(path):
     "Code blocks of a Markdown file: (language, text)."
     return re.findall(r'^```(\w*)\n(.*?)^```$', path.read_text(), re.M | re.S)
