@@ -11,12 +11,13 @@ import scipy.fft
 import torch
 
 from robustnb import data, models, train
-from robustnb.core import Stopwatch, generator, seed_all, set_threads
+from robustnb.core import Stopwatch, generator, keep_freed_memory, seed_all, set_threads
 from robustnb.dct import dct2, dct_matrix, idct2
 from robustnb.evaluate import logits
 from robustnb.spectrum import band_masks, confine, filter_energy, filter_freq
 
 THREADS = set_threads(int(sys.argv[1]) if len(sys.argv) > 1 else 2)
+keep_freed_memory()  # as training does, for both ways: pages that come new from the system cost as much as the transform
 G = generator(0, 'bench')
 
 

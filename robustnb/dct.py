@@ -73,7 +73,7 @@ class _Sandwich(torch.autograd.Function):
     @staticmethod
     def forward(left, x, right):
         out = x.new_empty(len(x), left.shape[0], right.shape[1])
-        portion = max(1, 2**18//max(1, *x.shape[1:], *out.shape[1:])**2)  # what is between the two products stays in the cache
+        portion = max(1, 2**20//max(1, *x.shape[1:], *out.shape[1:])**2)  # what is between the two products stays in the cache
         for planes, to in zip(x.split(portion), out.split(portion)):
             turned = torch.bmm(left.expand(len(planes), -1, -1), planes)
             torch.mm(turned.flatten(0, 1), right, out=to.flatten(0, 1))
