@@ -133,7 +133,7 @@ def reading(
         more, sure = int((rest.difference > 0).sum()), int((rest.lower > 0).sum())
         less, sure_less = int((rest.difference < 0).sum()), int((rest.upper < 0).sum())
         said.append(f'Disturbed, {reference} keeps more than {other} under {more} of {len(rest)} conditions, less under {less}. '
-                    + (f'With {int(rest.seeds.min())} seeds the 95% interval excludes zero in favour of {reference} under {sure}, in favour of {other} under {sure_less}.' if rest.lower.notna().any() else 'One seed: nothing is known about chance.'))
+                    + (f'With {plots.plural(int(rest.seeds.min()), "seed")} the 95% interval excludes zero in favour of {reference} under {sure}, in favour of {other} under {sure_less}.' if rest.lower.notna().any() else 'One seed: nothing is known about chance.'))
     return said
 
 # %% ../nbs/13a_report.ipynb #d62a02b0
@@ -198,7 +198,7 @@ def _split(tidy):
         keys = [k for k in dict.fromkeys(['dataset', 'model', *results.settings(part)]) if k in part and part[k].notna().any()]
         text = lambda v: f'{v:g}' if isinstance(v, float) else str(v)
         groups = part.groupby([part[k].map(text) for k in keys], sort=False) if keys else [((), part)]
-        found += [(experiment, ', '.join(v if k in ('dataset', 'model') else f'{k} {v}' for k, v in zip(keys, values)), t.dropna(axis=1, how='all')) for values, t in groups]
+        found += [(experiment, ', '.join(v if k in ('dataset', 'model') else f'{k} {v}' for k, v in zip(keys, values) if v != 'nan'), t.dropna(axis=1, how='all')) for values, t in groups]
     return found
 
 # %% ../nbs/13a_report.ipynb #f28386e2
@@ -261,7 +261,7 @@ def report(
                 plt.close(fig)
     return write_text(folder/'report.html', page(title, lead, body))
 
-def _runs(n, what): return f'{n} run{"s"*(n != 1)} {what}'
+def _runs(n, what): return f'{plots.plural(n, "run")} {what}'
 
 def _alike(tables):
     "Tables of settings joined experiment by experiment."
