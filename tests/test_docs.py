@@ -148,6 +148,14 @@ def test_llms_txt_names_every_chapter(site):
         assert copy in text and (site/copy).stat().st_size > 200
 
 
+def test_api_tables_keep_each_remark_with_its_argument():
+    said = docs.remarks(ROOT/'robustnb/optim.py')
+    tables = {node.name: docs.parameters(node, said).splitlines() for node in docs.public('optim')}
+    assert "| `**options` |  |  | the rule's options, e.g. betas, eps, momentum |" in tables['create']
+    assert '| returns | `torch.optim.Optimizer` |  |  |' in tables['create']
+    assert tables['muon'][2].startswith('| `w`, `g`, `s`, `lr` |  | parameters, gradient, state, learning rate')
+
+
 def test_the_style_sheets_ask_for_nothing_from_elsewhere(site):
     for sheet in site.rglob('*.css'): assert 'url(http' not in sheet.read_text().replace('"', '').replace("'", ''), sheet.name
 

@@ -7,7 +7,7 @@ module, a table of all public names. Nothing on the site comes from the network:
 are MathML with a font of their own, and the search index also opens from a folder on disk. `nbdev_docs` would overwrite README.md, which
 tools/notebooks.py makes.
 """
-import argparse, ast, inspect, json, os, re, shutil, subprocess, sys
+import argparse, ast, inspect, itertools, json, os, re, shutil, subprocess, sys, tokenize
 from fnmatch import fnmatch
 from html import unescape
 from importlib import import_module
@@ -18,7 +18,6 @@ from types import ModuleType
 
 import yaml
 from execnb.nbio import mk_cell, read_nb, write_nb
-from fastcore.docments import docments
 from fontTools import subset
 from nbdev import processors
 from nbdev.config import get_config
@@ -173,28 +172,31 @@ def in_table(text):
     return text.replace('|', '\\|').replace('\n', ' ')
 
 def arguments(node):
-    "Argument names of a function, or of a class's constructor, with annotation and default as written (None where absent)."
+    "Arguments of a function, or of a class's constructor, and what it returns: [(name, annotation, default, line)], None where absent."
     if isinstance(node, ast.ClassDef):
         init = next((n for n in node.body if getattr(n, 'name', '') == '__init__'), None)
-        if init is None: return {n.target.id: (n.annotation, n.value) for n in node.body if isinstance(n, ast.AnnAssign)}
+        if init is None: return [(f'`{n.target.id}`', n.annotation, n.value, n.lineno) for n in node.body if isinstance(n, ast.AnnAssign)]
         node = init
     a = node.args
     positional = [x for x in a.posonlyargs + a.args if x.arg != 'self']
     pairs = list(zip(positional, [None]*(len(positional) - len(a.defaults)) + a.defaults)) + list(zip(a.kwonlyargs, a.kw_defaults))
-    found = {x.arg: (x.annotation, default) for x, default in pairs}
-    for star, x in ('*', a.vararg), ('**', a.kwarg):
-        if x: found[star + x.arg] = (x.annotation, None)
-    return found
+    found = [(f'`{x.arg}`', x.annotation, default, x.lineno) for x, default in pairs]
+    found += [(f'`{star}{x.arg}`', x.annotation, None, x.lineno) for star, x in (('*', a.vararg), ('**', a.kwarg)) if x]
+    found.sort(key=lambda argument: argument[-1])
+    return found + ([('returns', node.returns, None, node.returns.lineno)] if node.returns else [])
 
-def parameters(node, obj):
-    "The API table of one function, or of a class's constructor: types and defaults as written, meanings from the docments."
-    meaning = {k: v['docment'] or '' for k, v in docments(obj, full=True).items()}
-    args = arguments(node)
-    if getattr(node, 'returns', None) or meaning.get('return') and not inspect.isclass(obj): args['return'] = (node.returns, None)
-    if not args: return ''
+def remarks(path):
+    "The comment at the end of each line of a file that has one: {line: text}."
+    with open(path, 'rb') as f: return {t.start[0]: t.string.lstrip('# ') for t in tokenize.tokenize(f.readline) if t.type == tokenize.COMMENT}
+
+def parameters(node, said):
+    "The API table of one function, or of a class's constructor: types, defaults and remarks as written; what shares a line shares its remark."
     code = lambda tree: f'`{in_table(ast.unparse(tree))}`' if tree else ''
-    label = lambda name: 'returns' if name == 'return' else f'`{name}`'
-    rows = [(label(k), code(anno), code(default), in_table(literal(meaning.get(k.strip('*'), '')))) for k, (anno, default) in args.items()]
+    rows = []
+    for _, group in itertools.groupby(arguments(node), key=lambda argument: argument[-1] if argument[-1] in said else argument[0]):
+        names, types, defaults, lines = zip(*group)
+        rows.append((', '.join(names), ', '.join(filter(None, map(code, types))), ', '.join(filter(None, map(code, defaults))), in_table(literal(said.get(lines[0], '')))))
+    if not rows: return ''
     columns = [c for c in zip(('parameter', 'type', 'default', 'meaning'), *rows) if any(c[1:])]
     lines = [f'| {" | ".join(line)} |' for line in zip(*columns)]
     return '\n'.join([lines[0], '|:--'*len(columns) + '|', *lines[1:], ''])
@@ -202,12 +204,13 @@ def parameters(node, obj):
 def module_pages(module, chapter):
     "A module's API tables and its source with numbered lines; returns its table of names."
     path, objects = ROOT/'robustnb'/f'{module}.py', vars(import_module(f'robustnb.{module}'))
+    said = remarks(path)
     text, names = [f'[The chapter](../{chapter}) explains and tests all this.\n'], []
     for node in public(module):
         obj, anchor = objects[node.name], f'{module}.{node.name}'
         doc = inspect.getdoc(obj) or ''
         text += [f'## {node.name} {{.api-name #{anchor}}}\n', f'[source](../source/{module}.html#L-{node.lineno}){{.source-link}}\n',
-                 literal(doc) + f' [In the chapter](../{chapter}#{anchor}).\n', parameters(node, obj)]
+                 literal(doc) + f' [In the chapter](../{chapter}#{anchor}).\n', parameters(node, said)]
         if isinstance(node, ast.ClassDef):
             methods = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name[0] != '_' and ast.get_docstring(n)]
             text += [f'- `.{m.name}`: {literal(ast.get_docstring(m))}'.replace('\n', ' ') for m in methods] + ['']
