@@ -150,15 +150,17 @@ def trade_off(
     condition: str,  # which accuracy on the vertical axis, see `condition`
     ax=None,
     within=25.,      # points: runs whose standard accuracy is further below the best are left out
+    fit=None,        # a metric of training for the horizontal axis, e.g. 'train_loss'; None: standard accuracy
 ):
-    "Accuracy (%) under `condition` against standard accuracy (%), one point per run of any rate."
-    lines = accuracies(_one_setting(tidy))
+    "Accuracy (%) under `condition` against standard accuracy (%) or the fit, one point per run, of any rate and length."
+    lines = accuracies(tidy)
     check_choice(condition, 'condition', lines.condition.unique())
     ax = ax or plt.subplots(figsize=(3.6, 3))[1]
     wide = lines.pivot_table(index=['optimizer', 'run'], columns='condition', values='value')*100
     wide = wide[wide['standard'] >= wide['standard'].max() - within]
-    for name in (o for o in _names(lines) if o in wide.index): ax.plot(wide.loc[name]['standard'], wide.loc[name][condition], 'o', ms=4, alpha=.7, color=colour(name), label=name)
-    ax.set(xlabel='standard accuracy (%)', ylabel='accuracy (%)', title=condition)
+    if fit: wide[fit] = tidy[tidy.metric == check_choice(fit, 'fit', tidy.metric.unique())].set_index(['optimizer', 'run']).value
+    for name in (o for o in _names(lines) if o in wide.index): ax.plot(wide.loc[name][fit or 'standard'], wide.loc[name][condition], 'o', ms=4, alpha=.7, color=colour(name), label=name)
+    ax.set(xlabel=fit.replace('_', ' ') if fit else 'standard accuracy (%)', xscale='log' if fit else 'linear', ylabel='accuracy (%)', title=condition)
     ax.legend(loc='upper left', bbox_to_anchor=(1, 1))
     return ax
 
