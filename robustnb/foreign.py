@@ -162,7 +162,7 @@ class Program(nn.Module):
         super().__init__()
         try: self._read(path)
         except (ValueError, KeyError, TypeError, IndexError, RuntimeError, zipfile.BadZipFile) as e:
-            raise ValueError(f'{path}: {e if isinstance(e, ValueError) else f"not a program that can be read ({type(e).__name__}: {e})"}') from e
+            raise ValueError(f'{path}: {e if type(e) is ValueError else f"not a program that can be read ({type(e).__name__}: {e})"}') from e
         self.eval()
 
     def _read(self, path):

@@ -9,6 +9,7 @@ tools/notebooks.py makes.
 """
 import argparse, ast, inspect, itertools, json, os, re, shutil, subprocess, sys, tokenize
 from fnmatch import fnmatch
+from functools import cache
 from html import unescape
 from importlib import import_module
 from importlib.resources import files
@@ -101,24 +102,56 @@ def new_cell(source, cell_type='code'):
     cell.directives_ = {}
     return cell
 
-def link_names(text, here=''):
-    "Names in backticks lead to where a chapter defines them; `here` is the folder of the page they stand on."
-    cfg = get_config()
+@cache
+def exporters():
+    "{name: modules that export it}."
+    found = {}
+    for path in (ROOT/'robustnb').glob('[!_]*.py'):
+        for node in public(path.stem): found.setdefault(node.name, set()).add(path.stem)
+    return found
+
+def meant(sources):
+    "{name: the module that it comes from in these sources; '' where they define it themselves}."
+    found = {}
+    for source in sources:
+        try: body = ast.parse(re.sub(r'^[%!].*', '', source, flags=re.M)).body
+        except SyntaxError: continue
+        for node in body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)): found[node.name] = ''
+            elif isinstance(node, ast.ImportFrom) and (node.module or '').startswith('robustnb.'): found |= {a.asname or a.name: node.module.partition('.')[2] for a in node.names if not a.asname}
+    return found
+
+@cache
+def own_names(module):
+    "`meant` on a page about one module: what it imports, and what it exports itself."
+    return meant([(ROOT/'robustnb'/f'{module}.py').read_text()]) | {n.name: module for n in public(module)}
+
+def link_names(text, here='', names={}):
+    "Names in backticks lead to where a chapter defines them; `here` is the folder of the page they stand on, `names` what it means by a name. What is ambiguous is not linked."
+    cfg, modules = get_config(), exporters()
     lookup = NbdevLookup(incl_libs=('robustnb',), ns={p.stem: ModuleType(f'robustnb.{p.stem}') for p in (ROOT/'robustnb').glob('*.py')})
+    pages = {Path(path).stem: path for path in map(page_of, notebooks()) if '/' not in path}  # experiments export nothing
     def link(m):  # a method's link leads to its class, a private helper's to the page
-        name = m[1].split('.')[-1 - m[4].count('.')]
-        return f'[`{m[1]}{m[2] or ""}`]({os.path.relpath(m[3], here or ".")}' + (')' if name[0] == '_' else f'#{Path(m[3]).stem}.{name})')
+        name, path, stem = m[1].split('.')[-1 - m[4].count('.')], m[3], Path(m[3]).stem
+        if m[1] in modules:
+            stem = names.get(m[1], stem if len(modules[m[1]]) == 1 else '')
+            if stem not in modules[m[1]] or stem not in pages: return f'`{m[1]}{m[2] or ""}`'
+            path = pages[stem]
+        return f'[`{m[1]}{m[2] or ""}`]({os.path.relpath(path, here or ".")}' + (')' if name[0] == '_' else f'#{stem}.{name})')
     return re.sub(r'\[`([\w.]+)(\(\))?`\]\(' + re.escape(cfg.doc_host + cfg.doc_baseurl) + r'/([\w/-]+\.html)#([\w.]+)\)', link, lookup.linkify(text))
 
 class local_links(processors.Processor):
     "Names in backticks lead to their chapter, and links between chapters to the other page."
     def begin(self):
         here = Path(page_of(self.nb.path_)).parent
+        code = [c.source for c in read_nb(self.nb.path_).cells if c.cell_type == 'code']
+        module = re.search(r'^#\| *default_exp (\w+)', '\n'.join(code), re.M)
+        names = meant(code) | (own_names(module[1]) if module else {})
         def chapter(m):
             target = (NBS/here/m[1]).resolve()
             return f']({os.path.relpath(page_of(target), here)}' if target.is_relative_to(NBS) else m[0]
         for cell in self.nb.cells:
-            if cell.cell_type == 'markdown': cell.source = re.sub(r'\]\((?!\w+:)([^)#\s]+\.ipynb)', chapter, link_names(cell.source, here))
+            if cell.cell_type == 'markdown': cell.source = re.sub(r'\]\((?!\w+:)([^)#\s]+\.ipynb)', chapter, link_names(cell.source, here, names))
 
 def one_stream(cell):
     "What a cell printed is one block, however many pieces the kernel sent."
@@ -164,9 +197,9 @@ def page(path, title, description, body, **options):
     (PROC/path).parent.mkdir(exist_ok=True)
     (PROC/path).write_text(f'---\n{front}---\n\n{body}\n')
 
-def literal(text, here='reference'):
-    "A docstring or comment as Markdown: only its code in backticks is markup."
-    return ''.join(link_names(part, here) if i % 2 else re.sub(r'([\\*^~$<>_\[\]])', r'\\\1', part) for i, part in enumerate(re.split('(`[^`]*`)', text)))
+def literal(text, module, here='reference'):
+    "A docstring or comment of a module as Markdown: only its code in backticks is markup."
+    return ''.join(link_names(part, here, own_names(module)) if i % 2 else re.sub(r'([\\*^~$<>_\[\]])', r'\\\1', part) for i, part in enumerate(re.split('(`[^`]*`)', text)))
 
 def in_table(text):
     return text.replace('|', '\\|').replace('\n', ' ')
@@ -189,13 +222,13 @@ def remarks(path):
     "The comment at the end of each line of a file that has one: {line: text}."
     with open(path, 'rb') as f: return {t.start[0]: t.string.lstrip('# ') for t in tokenize.tokenize(f.readline) if t.type == tokenize.COMMENT}
 
-def parameters(node, said):
+def parameters(node, said, module):
     "The API table of one function, or of a class's constructor: types, defaults and remarks as written; what shares a line shares its remark."
     code = lambda tree: f'`{in_table(ast.unparse(tree))}`' if tree else ''
     rows = []
     for _, group in itertools.groupby(arguments(node), key=lambda argument: argument[-1] if argument[-1] in said else argument[0]):
         names, types, defaults, lines = zip(*group)
-        rows.append((', '.join(names), ', '.join(filter(None, map(code, types))), ', '.join(filter(None, map(code, defaults))), in_table(literal(said.get(lines[0], '')))))
+        rows.append((', '.join(names), ', '.join(filter(None, map(code, types))), ', '.join(filter(None, map(code, defaults))), in_table(literal(said.get(lines[0], ''), module))))
     if not rows: return ''
     columns = [c for c in zip(('parameter', 'type', 'default', 'meaning'), *rows) if any(c[1:])]
     lines = [f'| {" | ".join(line)} |' for line in zip(*columns)]
@@ -210,11 +243,11 @@ def module_pages(module, chapter):
         obj, anchor = objects[node.name], f'{module}.{node.name}'
         doc = inspect.getdoc(obj) or ''
         text += [f'## {node.name} {{.api-name #{anchor}}}\n', f'[source](../source/{module}.html#L-{node.lineno}){{.source-link}}\n',
-                 literal(doc) + f' [In the chapter](../{chapter}#{anchor}).\n', parameters(node, said)]
+                 literal(doc, module) + f' [In the chapter](../{chapter}#{anchor}).\n', parameters(node, said, module)]
         if isinstance(node, ast.ClassDef):
             methods = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name[0] != '_' and ast.get_docstring(n)]
-            text += [f'- `.{m.name}`: {literal(ast.get_docstring(m))}'.replace('\n', ' ') for m in methods] + ['']
-        names.append(f'| [`{node.name}`](reference/{module}.html#{anchor}) | {in_table(literal(doc.split(chr(10))[0], here=""))} |')
+            text += [f'- `.{m.name}`: {literal(ast.get_docstring(m), module)}'.replace('\n', ' ') for m in methods] + ['']
+        names.append(f'| [`{node.name}`](reference/{module}.html#{anchor}) | {in_table(literal(doc.split(chr(10))[0], module, here=""))} |')
     page(f'reference/{module}.md', f'robustnb.{module}', 'API reference', '\n'.join(text), **{'from': 'markdown-smart'})
     page(f'source/{module}.md', f'{module}.py', 'Exported from its chapter: edit the notebook, not this file',
          f'````{{#L .python code-line-numbers=true}}\n{path.read_text().rstrip()}\n````', search=False, toc=False)
