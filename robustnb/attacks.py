@@ -64,7 +64,7 @@ class Evaluation:
     def name(self) -> str:
         "What was run: AutoAttack's name only for AutoAttack."
         label = 'AutoAttack standard' if self.version == 'standard' else 'quick (APGD-CE + APGD-T, not AutoAttack)'
-        return label if self.classes > 3 else f'{label}, non-standard: {self.classes} classes, logit difference instead of DLR'
+        return label if self.classes > 3 else f'{label.removesuffix(" standard")}, not standard: logit difference instead of DLR, {self.classes} classes'
     @property
     def robust(self):
         "(n,) bool: classified correctly, and no attack found anything."

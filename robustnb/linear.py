@@ -31,7 +31,7 @@ class Problem:
             value = np.array(getattr(self, name), dtype=np.float64)
             if value.ndim == 0 or not np.isfinite(value).all(): raise ValueError(f'{name}: got {getattr(self, name)!r}, accepted: a vector of finite numbers')
             object.__setattr__(self, name, value)
-        if (self.sigma < 0).any(): raise ValueError(f'sigma: got {self.sigma.min()!r} among its values, accepted: standard deviations >= 0')
+        if (self.sigma < 0).any(): raise ValueError(f'sigma: got {float(self.sigma.min())!r} among its values, accepted: standard deviations >= 0')
         lengths = {name: getattr(self, name).shape[-1] for name in ('w_star', 'sigma', 'w0')}
         if len(set(lengths.values())) > 1: raise ValueError(f'w_star, sigma, w0: got lengths {lengths}, accepted: equal lengths')
         basis = dct_matrix(self.d, torch.float64).numpy() if self.basis is None else np.array(self.basis, dtype=np.float64)

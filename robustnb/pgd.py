@@ -115,7 +115,7 @@ def pgd(
 # %% ../nbs/10b_pgd.ipynb #a10b38af
 def checkpoints(
     steps: int,  # gradient steps of the run
-) -> set:
+) -> list:
     "The steps after which APGD reconsiders its step length: first 22% of the steps, then intervals that shrink by 3% down to 6%."
     wait, least, shrink = (max(int(f*steps), 1) for f in (.22, .06, .03))
     marks, at = [], wait
