@@ -155,6 +155,6 @@ def default_model(
     name: str,         # data set
     input_size: int,   # height and width of its images
 ) -> str:
-    "Name of the architecture that the paper uses for the data set; of images it does not use, by their size."
+    "Name of the paper's architecture for its data sets; for others one chosen by the size of the images."
     if input_size <= 16: return 'smallcnn'
     return 'twolayercnn' if name in ('mnist', 'fashionmnist', 'spectra', 'spectra-low') else 'preactresnet18'
