@@ -188,7 +188,9 @@ def audit(
 # %% ../nbs/13c_audit.ipynb #9cf25cc6
 def _range(row): return f'{100*row["value"]:.1f}% (95% interval {100*row["lower"]:.1f} to {100*row["upper"]:.1f}, {row["n"]:,} images)'
 
-def _points(row): return f'{100*row["value"]:.1f} points ({100*row["lower"]:.1f} to {100*row["upper"]:.1f})'
+def _points(row): return f'{100*row["value"]:.1f} points (95% interval {100*row["lower"]:.1f} to {100*row["upper"]:.1f}, {row["n"]:,} images)'
+
+def _least(row): return _points(row) if row['value'] > 0 else f'nothing, accuracy changes by {-100*row["value"]:+.1f} points ({-100*row["upper"]:+.1f} to {-100*row["lower"]:+.1f})'
 
 def _pick(rows, metric, **conditions):
     return [r for r in rows if r['metric'] == metric and all(r.get(k) == v for k, v in conditions.items())]
@@ -204,7 +206,7 @@ def sentences(
     if losses:
         worst, last = max(losses, key=lambda r: r['var']), [r for r in losses if r['lower'] > 0]
         said.append(('Noise', f'Gaussian noise of variance {worst["var"]:g} (standard deviation {worst["var"]**.5:.2g} of the full range) costs {_points(worst)}. '
-                     + (f'The weakest noise tried that surely costs something has variance {min(r["var"] for r in last):g}.' if last else 'None of the variances tried surely costs anything.')))
+                     + (f'The weakest noise tried with a 95% interval that excludes 0 has variance {min(r["var"] for r in last):g}.' if last else 'For none of the variances tried does the 95% interval exclude 0.')))
     bands = _pick(rows, 'accuracy_loss', noise='band')
     if bands:
         worst, best = max(bands, key=lambda r: r['value']), min(bands, key=lambda r: r['value'])
@@ -212,7 +214,7 @@ def sentences(
         where = 'low' if worst['band'] < half else 'high' if worst['band'] > half + 1 else 'middle'
         sure = worst['lower'] > best['upper']
         said.append(('Frequencies', f'Noise of equal strength (white of variance {worst["var"]:g}, confined to one of {len(bands)} bands) hurts most in band {worst["band"]}, {where} frequencies: {_points(worst)}; '
-                     f'least in band {best["band"]}: {_points(best)}. ' + ('The intervals do not overlap.' if sure else 'The intervals overlap: which band is worst is not settled.')))
+                     f'least in band {best["band"]}: {_least(best)}. ' + (f'The intervals of these two (picked from {len(bands)} bands) do not overlap.' if sure else 'The intervals overlap: which band is worst is not settled.')))
     for norm, unit in dict(linf='no pixel changed by more than', l2='a change of Euclidean length at most').items():
         attacked = sorted((r for r in _pick(rows, 'accuracy', norm=norm)), key=lambda r: r['eps'])
         if not attacked: continue
@@ -222,7 +224,7 @@ def sentences(
                      f'{"This is AutoAttack standard" if most["attack"] == "autoattack" else "This is the quick attack, weaker than AutoAttack" if most["attack"] == "quick" else "With three classes or fewer the attack is not the standard one"}: '
                      'no attack finds everything, so the true values are at most these.'))
         proofs = sorted(_pick(rows, 'certified_accuracy', norm=norm), key=lambda r: r['eps'])
-        if proofs: said[-1] = (said[-1][0], said[-1][1] + f' On the same images {" and ".join(dict.fromkeys(format(p["value"], ".1%") for p in (proofs[0], proofs[-1])))} are proved: the truth on them lies between.')
+        if proofs: said[-1] = (said[-1][0], said[-1][1] + f' On the same images {" and ".join(dict.fromkeys(format(p["value"], ".1%") for p in (proofs[0], proofs[-1])))} are proved robust; the true value lies between the proved share and what the attack leaves.')
     lower, upper, radius = (_pick(rows, m) for m in ('lipschitz_lower', 'lipschitz_upper', 'certified_radius'))
     if lower and upper:
         said.append(('Lipschitz', f'The logits change by between {lower[0]["value"]:.3g} (found) and {upper[0]["value"]:.3g} (proved) times the length of the change of the image, at worst. '

@@ -128,7 +128,9 @@ def reading(
     gaps, said = plots.contrasts(tidy, reference), []
     for other, part in gaps.groupby('against', sort=False):
         clean, rest = part[part.condition == 'standard'], part[part.condition != 'standard']
-        if len(clean): said.append(f'{reference} and {other}: standard accuracies differ by {abs(clean.difference.iloc[0]):.1f} points ({reference} {"higher" if clean.difference.iloc[0] > 0 else "lower or equal"}).')
+        for gap, low, high in clean[['difference', 'lower', 'upper']].values:
+            said.append(f'{reference} and {other}: standard accuracies ' + (f'differ by {abs(gap):.1f} points ({reference} {"higher" if gap > 0 else "lower"})' if abs(gap) >= .05 else 'are equal to a tenth of a point')
+                        + (f'; 95% interval of {reference} minus {other} {low:+.1f} to {high:+.1f}.' if low == low else '.'))
         if not len(rest): continue
         more, sure = int((rest.difference > 0).sum()), int((rest.lower > 0).sum())
         less, sure_less = int((rest.difference < 0).sum()), int((rest.upper < 0).sum())
@@ -229,7 +231,7 @@ def provenance_table(
 # %% ../nbs/13a_report.ipynb #263f2634
 _READ = '''<ul>
 <li>Accuracies are percentages of test images classified right. "±" is the standard deviation over seeds (n-1); the best rate of each optimizer is the one with the highest mean standard accuracy.</li>
-<li>Gaussian noise has the stated variance per pixel, pixels in [0, 1]. Attacks move each image by at most &epsilon; in the stated norm; "quick" is a weaker attack than AutoAttack, so its accuracies are too high.</li>
+<li>Gaussian noise has the stated variance per pixel, pixels in [0, 1]. Attacks move each image by at most &epsilon; in the stated norm; "quick" is a weaker attack than AutoAttack, so its accuracies may be too high.</li>
 <li>Attacks can only find weaknesses: a robust accuracy is an upper bound of the true one.</li>
 <li>A difference whose interval contains zero may be chance. Intervals over seeds say nothing about other data sets, and intervals over images nothing about other seeds.</li></ul>'''
 
