@@ -138,7 +138,7 @@ def without_band(
     mask,        # (H,W) bool, the frequencies to remove
     portion: int = 1000,  # images filtered at a time
 ) -> Data:
-    "`data` with float32 *training* images that lack the frequencies in `mask`; test images are unchanged."
+    "`data` with float32 training images that lack the frequencies in `mask`; test images are unchanged."
     return replace(data, x_train=torch.cat([keep(to_float(part), ~mask) for part in data.x_train.split(portion)]))
 
 def removed_in_training(
@@ -151,7 +151,7 @@ def removed_in_training(
     progress: bool = False,  # show a bar over trainings
     **kw,                    # `topk` and `batch_size`, passed on to `correct`
 ) -> Removal:
-    "How much is lost on unchanged test images when *training* images lack a band: is it needed to learn the task (paper, Figures 2 and 3)?"
+    "How much is lost on unchanged test images when training images lack a band: is it needed to learn the task (paper, Figures 2 and 3)?"
     masks = band_masks(data.shape[1:]) if masks is None else masks
     sets = [data, *(without_band(data, mask) for mask in masks)]
     right = [[correct(fit(some, seed), data.x_test, data.y_test, **kw) for seed in seeds] for some in tqdm(sets, disable=not progress, leave=False)]

@@ -73,7 +73,7 @@ def quotient(
     box=None,     # (low, high): both points are kept inside
     steps=tuple(10.**-k for k in range(8)),  # step sizes tried
 ) -> tuple:
-    "Largest proven difference quotient along `v`, rounding taken off, and its two points (2, ...)."
+    "Largest difference quotient along `v`, an estimate of its rounding error taken off, and its two points (2, ...)."
     ord, plain = check_ord(ord), copy.deepcopy(model).float()
     exact = copy.deepcopy(model).double()
     step = torch.tensor(steps).to(x.device).double().view(-1, *[1]*x.dim())*v.view(1, *x.shape).to(x.device)
@@ -109,7 +109,7 @@ def lip_lower(
     seconds: float = math.inf,  # CPU seconds after which the search ends
     batch: int = 128,    # points per pass
 ) -> Interval:
-    "Proven lower bound of the Lipschitz constant from data points and greedy search; the witness is a pair of points, `value` the Jacobian's norm."
+    "Lower bound of the Lipschitz constant from data points and greedy search, proven up to an estimated rounding error; the witness is a pair of points, `value` the Jacobian's norm."
     ord = check_ord(ord)
     for name, value in ('children', children), ('keep', keep): check_number(value, name, low=1, integer=True)
     check_number(rounds, 'rounds', low=0, integer=True)
