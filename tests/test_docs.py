@@ -1,6 +1,7 @@
 "The book as a reader meets it: rendered by tools/docs.py, opened in Chromium, page by page."
 import fcntl, functools, http.server, itertools, json, os, re, shutil, subprocess, sys, threading
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -150,7 +151,7 @@ def test_llms_txt_names_every_chapter(site):
 
 def test_api_tables_keep_each_remark_with_its_argument():
     said = docs.remarks(ROOT/'robustnb/optim.py')
-    tables = {node.name: docs.parameters(node, said).splitlines() for node in docs.public('optim')}
+    tables = {node.name: docs.parameters(node, said, 'optim').splitlines() for node in docs.public('optim')}
     assert "| `**options` |  |  | the rule's options, e.g. betas, eps, momentum |" in tables['create']
     assert '| returns | `torch.optim.Optimizer` |  |  |' in tables['create']
     assert tables['muon'][2].startswith('| `w`, `g`, `s`, `lr` |  | parameters, gradient, state, learning rate')
@@ -215,7 +216,7 @@ def test_pages_open_without_errors_or_outside_requests(visits, url):
 def test_links_lead_somewhere(visits, site, url):
     def broken(seen):
         inside = [link.removeprefix(url).partition('#') for link in seen['links'] if link.startswith(url)]
-        return [page + hash + anchor for page, hash, anchor in inside if not (site/page).exists() or anchor and anchor not in visits[page or 'index.html']['ids']]
+        return [page + hash + anchor for page, hash, anchor in inside if not (site/page).exists() or anchor and unquote(anchor) not in visits[page or 'index.html']['ids']]
     assert not faults(visits, broken)
 
 
