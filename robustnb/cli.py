@@ -261,7 +261,7 @@ def make_parser() -> argparse.ArgumentParser:
     p = _command(commands, 'audit', cmd_audit, 'how robust is a model, what does that mean, and how sure is it')
     p.add_argument('model', help='.safetensors or .pt2 file')
     p.add_argument('--images', required=True, metavar='SOURCE', help='folder of class folders, .npz file (images, labels), or name of a data set: its test images')
-    p.add_argument('--arch', default='', metavar='NAME', help='architecture of a .safetensors file: one of robustnb run --parameters, or torchvision/NAME')
+    p.add_argument('--arch', default='', metavar='NAME', help='architecture of a .safetensors file: twolayercnn, preactresnet18, mlp, smallcnn, or torchvision/NAME')
     p.add_argument('--option', action='append', default=[], metavar='KEY=VALUE', help='option of the architecture, e.g. width=32 or norm=batch; may be repeated')
     p.add_argument('--size', type=int, metavar='PIXELS', help='resize images to this height and width')
     p.add_argument('--channels', type=int, choices=[1, 3], help='make images grey (1) or colour (3)')
