@@ -29,12 +29,15 @@ def plain_layers(
     raise ValueError(f'model: no bound for the layer {type(model).__name__ if list(model.children()) else model}, accepted: sequences of Conv2d, Linear, BatchNorm, ReLU, Flatten, Dropout and Identity')
 
 # %% ../nbs/10e_certify.ipynb #0f898980
+def _scale(layer):
+    "By what batch norm multiplies each channel."
+    return (layer.running_var + layer.eps).rsqrt()*(1 if layer.weight is None else layer.weight)
+
 def _spread(layer, r):
     "How far the output of an affine layer can move when its input moves by at most `r`."
     if isinstance(layer, nn.Conv2d): return F.conv2d(r, layer.weight.abs(), None, layer.stride, layer.padding)
     if isinstance(layer, nn.Linear): return F.linear(r, layer.weight.abs())
-    scale = (layer.running_var + layer.eps).rsqrt()*(1 if layer.weight is None else layer.weight.abs())
-    return r*scale.view(-1, *[1]*(r.ndim - 2))
+    return r*_scale(layer).abs().view(-1, *[1]*(r.ndim - 2))
 
 def interval(
     layer,  # one layer
@@ -57,6 +60,44 @@ def _windows(maps, rows, at, size):
     corner = (rows*c*h + at[:, 0] + pad)*w + at[:, 1] + pad
     return maps.take(corner[:, None, None, None] + inside.to(maps.device))
 
+# %% ../nbs/10e_certify.ipynb #c7832475
+def _bias(layer): return layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
+
+def _conv_back(layer, A, at, shape):
+    "Functions of a convolution's output as functions of its input, and where their windows lie."
+    if at is None: return image_gradient(A, layer.weight, shape, layer.stride, layer.padding), None
+    at = at*at.new_tensor(layer.stride) - at.new_tensor(layer.padding)
+    if A.shape[2:] == (1, 1): return (A.flatten(1)@layer.weight.flatten(1)).view(-1, *layer.weight.shape[1:]), at
+    grown = layer.in_channels, *((n - 1)*s + k for n, s, k in zip(A.shape[2:], layer.stride, layer.kernel_size))
+    return image_gradient(A, layer.weight, grown, layer.stride, (0, 0)), at
+
+def _affine_back(layer, A, at, shape):
+    "Functions `A` of an affine layer's output as functions of its input, of that shape: (A, at, constants (R,))."
+    if isinstance(layer, nn.Linear): return A@layer.weight, at, A@_bias(layer)
+    if isinstance(layer, nn.Conv2d): return *_conv_back(layer, A, at, shape), A.sum((2, 3))@_bias(layer)
+    scale = _scale(layer)
+    shift = (0 if layer.bias is None else layer.bias) - layer.running_mean*scale
+    return A*scale.view(-1, *[1]*(A.ndim - 2)), at, A.view(*A.shape[:2], -1).sum(2)@shift
+
+# %% ../nbs/10e_certify.ipynb #2b918df5
+def _relu_lines(low, high):
+    "Slope of the lower line, slope and height of the upper line, of each ReLU."
+    up = (high/(high - low).clamp_min(TINY)).masked_fill(low >= 0, 1).masked_fill(high <= 0, 0)
+    below = ((high > -low) | (low >= 0)).to(up)
+    return below, up, -up*low.clamp(max=0)
+
+def _relu_back(A, below, up, lift):
+    "Lower bounds of functions `A` of a ReLU's output as functions of its input: (A, constants (R,))."
+    negative = A.clamp(max=0)
+    constant = (negative*lift).flatten(1).sum(1)
+    return (A - negative).mul_(below).add_(negative.mul_(up)), constant
+
+def _single(unit, shape, like):
+    "Functions that read one unit each of a layer of that shape, as windows of one pixel where it has pixels: (A, at)."
+    if len(shape) == 1: return F.one_hot(unit, shape[0]).to(like), None
+    pixels = shape[1:].numel()
+    return F.one_hot(unit//pixels, shape[0]).to(like)[:, :, None, None], torch.stack([unit % pixels//shape[2], unit % shape[2]], 1)
+
 # %% ../nbs/10e_certify.ipynb #a887d35b
 class Crown:
     "Bounds of a network's units over the balls of radius `eps` around `x`."
@@ -68,16 +109,9 @@ class Crown:
             self.shapes.append(low.shape[1:])
             if isinstance(layer, nn.ReLU):
                 if self.lines or norm == 'l2': low, high = self._sharpen(k, low, high)
-                self.lines[k] = self._lines(low, high)
+                self.lines[k] = _relu_lines(low, high)
             low, high = interval(layer, low, high)
         self.out = low, high
-
-    @staticmethod
-    def _lines(low, high):
-        "Slope of the lower line, slope and height of the upper line, of each ReLU."
-        up = (high/(high - low).clamp_min(TINY)).masked_fill(low >= 0, 1).masked_fill(high <= 0, 0)
-        below = ((high > -low) | (low >= 0)).to(up)
-        return below, up, -up*low.clamp(max=0)
 
     def _sharpen(self, k, low, high):
         "Tighter ends for the undecided units in front of layer `k`, some megabytes at a time."
@@ -86,10 +120,7 @@ class Crown:
         for pairs in ((low < 0) & (high > 0)).nonzero().split(at_once):
             if not len(pairs): break
             rows, unit = pairs.unbind(1)
-            if len(shape) == 4:
-                channel, at = unit//shape[2:].numel(), torch.stack([unit % shape[2:].numel()//shape[3], unit % shape[3]], 1)
-                A = F.one_hot(channel, shape[1]).to(self.x)[:, :, None, None]
-            else: A, at = F.one_hot(unit, shape[1]).to(self.x), None
+            A, at = _single(unit, self.shapes[k], self.x)
             low[rows, unit] = torch.maximum(low[rows, unit], self.lower(k, A, rows, at))
             high[rows, unit] = torch.minimum(high[rows, unit], -self.lower(k, -A, rows, at))
         return low.view(shape), high.view(shape)
@@ -104,36 +135,16 @@ class Crown:
         height = A.new_zeros(len(A))
         pick = lambda maps: maps[rows] if at is None else _windows(maps, rows, at, A.shape[2:])
         for j in reversed(range(k)):
-            layer = self.layers[j]
-            if isinstance(layer, nn.ReLU):
-                below, up, lift = map(pick, self.lines[j])
-                negative = A.clamp(max=0)
-                height += (negative*lift).flatten(1).sum(1)
-                A = (A - negative).mul_(below).add_(negative.mul_(up))
-            elif isinstance(layer, nn.Flatten): A = A.view(-1, *self.shapes[j])
-            elif isinstance(layer, nn.Linear): height, A = height + A@self._bias(layer), A@layer.weight
-            elif isinstance(layer, nn.Conv2d):
-                height = height + A.sum((2, 3))@self._bias(layer)
-                if at is None: A = image_gradient(A, layer.weight, self.shapes[j], layer.stride, layer.padding)
-                else:
-                    at = at*at.new_tensor(layer.stride) - at.new_tensor(layer.padding)
-                    if A.shape[2:] == (1, 1): A = (A.flatten(1)@layer.weight.flatten(1)).view(-1, *layer.weight.shape[1:])
-                    else: A = image_gradient(A, layer.weight, self._grown(A, layer), layer.stride, (0, 0))
-                    if j == 0 or not isinstance(self.layers[j - 1], nn.ReLU): A = A*pick(A.new_ones(len(self.x), 1, *self.shapes[j][1:]))
-            else:
-                scale = (layer.running_var + layer.eps).rsqrt()*(1 if layer.weight is None else layer.weight)
-                shift = (0 if layer.bias is None else layer.bias) - layer.running_mean*scale
-                height, A = height + A.view(*A.shape[:2], -1).sum(2)@shift, A*scale.view(-1, *[1]*(A.ndim - 2))
+            layer, shape, constant = self.layers[j], self.shapes[j], 0
+            if isinstance(layer, nn.ReLU): A, constant = _relu_back(A, *map(pick, self.lines[j]))
+            elif isinstance(layer, nn.Flatten): A = A.view(-1, *shape)
+            else: A, at, constant = _affine_back(layer, A, at, shape)
+            if isinstance(layer, nn.Conv2d) and at is not None and j - 1 not in self.lines: A = A*pick(A.new_ones(len(self.x), 1, *shape[1:]))  # a ReLU's lines are 0 outside the map
+            height = height + constant
         c, r, flat = pick((self.low + self.high)/2).flatten(1), pick((self.high - self.low)/2).flatten(1), A.flatten(1)
         bound = torch.linalg.vecdot(flat, c) - torch.linalg.vecdot(flat.abs(), r)
         if self.norm == 'l2': bound = torch.maximum(bound, torch.linalg.vecdot(flat, pick(self.x).flatten(1)) - self.eps*flat.norm(dim=1))
         return bound + height
-
-    @staticmethod
-    def _grown(A, layer): return layer.in_channels, *((n - 1)*s + k for n, s, k in zip(A.shape[2:], layer.stride, layer.kernel_size))
-
-    @staticmethod
-    def _bias(layer): return layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
 
     def margins(self, y):
         "Lower bound of each image's margin: logit of the label minus the largest other."

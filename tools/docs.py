@@ -118,7 +118,7 @@ def meant(sources):
         except SyntaxError: continue
         for node in body:
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)): found[node.name] = ''
-            elif isinstance(node, ast.ImportFrom) and (node.module or '').startswith('robustnb.'): found |= {a.asname or a.name: node.module.partition('.')[2] for a in node.names if not a.asname}
+            elif isinstance(node, ast.ImportFrom) and node.module and (node.level or node.module.startswith('robustnb.')): found |= {a.name: node.module.removeprefix('robustnb.') for a in node.names if not a.asname}
     return found
 
 @cache
@@ -126,11 +126,15 @@ def own_names(module):
     "`meant` on a page about one module: what it imports, and what it exports itself."
     return meant([(ROOT/'robustnb'/f'{module}.py').read_text()]) | {n.name: module for n in public(module)}
 
+@cache
+def chapters():
+    "{module: its chapter's page}; experiments export nothing."
+    return {Path(path).stem: path for path in map(page_of, notebooks()) if '/' not in path}
+
 def link_names(text, here='', names={}):
     "Names in backticks lead to where a chapter defines them; `here` is the folder of the page they stand on, `names` what it means by a name. What is ambiguous is not linked."
-    cfg, modules = get_config(), exporters()
+    cfg, modules, pages = get_config(), exporters(), chapters()
     lookup = NbdevLookup(incl_libs=('robustnb',), ns={p.stem: ModuleType(f'robustnb.{p.stem}') for p in (ROOT/'robustnb').glob('*.py')})
-    pages = {Path(path).stem: path for path in map(page_of, notebooks()) if '/' not in path}  # experiments export nothing
     def link(m):  # a method's link leads to its class, a private helper's to the page
         name, path, stem = m[1].split('.')[-1 - m[4].count('.')], m[3], Path(m[3]).stem
         if m[1] in modules:
