@@ -276,7 +276,7 @@ def accuracy_rows(
     eps,                        # radii
     version: str = 'standard',  # 'standard' or 'quick'
     topk: int = 1,              # count as right if the label is among the k largest logits at the adversarial image
-    **kw,                       # `seed`, `batch_size`, `progress`, `certify`, `workers`, passed on to `autoattack`
+    **kw,                       # seed, batch_size, progress, certify, workers, passed on to `autoattack`
 ) -> list:
     "Robust accuracy at each radius, ascending, as rows for `results.save`."
     rows, known = [], None

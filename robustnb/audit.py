@@ -95,6 +95,32 @@ class Audit:
     @property
     def tidy(self): return pd.DataFrame(self.rows).assign(run=0)
 
+def _check(images, labels, variances, bands, attack, eps, n_attack):
+    "Refuse what `audit` cannot use."
+    check_choice(attack, 'attack', ['quick', 'standard', 'none']), check_number(bands, 'bands', low=0, integer=True), check_number(n_attack, 'n_attack', low=1, integer=True)
+    for v in variances: check_number(v, 'variances', above=0)
+    for norm, radii in (eps or {}).items():
+        check_choice(norm, 'eps', ['linf', 'l2'])
+        for e in radii: check_number(e, f'eps of {norm}', above=0)
+    for what, given in dict(images=images, labels=labels).items():
+        if not isinstance(given, torch.Tensor): raise ValueError(f'{what}: got {type(given).__name__}, accepted: a tensor (torch.from_numpy)')
+    if images.ndim != 4: raise ValueError(f'images: got shape {tuple(images.shape)}, accepted: (N,C,H,W)')
+    if images.is_floating_point() and not (0 <= images.min() and images.max() <= 1): raise ValueError(f'images: got floats from {images.min():.3g} to {images.max():.3g}, accepted: [0, 1], or uint8')
+
+def _noise_rows(model, x, y, clean, variances, bands, band_var, seed, batch_size):
+    "Rows of accuracy, and of what is lost, under Gaussian noise and under noise in each band."
+    rows = []
+    def add(right, **conditions): rows.extend([accuracy_row(right, **conditions), loss_row(clean, right, **conditions)])
+    for var in variances: add(noise_correct(model, x, y, var, seed, batch_size=batch_size), noise='gaussian', var=var)
+    if bands:
+        for band, right in enumerate(band_accuracy(model, x, y, band_var, bands, 1, seed, batch_size=batch_size).right[0], 1): add(right, noise='band', band=band, var=band_var)
+    return rows
+
+def _pictures(x, show, var, seed):
+    "The images `show`, clean and with noise."
+    noise = gaussian_noise(x.shape, slice(0, len(x)), var, seed)[show]
+    return dict(clean=to_float(x[show]), noise=(to_float(x[show]) + noise).clamp(0, 1))
+
 def _attacked(model, x, y, attack, eps, prove, seed, batch_size, progress):
     "Rows of robust and proved accuracy for every norm and radius, and the last evaluation."
     rows, last = [], None
@@ -141,16 +167,8 @@ def audit(
     progress: bool = True, # show bars
 ) -> Audit:
     "Measure one model's accuracy and robustness; a ValueError names what it cannot judge (softmax outputs, random models, labels that it has no output for)."
-    check_choice(attack, 'attack', ['quick', 'standard', 'none']), check_number(bands, 'bands', low=0, integer=True), check_number(n_attack, 'n_attack', low=1, integer=True)
-    for v in variances: check_number(v, 'variances', above=0)
+    _check(images, labels, variances, bands, attack, eps, n_attack)
     eps, device = EPS if eps is None else eps, pick_device(device)
-    for norm, radii in eps.items():
-        check_choice(norm, 'eps', ['linf', 'l2'])
-        for e in radii: check_number(e, f'eps of {norm}', above=0)
-    for what, given in dict(images=images, labels=labels).items():
-        if not isinstance(given, torch.Tensor): raise ValueError(f'{what}: got {type(given).__name__}, accepted: a tensor (torch.from_numpy)')
-    if images.ndim != 4: raise ValueError(f'images: got shape {tuple(images.shape)}, accepted: (N,C,H,W)')
-    if images.is_floating_point() and not (0 <= images.min() and images.max() <= 1): raise ValueError(f'images: got floats from {images.min():.3g} to {images.max():.3g}, accepted: [0, 1], or uint8')
     model, x, y = model.to(device).eval(), images, labels.long().cpu()
     if band_var is None: band_var = .1 if x.shape[1] == 1 else .01
     with Stopwatch() as watch:
@@ -158,16 +176,10 @@ def audit(
         z = logits(model, x, batch_size)
         clean = (z.argmax(1) == y) & z.isfinite().all(1)
         rows, notes = [accuracy_row(clean)], suspicions(z.argmax(1), y, n_outputs, classes)
-        for var in variances:
-            right = noise_correct(model, x, y, var, seed, batch_size=batch_size)
-            rows += [accuracy_row(right, noise='gaussian', var=var), loss_row(clean, right, noise='gaussian', var=var)]
-        for band, right in enumerate(band_accuracy(model, x, y, band_var, bands, 1, seed, batch_size=batch_size).right[0] if bands else [], 1):
-            rows += [accuracy_row(right, noise='band', band=band, var=band_var), loss_row(clean, right, noise='band', band=band, var=band_var)]
+        rows += _noise_rows(model, x, y, clean, variances, bands, band_var, seed, batch_size)
         some = torch.randperm(len(x), generator=generator(seed, 'audit', 'attack'))[:n_attack]
-        pictures, show = {}, some[clean[some]][:6]
-        if len(show):
-            noise = gaussian_noise(x.shape, slice(0, len(x)), max(variances, default=.01), seed)[show]
-            pictures = dict(clean=to_float(x[show]), noise=(to_float(x[show]) + noise).clamp(0, 1))
+        show = some[clean[some]][:6]
+        pictures = _pictures(x, show, max(variances, default=.01), seed) if len(show) else {}
         if attack != 'none':
             try: prove = bool(plain_layers(model))
             except ValueError as e:
@@ -190,7 +202,7 @@ def _range(row): return f'{100*row["value"]:.1f}% (95% interval {100*row["lower"
 
 def _points(row): return f'{100*row["value"]:.1f} points (95% interval {100*row["lower"]:.1f} to {100*row["upper"]:.1f}, {row["n"]:,} images)'
 
-def _least(row): return _points(row) if row['value'] > 0 else f'nothing, accuracy changes by {-100*row["value"]:+.1f} points ({-100*row["upper"]:+.1f} to {-100*row["lower"]:+.1f})'
+def _least(row): return _points(row) if row['value'] > 0 else f'nothing, accuracy changes by {-100*row["value"]:+z.1f} points ({-100*row["upper"]:+z.1f} to {-100*row["lower"]:+z.1f})'
 
 def _pick(rows, metric, **conditions):
     return [r for r in rows if r['metric'] == metric and all(r.get(k) == v for k, v in conditions.items())]

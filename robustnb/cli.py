@@ -85,7 +85,7 @@ def list_experiments(args) -> int:
         return 0
     found = sweeps.parameters(sweeps.find_experiment(args.experiment))
     width = max(len(f'{k} = {p.default!r}') for k, p in found.items())
-    say(args, '\n'.join(f'{f"{k} = {p.default!r}":{width}}  {p.help}'.rstrip() for k, p in found.items()), parameters={k: dict(default=p.default, help=p.help) for k, p in found.items()})
+    say(args, '\n'.join(f'{f"{k} = {p.default!r}":{width}}  {p.meaning}'.rstrip() for k, p in found.items()), parameters={k: dict(default=p.default, help=p.meaning) for k, p in found.items()})
     return 0
 
 def show_result(result: dict) -> str:

@@ -520,7 +520,7 @@ def lip_exact(
     "Lipschitz constant of a small ReLU network over a box: 'exact' (within 1e-6) or the interval reached; the witness lies inside the steepest piece."
     ord = check_ord(ord)
     check_choice(method, 'method', ['search', 'milp'])
-    check_number(seconds, 'seconds', low=0, high=1e9), check_number(nodes, 'nodes', low=1, integer=True)
+    check_number(seconds, 'seconds', low=0, high=10**9), check_number(nodes, 'nodes', low=1, integer=True)
     with Stopwatch() as watch:
         pairs = relu_chain(net, input_shape, output)
         low, high = check_box(box, pairs[0][0].shape[1])

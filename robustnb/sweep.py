@@ -34,6 +34,10 @@ class Parameter:
         "The accepted values that the comment names ('one of module.NAME'), or None for any."
         found = re.search(r'one of (\w+)\.(\w+)', self.help)
         return found and list(getattr(importlib.import_module(f'robustnb.{found[1]}'), found[2]))
+    @property
+    def meaning(self):
+        "The comment, with the accepted values in place of the list that it names."
+        return re.sub(r'one of \w+\.\w+', lambda _: f'one of {", ".join(map(str, self.accepted))}', self.help)
 
 def parameters(
     notebook,  # path of an experiment notebook

@@ -194,7 +194,7 @@ class Oracle:
     def warn(self):
         "Warn of the gradients that were exactly zero, once."
         for loss, n in self.blind.items():
-            if n: warnings.warn(f'{n} gradients of the loss {loss!r} were exactly zero where the attack began: robustness may be overestimated; '
+            if n: warnings.warn(f'the gradient of the loss {loss!r} was exactly zero where the attack began (at {n:,} of the starts): robustness may be overestimated; '
                                 "try a dlr loss, scale the logits down, or trust `square`, which needs no gradient", stacklevel=3)
         self.blind.clear()
     def wrong(self, x, y, batch_size: int = 128):

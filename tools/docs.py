@@ -43,6 +43,7 @@ if (location.protocol === 'file:') {
 addEventListener('load', () => {
   const sidebar = document.querySelector('#quarto-sidebar'), here = sidebar?.querySelector('a.active');
   if (here) sidebar.scrollTop = Math.max(0, here.getBoundingClientRect().top - sidebar.getBoundingClientRect().top - sidebar.clientHeight/2);
+  for (const image of document.querySelectorAll('main figure img')) image.parentElement.classList.toggle('wide-figure', image.naturalWidth > 620);
 });
 </script>'''
 
@@ -254,7 +255,7 @@ def module_pages(module, chapter):
         names.append(f'| [`{node.name}`](reference/{module}.html#{anchor}) | {in_table(literal(doc.split(chr(10))[0], module, here=""))} |')
     page(f'reference/{module}.md', f'robustnb.{module}', 'API reference', '\n'.join(text), **{'from': 'markdown-smart'})
     page(f'source/{module}.md', f'{module}.py', 'Exported from its chapter: edit the notebook, not this file',
-         f'````{{#L .python code-line-numbers=true}}\n{path.read_text().rstrip()}\n````', search=False, toc=False)
+         f'[The chapter](../{chapter})\n\n````{{#L .python code-line-numbers=true}}\n{path.read_text().rstrip()}\n````', search=False, toc=False)
     return [f'## [robustnb.{module}](reference/{module}.html)\n', '| name | what it does |\n|:--|:--|', *names, '']
 
 def reference(pages):
