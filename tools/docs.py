@@ -229,7 +229,8 @@ def remarks(path):
 
 def parameters(node, said, module):
     "The API table of one function, or of a class's constructor: types, defaults and remarks as written; what shares a line shares its remark."
-    code = lambda tree: f'`{in_table(ast.unparse(tree))}`' if tree else ''
+    written = lambda tree: re.sub(r'^field\(default_factory=(\w+)\)$', r'\1()', ast.unparse(tree))
+    code = lambda tree: f'`{in_table(written(tree))}`' if tree else ''
     rows = []
     for _, group in itertools.groupby(arguments(node), key=lambda argument: argument[-1] if argument[-1] in said else argument[0]):
         names, types, defaults, lines = zip(*group)
