@@ -98,6 +98,7 @@ def show_result(result: dict) -> str:
     return '\n'.join('  '.join(t.ljust(w) for t, w in zip(l, widths)).rstrip() for l in lines)
 
 def cmd_run(args) -> int:
+    "Do one run of an experiment, or show the one that was done before."
     if args.parameters or not args.experiment: return list_experiments(args)
     from robustnb import results, sweep as sweeps
     from robustnb.core import check_choice
@@ -120,6 +121,7 @@ def cmd_run(args) -> int:
 
 # %% ../nbs/15_cli.ipynb #23d1480f
 def cmd_report(args) -> int:
+    "Write the report of folders of runs."
     from robustnb.report import gather, report
     runs = gather(*args.folders)
     if not runs.made and not runs.failed: raise ValueError(f'{", ".join(args.folders)}: holds no result files')
@@ -129,6 +131,7 @@ def cmd_report(args) -> int:
     return 0
 
 def cmd_audit(args) -> int:
+    "Audit one model on one set of images."
     from robustnb import audit as audits, foreign
     from robustnb.core import check_number
     foreign.check_readable(args.model, args.arch)
@@ -162,6 +165,7 @@ def show_plan(sweep, args) -> int:
 
 # %% ../nbs/15_cli.ipynb #8398e0b1
 def cmd_sweep(args) -> int:
+    "Do the missing runs of a sweep, or print its plan."
     from robustnb import sweep as sweeps
     sweep = sweeps.read_sweep(find_sweep(args.file), parse_set(args.set))
     if args.dry_run: return show_plan(sweep, args)
@@ -176,6 +180,7 @@ def cmd_sweep(args) -> int:
     return closing_summary(sweep, statuses, args)
 
 def cmd_data(args) -> int:
+    "Say which data sets are here."
     from robustnb import data
     found, lines = [], []
     for name in args.names or data.NAMES:

@@ -66,7 +66,7 @@ def save(
     config: dict,              # every parameter of the run
     metrics: list,             # rows made by `row`
     cost: dict | None = None,  # seconds, as `Stopwatch.seconds()` gives them
-    **made,                    # `device` and `precision`, passed on to `provenance`
+    **made,                    # device and precision, passed on to `provenance`
 ) -> dict:
     "Write one run's result atomically and return it; a config key named like a column of metric rows is refused, the table could not hold both."
     for key in config:

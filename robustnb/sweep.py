@@ -42,7 +42,7 @@ class Parameter:
 def parameters(
     notebook,  # path of an experiment notebook
 ) -> dict:
-    "Its parameters by name, from the cell tagged `parameters`; `out` is the runner's own and left out."
+    "Its parameters by name, from the cell tagged 'parameters'; `out` is the runner's own and left out."
     cells = [c for c in nbformat.read(notebook, 4).cells if 'parameters' in c.metadata.get('tags', [])]
     if not cells: raise ValueError(f'{notebook}: has no cell tagged parameters, so there is nothing to sweep')
     source = cells[0].source

@@ -43,7 +43,11 @@ if (location.protocol === 'file:') {
 addEventListener('load', () => {
   const sidebar = document.querySelector('#quarto-sidebar'), here = sidebar?.querySelector('a.active');
   if (here) sidebar.scrollTop = Math.max(0, here.getBoundingClientRect().top - sidebar.getBoundingClientRect().top - sidebar.clientHeight/2);
-  for (const image of document.querySelectorAll('main figure img')) image.parentElement.classList.toggle('wide-figure', image.naturalWidth > 620);
+  const mark = (selector, name, test) => document.querySelectorAll(selector).forEach(e => e.classList.toggle(name, test(e)));
+  mark('main figure p:has(> img)', 'wide-figure', e => e.firstElementChild.naturalWidth > 520);
+  mark('.cell-output pre', 'aligned', e => e.textContent.split('\\n').every(line => line.length < 100));
+  mark('main td, main p code, main li code', 'short', e => e.textContent.length < 26);
+  mark('main td', 'long', e => e.textContent.length > 60);
 });
 </script>'''
 
@@ -248,7 +252,7 @@ def module_pages(module, chapter):
     for node in public(module):
         obj, anchor = objects[node.name], f'{module}.{node.name}'
         doc = inspect.getdoc(obj) or ''
-        text += [f'## {node.name} {{.api-name #{anchor}}}\n', f'[source](../source/{module}.html#L-{node.lineno}){{.source-link}}\n',
+        text += [f'## {node.name} {{.api-name .api-entry #{anchor}}}\n', f'[source](../source/{module}.html#L-{node.lineno}){{.source-link}}\n',
                  literal(doc, module) + f' [In the chapter](../{chapter}#{anchor}).\n', parameters(node, said, module)]
         if isinstance(node, ast.ClassDef):
             methods = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name[0] != '_' and ast.get_docstring(n)]
@@ -265,7 +269,7 @@ def reference(pages):
     for name in sorted(pages):
         found = re.search(r'^#\| *default_exp (\w+)', '\n'.join(c.source for c in read_nb(NBS/name).cells), re.M)
         if found: text += module_pages(found[1], page_of(NBS/name))
-    page('reference.md', 'API reference', 'Every public function and class, by module', '\n'.join(text))
+    page('reference.md', 'API reference', 'Every public function and class, by module', '\n'.join(text), **{'from': 'markdown-smart'})
 
 
 def project_page(name):
