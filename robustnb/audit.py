@@ -184,7 +184,7 @@ def audit(
             try: prove = bool(plain_layers(model))
             except ValueError as e:
                 prove = False
-                notes.append(f'At the radii of the attacks no image is proved robust, for want of a rule: {e}.')
+                notes.append(f'At the radii of the attacks no image is proved robust: {str(e).removeprefix("model: ")}.')
             found, last = _attacked(model, to_float(x[some]), y[some], attack, eps, prove, seed, batch_size, progress)
             rows += found
             if pictures: pictures['attack'] = last.x_adv[clean[some].nonzero()[:6, 0]].cpu()
