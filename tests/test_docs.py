@@ -26,6 +26,7 @@ return {
   title: document.title, heading: document.querySelector('h1')?.textContent,
   width: document.documentElement.scrollWidth,
   cut: [...document.querySelectorAll('main *')].filter(e => box(e).right > innerWidth + 1 && !scrolls(e)).map(e => e.outerHTML.slice(0, 80)),
+  shrunk: [...document.querySelectorAll('main figure img')].filter(i => i.naturalWidth > 520 && box(i).width < 500).map(i => i.alt),
   images: [...document.images].map(i => ({alt: i.alt, loaded: i.complete && i.naturalWidth > 0, start: i.src.slice(0, 60)})),
   links: [...document.querySelectorAll('a[href]')].map(a => a.href),
   ids: [...document.querySelectorAll('[id]')].map(e => e.id),
@@ -237,6 +238,11 @@ def test_nothing_scrolls_sideways_and_the_dark_theme_is_dark(visits):
     assert not faults(visits, lambda s: s['cut'])
     assert not faults(visits, lambda s: s['width'] > PHONE['width'] or s['width_desktop'] > DESKTOP['width'])
     assert not faults(visits, lambda s: not s['dark'])
+
+
+@browser_needed
+def test_wide_figures_keep_their_size_on_a_phone(visits):
+    assert not faults(visits, lambda s: s['shrunk'])
 
 
 @browser_needed
