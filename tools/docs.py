@@ -46,7 +46,7 @@ addEventListener('load', () => {
   const mark = (selector, name, test) => document.querySelectorAll(selector).forEach(e => e.classList.toggle(name, test(e)));
   mark('main figure p:has(> img)', 'wide-figure', e => e.firstElementChild.naturalWidth > 520);
   mark('.cell-output pre', 'aligned', e => e.textContent.split('\\n').every(line => line.length < 100));
-  mark('main td, main p code, main li code', 'short', e => e.textContent.length < 26);
+  mark('main td, main p code, main li code', 'short', e => e.textContent.length < 23);
   mark('main td', 'long', e => e.textContent.length > 60);
 });
 </script>'''
