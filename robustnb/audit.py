@@ -99,7 +99,7 @@ def _check(images, labels, variances, bands, attack, eps, n_attack):
     "Refuse what `audit` cannot use."
     check_choice(attack, 'attack', ['quick', 'standard', 'none']), check_number(bands, 'bands', low=0, integer=True), check_number(n_attack, 'n_attack', low=1, integer=True)
     for v in variances: check_number(v, 'variances', above=0)
-    for norm, radii in (eps or {}).items():
+    for norm, radii in eps.items():
         check_choice(norm, 'eps', ['linf', 'l2'])
         for e in radii: check_number(e, f'eps of {norm}', above=0)
     for what, given in dict(images=images, labels=labels).items():
@@ -167,8 +167,8 @@ def audit(
     progress: bool = True, # show bars
 ) -> Audit:
     "Measure one model's accuracy and robustness; a ValueError names what it cannot judge (softmax outputs, random models, labels that it has no output for)."
-    _check(images, labels, variances, bands, attack, eps, n_attack)
     eps, device = EPS if eps is None else eps, pick_device(device)
+    _check(images, labels, variances, bands, attack, eps, n_attack)
     model, x, y = model.to(device).eval(), images, labels.long().cpu()
     if band_var is None: band_var = .1 if x.shape[1] == 1 else .01
     with Stopwatch() as watch:

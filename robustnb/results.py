@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCHEMA', 'RESERVED', 'KEYS', 'PAPER', 'PAPER_SETTINGS', 'row', 'pack', 'unpack', 'accuracy_row', 'hits', 'save',
            'load', 'find', 'table', 'failures', 'summary', 'settings', 'best_rates', 'at_best_rates', 'wilson',
-           'bootstrap', 'welch', 'compare', 'ratio', 'verdict', 'paper', 'differences']
+           'bootstrap', 'welch', 'compare', 'student', 'ratio', 'verdict', 'paper', 'differences']
 
 # %% ../nbs/03_results.ipynb #47a86a00
 import base64, math, zlib
@@ -235,6 +235,13 @@ def compare(
     half = welch(a.value, b.value)
     return difference, difference - half, difference + half
 
+def student(
+    change,  # differences, one for each seed
+) -> tuple:
+    "Their mean with Student's 95% interval over the seeds: (mean, lower, upper); the interval is nan for a single seed."
+    middle, half = sum(change)/len(change), welch(change, [0.]*len(change))
+    return middle, middle - half, middle + half
+
 def ratio(
     values,                  # pandas Series of positive numbers, one a run, with optimizer and seed among the levels of its index
     other: str,              # optimizer
@@ -243,9 +250,7 @@ def ratio(
     "Geometric mean of `other`'s values over the reference's, seed by seed, with Student's 95% interval over seeds: (ratio, lower, upper)."
     import numpy as np
     logs = np.log(values).groupby(['optimizer', 'seed']).mean()
-    change = (logs[other] - logs[reference]).dropna()
-    half = welch(change, [0.]*len(change))
-    return tuple(np.exp([change.mean(), change.mean() - half, change.mean() + half]).tolist())
+    return tuple(np.exp(student((logs[other] - logs[reference]).dropna())).tolist())
 
 def verdict(
     lower: float,        # end of the 95% interval
