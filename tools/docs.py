@@ -136,17 +136,20 @@ def chapters():
     "{module: its chapter's page}; experiments export nothing."
     return {Path(path).stem: path for path in map(page_of, notebooks()) if '/' not in path}
 
-def link_names(text, here='', names={}):
-    "Names in backticks lead to where a chapter defines them; `here` is the folder of the page they stand on, `names` what it means by a name. What is ambiguous is not linked."
-    cfg, modules, pages = get_config(), exporters(), chapters()
+def home(name, names={}):
+    "The module that a public name belongs to: what `names` says, else the only one that exports it; '' where that is not clear."
+    modules = exporters().get(name, ())
+    stem = names.get(name, min(modules) if len(modules) == 1 else '')
+    return stem if stem in modules else ''
+
+def link_names(text, here='', names={}, folder=''):
+    "Names in backticks lead to where a page in `folder` defines them; `here` is the folder of the page they stand on, `names` what it means by a name. What is ambiguous is not linked."
+    cfg = get_config()
     lookup = NbdevLookup(incl_libs=('robustnb',), ns={p.stem: ModuleType(f'robustnb.{p.stem}') for p in (ROOT/'robustnb').glob('*.py')})
     def link(m):  # a method's link leads to its class, a private helper's to the page
-        name, path, stem = m[1].split('.')[-1 - m[4].count('.')], m[3], Path(m[3]).stem
-        if m[1] in modules:
-            stem = names.get(m[1], stem if len(modules[m[1]]) == 1 else '')
-            if stem not in modules[m[1]] or stem not in pages: return f'`{m[1]}{m[2] or ""}`'
-            path = pages[stem]
-        return f'[`{m[1]}{m[2] or ""}`]({os.path.relpath(path, here or ".")}' + (')' if name[0] == '_' else f'#{stem}.{name})')
+        name, stem = m[1].split('.')[-1 - m[4].count('.')], home(m[1], names) if m[1] in exporters() else Path(m[3]).stem
+        if stem not in chapters(): return f'`{m[1]}{m[2] or ""}`'
+        return f'[`{m[1]}{m[2] or ""}`]({os.path.relpath(os.path.join(folder, chapters()[stem]), here or ".")}' + (')' if name[0] == '_' else f'#{stem}.{name})')
     return re.sub(r'\[`([\w.]+)(\(\))?`\]\(' + re.escape(cfg.doc_host + cfg.doc_baseurl) + r'/([\w/-]+\.html)#([\w.]+)\)', link, lookup.linkify(text))
 
 class local_links(processors.Processor):
@@ -206,12 +209,20 @@ def page(path, title, description, body, **options):
     (PROC/path).parent.mkdir(exist_ok=True)
     (PROC/path).write_text(f'---\n{front}---\n\n{body}\n')
 
-def literal(text, module, here='reference'):
-    "A docstring or comment of a module as Markdown: only its code in backticks is markup."
-    return ''.join(link_names(part, here, own_names(module)) if i % 2 else re.sub(r'([\\*^~$<>_\[\]])', r'\\\1', part) for i, part in enumerate(re.split('(`[^`]*`)', text)))
+def entry_names(module, node):
+    "What the entry of a function or class means by a name: what its module exports or imports, but by one of its arguments nothing of another module."
+    given = {name.strip('`*') for name, *_ in arguments(node)}
+    return dict.fromkeys(exporters(), '') | {name: stem for name, stem in own_names(module).items() if stem == module or name not in given}
 
-def in_table(text):
-    return text.replace('|', '\\|').replace('\n', ' ')
+def literal(text, names, here='reference'):
+    "A docstring or comment of a module as Markdown: only its code in backticks is markup, and leads to the entries of the API reference."
+    return ''.join(link_names(part, here, names, 'reference') if i % 2 else re.sub(r'([\\*^~$<>_\[\]])', r'\\\1', part) for i, part in enumerate(re.split('(`[^`]*`)', text)))
+
+def table(*rows):
+    "A Markdown table without the columns that are empty below the first row, its head; '' if nothing is left."
+    columns = [[cell.replace('|', '\\|').replace('\n', ' ') for cell in c] for c in zip(*rows) if any(c[1:])]
+    lines = [f'| {" | ".join(line)} |' for line in zip(*columns)]
+    return '\n'.join([lines[0], '|:--'*len(columns) + '|', *lines[1:], '']) if lines else ''
 
 def arguments(node):
     "Arguments of a function, or of a class's constructor, and what it returns: [(name, annotation, default, line)], None where absent."
@@ -233,35 +244,34 @@ def remarks(path):
 
 def parameters(node, said, module):
     "The API table of one function, or of a class's constructor: types, defaults and remarks as written; what shares a line shares its remark."
+    own, rows = entry_names(module, node), []
     written = lambda tree: re.sub(r'^field\(default_factory=(\w+)\)$', r'\1()', ast.unparse(tree))
-    code = lambda tree: f'`{in_table(written(tree))}`' if tree else ''
-    rows = []
+    def kind(tree):  # leads to the class of this package that it names
+        found = [f'({stem}.html#{stem}.{n.id})' for n in ast.walk(tree) if isinstance(n, ast.Name) and (stem := home(n.id, own))]
+        return f'[`{written(tree)}`]{found[0]}' if found else f'`{written(tree)}`'
     for _, group in itertools.groupby(arguments(node), key=lambda argument: argument[-1] if argument[-1] in said else argument[0]):
         names, types, defaults, lines = zip(*group)
-        rows.append((', '.join(names), ', '.join(filter(None, map(code, types))), ', '.join(filter(None, map(code, defaults))), in_table(literal(said.get(lines[0], ''), module))))
-    if not rows: return ''
-    columns = [c for c in zip(('parameter', 'type', 'default', 'meaning'), *rows) if any(c[1:])]
-    lines = [f'| {" | ".join(line)} |' for line in zip(*columns)]
-    return '\n'.join([lines[0], '|:--'*len(columns) + '|', *lines[1:], ''])
+        given = [f'`{written(d)}`' if len(names) == 1 else f'`{n.strip("`")}={written(d)}`' for n, d in zip(names, defaults) if d]
+        rows.append((', '.join(names), ', '.join(kind(t) for t in types if t), ', '.join(given), literal(said.get(lines[0], ''), own)))
+    return table(('parameter', 'type', 'default', 'meaning'), *rows)
 
 def module_pages(module, chapter):
     "A module's API tables and its source with numbered lines; returns its table of names."
     path, objects = ROOT/'robustnb'/f'{module}.py', vars(import_module(f'robustnb.{module}'))
     said = remarks(path)
-    text, names = [f'[The chapter](../{chapter}) explains and tests all this.\n'], []
+    text, names = [f'[The chapter](../{chapter}) explains and tests all this.\n'], [('name', 'what it does')]
     for node in public(module):
-        obj, anchor = objects[node.name], f'{module}.{node.name}'
-        doc = inspect.getdoc(obj) or ''
+        anchor, own, doc = f'{module}.{node.name}', entry_names(module, node), inspect.getdoc(objects[node.name]) or ''
         text += [f'## {node.name} {{.api-name .api-entry #{anchor}}}\n', f'[source](../source/{module}.html#L-{node.lineno}){{.source-link}}\n',
-                 literal(doc, module) + f' [In the chapter](../{chapter}#{anchor}).\n', parameters(node, said, module)]
+                 literal(doc, own) + f' [In the chapter](../{chapter}#{anchor}).\n', parameters(node, said, module)]
         if isinstance(node, ast.ClassDef):
             methods = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name[0] != '_' and ast.get_docstring(n)]
-            text += [f'- `.{m.name}`: {literal(ast.get_docstring(m), module)}'.replace('\n', ' ') for m in methods] + ['']
-        names.append(f'| [`{node.name}`](reference/{module}.html#{anchor}) | {in_table(literal(doc.split(chr(10))[0], module, here=""))} |')
+            text += [f'- `.{m.name}`: {literal(ast.get_docstring(m), entry_names(module, m))}'.replace('\n', ' ') for m in methods] + ['']
+        names.append((f'[`{node.name}`](reference/{module}.html#{anchor})', literal(doc.split('\n')[0], own, here='')))
     page(f'reference/{module}.md', f'robustnb.{module}', 'API reference', '\n'.join(text), **{'from': 'markdown-smart'})
     page(f'source/{module}.md', f'{module}.py', 'Exported from its chapter: edit the notebook, not this file',
          f'[The chapter](../{chapter})\n\n````{{#L .python code-line-numbers=true}}\n{path.read_text().rstrip()}\n````', search=False, toc=False)
-    return [f'## [robustnb.{module}](reference/{module}.html)\n', '| name | what it does |\n|:--|:--|', *names, '']
+    return [f'## [robustnb.{module}](reference/{module}.html)\n', table(*names)]
 
 def reference(pages):
     "The API reference, its modules in the order of their numbers."
