@@ -158,6 +158,11 @@ def test_api_tables_keep_each_remark_with_its_argument():
     assert tables['muon'][2].startswith('| `w`, `g`, `s`, `lr` |  | parameters, gradient, state, learning rate')
 
 
+def test_a_remark_goes_on_below_its_line(tmp_path):
+    (tmp_path/'short.py').write_text('# a heading\n\ndef f(\n    a,  # one\n        # and two\n        # and three\n    b,\n    # four\n    c,  # five\n): pass\n')
+    assert docs.remarks(tmp_path/'short.py') == {1: 'a heading', 4: 'one and two and three', 8: 'four', 9: 'five'}
+
+
 def node_of(module, name):
     return next(n for n in docs.public(module) if n.name == name)
 

@@ -239,8 +239,15 @@ def arguments(node):
     return found + ([('returns', node.returns, None, node.returns.lineno)] if node.returns else [])
 
 def remarks(path):
-    "The comment at the end of each line of a file that has one: {line: text}."
-    with open(path, 'rb') as f: return {t.start[0]: t.string.lstrip('# ') for t in tokenize.tokenize(f.readline) if t.type == tokenize.COMMENT}
+    "The comment at the end of each line of a file that has one, with the lines of comment alone below it: {line: text}."
+    found, first, last = {}, 0, -1
+    with open(path, 'rb') as f: comments = [t for t in tokenize.tokenize(f.readline) if t.type == tokenize.COMMENT]
+    for t in comments:
+        line, text = t.start[0], t.string.lstrip('# ')
+        if line > last + 1 or t.line.lstrip()[0] != '#': first = line
+        found[first] = f'{found[first]} {text}' if first in found else text
+        last = line
+    return found
 
 def parameters(node, said, module):
     "The API table of one function, or of a class's constructor: types, defaults and remarks as written; what shares a line shares its remark."
