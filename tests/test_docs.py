@@ -178,6 +178,13 @@ def test_api_entries_link_only_what_a_name_can_mean():
     assert '| `w`, `g`, `s`, `lr`, `betas`, `eps` | `betas=(0.9, 0.999)`, `eps=1e-08` |' in docs.parameters(node_of('optim', 'nadam'), docs.remarks(ROOT/'robustnb/optim.py'), 'optim')
 
 
+def test_api_entries_of_classes_hold_properties_and_methods():
+    text = '\n'.join(docs.members(node_of('data', 'Data'), docs.remarks(ROOT/'robustnb/data.py'), 'data'))
+    assert '| `.shape` | `tuple` | C,H,W of one image. |' in text and '| `.n_classes` | `int` |' in text
+    assert '\n- `.subset(n_train=None, n_test=None, seed=None)`: The same data set' in text
+    assert '\n  | `n_train` | `int \\| None` | `None` | training images to keep' in text and '\n  | returns | [`Data`](data.html#data.Data) |' in text
+
+
 def test_the_style_sheets_ask_for_nothing_from_elsewhere(site):
     for sheet in site.rglob('*.css'): assert 'url(http' not in sheet.read_text().replace('"', '').replace("'", ''), sheet.name
 

@@ -14,6 +14,7 @@ from html import unescape
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
+from textwrap import indent
 from time import perf_counter
 from types import ModuleType
 
@@ -249,18 +250,36 @@ def remarks(path):
         last = line
     return found
 
+def kind(annotation, names):
+    "A type as written; it leads to the entry of the class of this package that it names."
+    if annotation is None: return ''
+    text = ast.unparse(annotation).strip("'")
+    found = [f'({stem}.html#{stem}.{name})' for name in re.findall(r'\w+', text) if (stem := home(name, names))]
+    return f'[`{text}`]{found[0]}' if found else f'`{text}`'
+
 def parameters(node, said, module):
     "The API table of one function, or of a class's constructor: types, defaults and remarks as written; what shares a line shares its remark."
     own, rows = entry_names(module, node), []
     written = lambda tree: re.sub(r'^field\(default_factory=(\w+)\)$', r'\1()', ast.unparse(tree))
-    def kind(tree):  # leads to the class of this package that it names
-        found = [f'({stem}.html#{stem}.{n.id})' for n in ast.walk(tree) if isinstance(n, ast.Name) and (stem := home(n.id, own))]
-        return f'[`{written(tree)}`]{found[0]}' if found else f'`{written(tree)}`'
     for _, group in itertools.groupby(arguments(node), key=lambda argument: argument[-1] if argument[-1] in said else argument[0]):
         names, types, defaults, lines = zip(*group)
         given = [f'`{written(d)}`' if len(names) == 1 else f'`{n.strip("`")}={written(d)}`' for n, d in zip(names, defaults) if d]
-        rows.append((', '.join(names), ', '.join(kind(t) for t in types if t), ', '.join(given), literal(said.get(lines[0], ''), own)))
+        rows.append((', '.join(names), ', '.join(kind(t, own) for t in types if t), ', '.join(given), literal(said.get(lines[0], ''), own)))
     return table(('parameter', 'type', 'default', 'meaning'), *rows)
+
+def members(node, said, module):
+    "The table of a class's properties, and its methods with their signatures and API tables."
+    found = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name[0] != '_']
+    properties = [n for n in found if any(ast.unparse(d) == 'property' for d in n.decorator_list)]
+    told = lambda n: literal(ast.get_docstring(n) or '', entry_names(module, n))
+    text = [table(('property', 'type', 'meaning'), *[(f'`.{n.name}`', kind(n.returns, entry_names(module, n)), told(n)) for n in properties])]
+    for n in found:
+        if n in properties: continue
+        given = arguments(n)
+        call = ', '.join(name.strip('`') + (f'={ast.unparse(default)}' if default else '') for name, _, default, _ in given if name != 'returns')
+        text += [': '.join(filter(None, [f'- `.{n.name}({call})`', told(n).replace('\n', ' ')])) + '\n']
+        if any(annotation or line in said for _, annotation, _, line in given): text.append(indent(parameters(n, said, module), '  '))
+    return text
 
 def module_pages(module, chapter):
     "A module's API tables and its source with numbered lines; returns its table of names."
@@ -271,9 +290,7 @@ def module_pages(module, chapter):
         anchor, own, doc = f'{module}.{node.name}', entry_names(module, node), inspect.getdoc(objects[node.name]) or ''
         text += [f'## {node.name} {{.api-name .api-entry #{anchor}}}\n', f'[source](../source/{module}.html#L-{node.lineno}){{.source-link}}\n',
                  literal(doc, own) + f' [In the chapter](../{chapter}#{anchor}).\n', parameters(node, said, module)]
-        if isinstance(node, ast.ClassDef):
-            methods = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name[0] != '_' and ast.get_docstring(n)]
-            text += [f'- `.{m.name}`: {literal(ast.get_docstring(m), entry_names(module, m))}'.replace('\n', ' ') for m in methods] + ['']
+        if isinstance(node, ast.ClassDef): text += members(node, said, module)
         names.append((f'[`{node.name}`](reference/{module}.html#{anchor})', literal(doc.split('\n')[0], own, here='')))
     page(f'reference/{module}.md', f'robustnb.{module}', 'API reference', '\n'.join(text), **{'from': 'markdown-smart'})
     page(f'source/{module}.md', f'{module}.py', 'Exported from its chapter: edit the notebook, not this file',
