@@ -185,6 +185,15 @@ def test_api_entries_of_classes_hold_properties_and_methods():
     assert '\n  | `n_train` | `int \\| None` | `None` | training images to keep' in text and '\n  | returns | [`Data`](data.html#data.Data) |' in text
 
 
+def test_constants_are_shown_in_short():
+    assert docs.short(('none', 'batch')) == docs.short({'none': 0, 'batch': [1]}) == "'none', 'batch'"
+    assert docs.short({3, 2}) == '2, 3' and docs.short((int, dict)) == 'int, dict' and docs.short(1e-12) == '1e-12'
+    assert docs.short(range) == 'range' and docs.short('a'*300) == docs.short(['a'*20]*20) == ''
+    path = ROOT/'robustnb/conv_norm.py'
+    title, rows = docs.constants(path, docs.import_module('robustnb.conv_norm'), docs.remarks(path))
+    assert title.startswith('## Constants') and re.search(r'\| \[`SAFETY`\]\(../source/conv_norm.html#L-\d+\) \| `8` \| covers', rows) and 'Interval' not in rows
+
+
 def test_the_style_sheets_ask_for_nothing_from_elsewhere(site):
     for sheet in site.rglob('*.css'): assert 'url(http' not in sheet.read_text().replace('"', '').replace("'", ''), sheet.name
 

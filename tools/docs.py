@@ -281,18 +281,34 @@ def members(node, said, module):
         if any(annotation or line in said for _, annotation, _, line in given): text.append(indent(parameters(n, said, module), '  '))
     return text
 
+def short(value):
+    "A constant in a few words: a dictionary's keys, the names of classes; '' if it is long."
+    if isinstance(value, type): return value.__name__
+    text = ', '.join(map(short, sorted(value) if isinstance(value, set) else value)) if isinstance(value, (dict, list, set, tuple)) else repr(value)
+    return text if len(text) < 200 else ''
+
+def constants(path, package, said):
+    "The table of a module's public constants that are short; their names lead to the source."
+    assigned = [n for n in ast.parse(path.read_text()).body if isinstance(n, ast.Assign)]
+    named = [(target.id, n.lineno) for n in assigned for target in getattr(n.targets[0], 'elts', n.targets) if isinstance(target, ast.Name)]
+    rows = [(f'[`{name}`](../source/{path.stem}.html#L-{line})', f'`{value}`', literal(said.get(line, ''), own_names(path.stem)))
+            for name, line in named if name in package.__all__ and (value := short(getattr(package, name)))]
+    return ['## Constants {.api-entry}\n', table(('name', 'value', 'meaning'), *rows)] if rows else []
+
 def module_pages(module, chapter):
     "A module's API tables and its source with numbered lines; returns its table of names."
-    path, objects = ROOT/'robustnb'/f'{module}.py', vars(import_module(f'robustnb.{module}'))
-    said = remarks(path)
-    text, names = [f'[The chapter](../{chapter}) explains and tests all this.\n'], [('name', 'what it does')]
+    path, package = ROOT/'robustnb'/f'{module}.py', import_module(f'robustnb.{module}')
+    said, names = remarks(path), [('name', 'what it does')]
+    elsewhere = [literal(f'`{name}`', own_names(module)) for name in package.__all__ if home(name, own_names(module)) not in ('', module)]
+    text = [f'[All modules](../reference.html) · [The chapter](../{chapter}) explains and tests all this.\n', f'Also here: {", ".join(elsewhere)}.\n' if elsewhere else '']
     for node in public(module):
-        anchor, own, doc = f'{module}.{node.name}', entry_names(module, node), inspect.getdoc(objects[node.name]) or ''
+        anchor, own, doc = f'{module}.{node.name}', entry_names(module, node), inspect.getdoc(getattr(package, node.name)) or ''
         text += [f'## {node.name} {{.api-name .api-entry #{anchor}}}\n', f'[source](../source/{module}.html#L-{node.lineno}){{.source-link}}\n',
                  literal(doc, own) + f' [In the chapter](../{chapter}#{anchor}).\n', parameters(node, said, module)]
         if isinstance(node, ast.ClassDef): text += members(node, said, module)
         names.append((f'[`{node.name}`](reference/{module}.html#{anchor})', literal(doc.split('\n')[0], own, here='')))
-    page(f'reference/{module}.md', f'robustnb.{module}', 'API reference', '\n'.join(text), **{'from': 'markdown-smart'})
+    text += constants(path, package, said)
+    page(f'reference/{module}.md', f'robustnb.{module}', package.__doc__ or '', '\n'.join(text), **{'from': 'markdown-smart'})
     page(f'source/{module}.md', f'{module}.py', 'Exported from its chapter: edit the notebook, not this file',
          f'[The chapter](../{chapter})\n\n````{{#L .python code-line-numbers=true}}\n{path.read_text().rstrip()}\n````', search=False, toc=False)
     return [f'## [robustnb.{module}](reference/{module}.html)\n', table(*names)]
