@@ -194,6 +194,16 @@ def test_constants_are_shown_in_short():
     assert title.startswith('## Constants') and re.search(r'\| \[`SAFETY`\]\(../source/conv_norm.html#L-\d+\) \| `8` \| covers', rows) and 'Interval' not in rows
 
 
+def test_commands_come_with_their_options():
+    from robustnb.cli import make_parser
+    text = docs.commands(make_parser())
+    run = text[text.index('## robustnb run {.api-name .api-entry}\n') + 2].splitlines()
+    assert run[2].startswith('| `experiment` | a notebook')
+    assert '| `--engine {warm,nbclient}` | as for sweep (default: warm) |' in run
+    assert '| `--out OUT` | folder of runs (default: runs) |' in run
+    assert [t.split()[2] for t in text[::3]] == ['run', 'sweep', 'report', 'audit', 'data', 'completion']
+
+
 def test_the_style_sheets_ask_for_nothing_from_elsewhere(site):
     for sheet in site.rglob('*.css'): assert 'url(http' not in sheet.read_text().replace('"', '').replace("'", ''), sheet.name
 

@@ -295,12 +295,25 @@ def constants(path, package, said):
             for name, line in named if name in package.__all__ and (value := short(getattr(package, name)))]
     return ['## Constants {.api-entry}\n', table(('name', 'value', 'meaning'), *rows)] if rows else []
 
+def commands(parser):
+    "A command line's commands, each with the table of its arguments and options; the help says the defaults, or has them added."
+    text = []
+    for command in next(a for a in parser._actions if a.dest == 'command').choices.values():
+        form, rows = command._get_formatter(), []
+        for a in sorted(command._actions[1:], key=lambda a: bool(a.option_strings)):  # the first is --help
+            told = [form._expand_help(a)] if a.help else []
+            if not (a.nargs == 0 or a.default in (None, '', []) or '(default: ' in ''.join(told)): told.append(f'(default: {a.default})')
+            rows.append((f'`{form._format_action_invocation(a)}`', literal(' '.join(told), {})))
+        text += [f'## {command.prog} {{.api-name .api-entry}}\n', literal(command.description, {}) + '\n', table(('argument', 'meaning'), *rows)]
+    return text
+
 def module_pages(module, chapter):
     "A module's API tables and its source with numbered lines; returns its table of names."
     path, package = ROOT/'robustnb'/f'{module}.py', import_module(f'robustnb.{module}')
     said, names = remarks(path), [('name', 'what it does')]
     elsewhere = [literal(f'`{name}`', own_names(module)) for name in package.__all__ if home(name, own_names(module)) not in ('', module)]
     text = [f'[All modules](../reference.html) · [The chapter](../{chapter}) explains and tests all this.\n', f'Also here: {", ".join(elsewhere)}.\n' if elsewhere else '']
+    if hasattr(package, 'make_parser'): text += commands(package.make_parser())
     for node in public(module):
         anchor, own, doc = f'{module}.{node.name}', entry_names(module, node), inspect.getdoc(getattr(package, node.name)) or ''
         text += [f'## {node.name} {{.api-name .api-entry #{anchor}}}\n', f'[source](../source/{module}.html#L-{node.lineno}){{.source-link}}\n',
