@@ -49,6 +49,8 @@ addEventListener('load', () => {
   mark('.cell-output pre', 'aligned', e => e.textContent.split('\\n').every(line => line.length < 100));
   mark('main td, main p code, main li code', 'short', e => e.textContent.length < 23);
   mark('main td', 'long', e => e.textContent.length > 60);
+  document.querySelectorAll('.numberSource code > span').forEach(e => e.style.setProperty('--deep', e.textContent.search(/[^ ]|$/) + 4 + 'ch'));
+  document.querySelectorAll('.api-entry td').forEach(e => e.dataset.column = e.closest('table').rows[0].cells[e.cellIndex].textContent);
 });
 </script>'''
 
@@ -324,7 +326,7 @@ def module_pages(module, chapter):
     page(f'reference/{module}.md', f'robustnb.{module}', package.__doc__ or '', '\n'.join(text), **{'from': 'markdown-smart'})
     page(f'source/{module}.md', f'{module}.py', 'Exported from its chapter: edit the notebook, not this file',
          f'[The chapter](../{chapter})\n\n````{{#L .python code-line-numbers=true}}\n{path.read_text().rstrip()}\n````', search=False, toc=False)
-    return [f'## [robustnb.{module}](reference/{module}.html)\n', table(*names)]
+    return [f'## [robustnb.{module}](reference/{module}.html) {{.api-entry}}\n', table(*names)]
 
 def reference(pages):
     "The API reference, its modules in the order of their numbers."
