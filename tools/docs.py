@@ -46,7 +46,10 @@ addEventListener('load', () => {
   if (here) sidebar.scrollTop = Math.max(0, here.getBoundingClientRect().top - sidebar.getBoundingClientRect().top - sidebar.clientHeight/2);
   const mark = (selector, name, test) => document.querySelectorAll(selector).forEach(e => e.classList.toggle(name, test(e)));
   mark('main figure p:has(> img)', 'wide-figure', e => e.firstElementChild.naturalWidth > 520);
-  mark('.cell-output pre', 'aligned', e => e.textContent.split('\\n').every(line => line.length < 100));
+  mark('.cell-output pre', 'aligned', e => {  // what has columns keeps them
+    const lines = e.textContent.split('\\n').filter(line => line.trim());
+    return lines.length > 1 && lines.filter(line => /\\S {2,}\\S/.test(line)).length >= lines.length/2;
+  });
   mark('main td, main p code, main li code', 'short', e => e.textContent.length < 23);
   mark('main td', 'long', e => e.textContent.length > 60);
   document.querySelectorAll('.numberSource code > span').forEach(e => e.style.setProperty('--deep', e.textContent.search(/[^ ]|$/) + 4 + 'ch'));
