@@ -48,14 +48,14 @@ def stages(
 @dataclass
 class Evaluation:
     "Result of `autoattack`; images in the order they were given."
-    norm: str
-    eps: float
+    norm: str                      # 'linf' or 'l2'
+    eps: float                     # radius of the ball, in units of the pixels
     version: str                   # 'standard' or 'quick'
-    seed: int
-    classes: int
+    seed: int                      # of the random starts and patches
+    classes: int                   # outputs of the model
     x_adv: torch.Tensor            # (n, ...) adversarial images; the clean ones where none was found
     by: torch.Tensor               # (n,) the stage, counted from 1, that fooled the image; 0: wrong without an attack, -1: not fooled
-    done: torch.Tensor             # (n,) stages the image has been through
+    done: torch.Tensor             # (n,) stages the image has been through; -1 before the clean pass
     proof: torch.Tensor            # (n,) 1: proved robust, 0: tried in vain, -1: not tried
     passes: dict = field(default_factory=dict)  # {attack: {'forward': images, 'gradient': images}}
     cpu_s: dict = field(default_factory=dict)   # {attack: CPU seconds}
@@ -107,8 +107,9 @@ def _fingerprint(model, keys, y, **settings):
 
 class _State:
     "The file that an evaluation can go on from."
+    every = 10.  # seconds between two writes, at least
     def __init__(self, path, belongs):
-        self.path, self.belongs, self.due = Path(path) if path else None, belongs, time.monotonic() + 10
+        self.path, self.belongs, self.due = Path(path) if path else None, belongs, time.monotonic() + self.every
     def load(self, ev, best):
         "Fill the evaluation `ev` and Square's images `best` from the file, if there is one."
         if not (self.path and self.path.exists()): return
@@ -137,21 +138,21 @@ def _stage(net, attack, run, x, y, keys, ev, best):
     return apgd_run(net, x, y, keys, run, ev.norm, ev.eps, loss, seed=ev.seed)
 
 def autoattack(
-    model,                      # module or callable in eval mode: images -> logits (n, classes)
-    x,                          # images (n, c, h, w) in [0,1]
-    y,                          # labels (n,)
+    model,                      # module or callable in eval mode: images -> logits (n, classes), see `threat.check_model`
+    x,                          # images (n, c, h, w), float in [0,1]
+    y,                          # labels (n,), int64
     norm: str = 'linf',         # 'linf' or 'l2'
-    eps: float = 8/255,         # radius of the ball
+    eps: float = 8/255,         # radius of the ball, in units of the pixels
     version: str = 'standard',  # 'standard': AutoAttack; 'quick': its first two attacks only
     seed: int = 0,              # of the random starts and patches
     batch_size: int = 128,      # images in one batch; does not change the random numbers
     progress: bool = True,      # show a bar with the survivors
-    certify: bool = False,      # prove robustness first where that is possible, and skip what is proved
-    state=None,                 # file to keep the state in and to go on from
+    certify: bool = False,      # try to prove what survives the first attack, and skip what is proved; a ValueError for other layers than `plain_layers` knows
+    state=None,                 # file to keep the state in and to go on from; with several workers one file each, named <state>.1of4 ..., so their number must stay
     known: Evaluation | None = None,  # evaluation of the same images at a smaller radius: what it fooled stays fooled
     workers: int = 1,           # processes that share the images
 ) -> Evaluation:
-    "Robust accuracy under AutoAttack; the standard parameters as published, only the scheduling differs."
+    "Robust accuracy under AutoAttack (Croce and Hein 2020); the standard parameters as published, only the scheduling differs."
     check_choice(norm, 'norm', NORMS), check_number(eps, 'eps', above=0), check_choice(version, 'version', ATTACKS)
     check_number(seed, 'seed', low=0, integer=True), check_number(batch_size, 'batch_size', low=1, integer=True), check_number(workers, 'workers', low=1, integer=True)
     net = Oracle(model, x, y)
@@ -269,16 +270,17 @@ def _share(model, x, y, workers, ev, state, progress, batch_size, **options):
 
 # %% ../nbs/10f_attacks.ipynb #2dc2dd11
 def accuracy_rows(
-    model,                      # module or callable in eval mode: images -> logits (n, classes)
-    x,                          # images (n, c, h, w) in [0,1]
-    y,                          # labels (n,)
+    model,                      # module or callable in eval mode: images -> logits (n, classes), see `threat.check_model`
+    x,                          # images (n, c, h, w), float in [0,1]
+    y,                          # labels (n,), int64
     norm: str,                  # 'linf' or 'l2'
-    eps,                        # radii
+    eps,                        # radii, in units of the pixels
     version: str = 'standard',  # 'standard' or 'quick'
     topk: int = 1,              # count as right if the label is among the k largest logits at the adversarial image
-    **kw,                       # seed, batch_size, progress, certify, workers, passed on to `autoattack`
+    **kw,                       # seed, batch_size, progress, certify, workers, passed on to `autoattack`; not state
 ) -> list:
-    "Robust accuracy at each radius, ascending, as rows for `results.save`."
+    """Robust accuracy at each radius, ascending, as rows for `results.save`: attack 'autoattack' or 'quick', '-nonstandard' appended for three classes or fewer.
+    With certify=True each is followed by a row of metric 'certified_accuracy', attack 'crown'."""
     rows, known = [], None
     for e in sorted(eps):
         known = autoattack(model, x, y, norm, e, version, known=known, **kw)
@@ -296,13 +298,13 @@ class Nearest:
     radius: torch.Tensor  # (n,) distance; 0 where the image itself is misclassified, inf where nothing was found
 
 def minimal_norm(
-    model,                  # module or callable in eval mode: images -> logits (n, classes)
-    x,                      # images (n, ...) in [0,1]
-    y,                      # labels (n,)
+    model,                  # module or callable in eval mode: images -> logits (n, classes), see `threat.check_model`
+    x,                      # images (n, ...), float in [0,1]
+    y,                      # labels (n,), int64
     norm: str = 'linf',     # 'linf' or 'l2'
     rounds: int = 6,        # bisections after FAB
     steps: int = 50,        # steps of APGD in each
-    seed: int = 0,
+    seed: int = 0,          # of the random starts
     batch_size: int = 128,  # images in one batch
 ) -> Nearest:
     "The smallest perturbation found for each image: FAB towards all classes (up to 9), then APGD on bisected radii."

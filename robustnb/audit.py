@@ -42,9 +42,9 @@ def accuracy_row(
 def loss_row(
     clean,        # (n,) bool: right without a disturbance
     disturbed,    # (n,) bool: right with it
-    **conditions,
+    **conditions, # see `results.row`
 ) -> dict:
-    "Metric row of what a disturbance costs, with the bootstrap's 95% interval."
+    "Metric row accuracy_loss: clean minus disturbed accuracy (a fraction), with the bootstrap's 95% interval as `lower` and `upper`."
     change = clean.float() - disturbed.float()
     low, high = results.bootstrap(change.numpy())
     return results.row('accuracy_loss', change.mean().item(), len(change), lower=low, upper=high, **conditions)
@@ -53,7 +53,7 @@ def loss_row(
 def relabelling(
     predicted,      # (n,) outputs with the largest logit
     y,              # (n,) labels
-    n_outputs: int,
+    n_outputs: int, # outputs of the model
 ) -> tuple:
     "(accuracy after the best one-to-one relabelling, {label: output})."
     from scipy.optimize import linear_sum_assignment
@@ -64,7 +64,7 @@ def relabelling(
 def suspicions(
     predicted,      # (n,) outputs with the largest logit
     y,              # (n,) labels
-    n_outputs: int,
+    n_outputs: int, # outputs of the model
     classes=(),     # names by output
 ) -> list:
     "Sentences about labels and images that do not seem to fit the model."
@@ -84,8 +84,8 @@ EPS = dict(linf=(1/255, 2/255, 4/255, 8/255), l2=(.1, .3, .5, 1.))
 
 @dataclass
 class Audit:
-    "What `audit` found; `save` writes it, and in a notebook it shows itself."
-    name: str
+    "What `audit` found; `save` writes it, `audit_page` gives it as HTML."
+    name: str      # of the model
     rows: list     # see `results.row`, with `lower` and `upper`
     config: dict   # what was asked
     notes: list    # what could not be done, and what is suspicious
@@ -153,15 +153,15 @@ def audit(
     labels,                # (N,), int64
     name: str = 'model',   # what to call it
     classes=(),            # names by output
-    variances=(.001, .01, .05, .1),  # of the Gaussian noise
-    band_var: float | None = None,   # of the white noise that is confined to a band; None: .1 for grey images, .01 for colour
+    variances=(.001, .01, .05, .1),  # of the Gaussian noise, pixels in [0,1]
+    band_var: float | None = None,   # variance of the white noise before it is confined to a band; None: .1 for grey images, .01 for colour
     bands: int = 10,       # bands of frequencies; 0 for none
     attack: str = 'quick', # 'quick', 'standard' (AutoAttack) or 'none'
-    eps=None,              # {norm: radii}; None takes EPS
-    n_attack: int = 200,   # images that are attacked
-    lipschitz: float = 20, # CPU seconds for each bound of the Lipschitz constant; 0 leaves them out
-    seed: int = 0,
-    batch_size: int = 256,
+    eps=None,              # {norm: radii}; None: linf 1/255, 2/255, 4/255, 8/255 and l2 .1, .3, .5, 1
+    n_attack: int = 200,   # images that are attacked, at most, drawn with the seed
+    lipschitz: float = 20, # CPU seconds for each bound of the l2 Lipschitz constant; 0 leaves them out
+    seed: int = 0,         # of noise, attacks and the choice of images
+    batch_size: int = 256, # images per pass
     device: str = 'auto',  # see `core.device`
     source: str = '',      # where the images came from, for the page
     progress: bool = True, # show bars
@@ -202,13 +202,16 @@ def _range(row): return f'{100*row["value"]:.1f}% (95% interval {100*row["lower"
 
 def _points(row): return f'{100*row["value"]:.1f} points (95% interval {100*row["lower"]:.1f} to {100*row["upper"]:.1f}, {row["n"]:,} images)'
 
-def _least(row): return _points(row) if row['value'] > 0 else f'nothing, accuracy changes by {-100*row["value"]:+z.1f} points ({-100*row["upper"]:+z.1f} to {-100*row["lower"]:+z.1f})'
+def _least(row):
+    if row['value'] > 0: return _points(row)
+    change, low, high = (-100*row[k] for k in ('value', 'upper', 'lower'))
+    return f'there accuracy changes by {change:+z.1f} points (95% interval {low:+z.1f} to {high:+z.1f}, {row["n"]:,} images)'
 
 def _pick(rows, metric, **conditions):
     return [r for r in rows if r['metric'] == metric and all(r.get(k) == v for k, v in conditions.items())]
 
 def sentences(
-    found: Audit,
+    found: Audit,  # from `audit`
 ) -> list:
     "What the numbers say, as [(topic, sentence)]."
     rows, said = found.rows, []
@@ -269,7 +272,7 @@ def _pictures_figure(found):
     return fig
 
 def drawings(
-    found: Audit,
+    found: Audit,  # from `audit`
 ) -> list:
     "The page's figures as HTML."
     tidy, made = found.tidy, []
@@ -288,15 +291,16 @@ def drawings(
 
 # %% ../nbs/13c_audit.ipynb #641592db
 def measures(
-    found: Audit,
+    found: Audit,  # from `audit`
 ):
-    "All rows as a table for people: what, under which condition, value, interval, images."
+    "All rows as a pandas table for people: measure, condition, value, interval, images."
     shown = []
     for r in found.rows:
         percent = r['metric'] in ('accuracy', 'accuracy_loss', 'certified_accuracy')
-        show = lambda v: f'{100*v:.1f}' if percent else f'{v:.4g}'
+        show = lambda v: f'{100*v:.1f}' if percent else f'{v:.3g}'
+        where = '' if not percent else f'{r["norm"]}, unattacked' if r.get('eps') == 0 else plots.condition(r)
         name = dict(accuracy='accuracy (%)', accuracy_loss='loss (points)', certified_accuracy='proved (%)').get(r['metric'], r['metric'].replace('_', ' '))
-        shown.append(dict(measure=name, condition=plots.condition(r) if percent else '', value=show(r['value']), interval=f'{show(r["lower"])} to {show(r["upper"])}' if 'lower' in r else '', images=r['n']))
+        shown.append(dict(measure=name, condition=where, value=show(r['value']), interval=f'{show(r["lower"])} to {show(r["upper"])}' if 'lower' in r else '', images=r['n'] if r['n'] > 1 else ''))
     return pd.DataFrame(shown)
 
 SURE = '''<ul>
@@ -307,7 +311,7 @@ SURE = '''<ul>
 <li>Noise is added to pixels in [0, 1]; Gaussian noise is clipped to that range, noise in a band is not.</li></ul>'''
 
 def audit_page(
-    found: Audit,
+    found: Audit,  # from `audit`
 ) -> str:
     "The page as HTML."
     text = lambda s: html.escape(s)
@@ -321,7 +325,7 @@ def audit_page(
         ('All measurements', table_html(measures(found))), ('How it was made', f'<p>{text(what)}</p>{table_html(provenance_table([found.made]))}')])
 
 def save(
-    found: Audit,
+    found: Audit,  # from `audit`
     folder,        # where audit.html, audit.md and audit.json shall appear
 ) -> Path:
     "Write the page, the same in Markdown without figures, and the rows as a result file; returns the page's path."

@@ -48,12 +48,12 @@ def band_accuracy(
     model,                  # torch module, images -> logits
     x,                      # images (N,C,H,W), uint8 or float in [0,1]
     y,                      # labels (N,), int64
-    var: float = .01,       # variance per pixel of the white noise before it is confined to a band
-    n_bands: int = 10,
+    var: float = .01,       # variance per pixel of the white noise before it is confined to a band, pixels in [0,1]
+    n_bands: int = 10,      # as in `spectrum.band_masks`
     repeats: int = 3,       # independent draws of noise
     seed: int = 0,          # models compared under one seed see the same noise
-    topk: int = 1,
-    batch_size: int = 512,
+    topk: int = 1,          # right if the label is among the k largest logits
+    batch_size: int = 512,  # images per pass
 ) -> BandAccuracy:
     "Accuracy under noise confined to each of `n_bands` bands, not clamped (paper, Figure 4)."
     check_number(var, 'var', low=0)
@@ -78,10 +78,11 @@ def sensitivity_map(
     eps: float = 1.,    # l2 norm of the pattern added to each image
     step: int = 1,      # look at every step-th row and column of frequencies
     seed: int = 0,      # of the signs
-    batch_size: int = 512,
+    batch_size: int = 512,  # images per pass
     progress: bool = False,  # show a bar over frequencies
 ):
-    "Loss of accuracy to each single frequency, (ceil(H/step), ceil(W/step)) float64."
+    """Loss of accuracy (a fraction) to each single DCT frequency, (ceil(H/step), ceil(W/step)) float64: a Fourier heat map (Yin et al. 2019) in the DCT.
+    The frequency is added to every image with l2 norm `eps` and a random sign per image and channel, not clamped."""
     check_number(eps, 'eps', low=0), check_number(step, 'step', low=1, integer=True)
     device = _device_of(model)
     (n, c, h, w), images = x.shape, to_float(x, device)
@@ -101,8 +102,8 @@ class Removal:
     "Loss of accuracy when a band is removed, with a confidence interval for each band."
     clean: float             # accuracy with all bands
     loss: torch.Tensor       # clean accuracy minus accuracy without the band, (n,)
-    lower: torch.Tensor      # ends of the interval, (n,)
-    upper: torch.Tensor
+    lower: torch.Tensor      # lower end of the interval of `loss`, (n,)
+    upper: torch.Tensor      # upper end, (n,)
     tolerance: float         # largest loss that is called irrelevant
 
     @property
@@ -121,7 +122,7 @@ def removed_at_test(
     model,                   # torch module, images -> logits
     x,                       # test images (N,C,H,W), uint8 or float in [0,1]
     y,                       # labels (N,), int64
-    masks=None,              # (n,H,W) bool, the frequencies to remove; None: ten bands
+    masks=None,              # (n,H,W) bool, the frequencies to remove; None: the ten bands of `spectrum.band_masks`
     tolerance: float = .01,  # largest loss of accuracy that is called irrelevant
     level: float = .95,  # confidence
     seed: int = 0,           # of the bootstrap
@@ -144,9 +145,9 @@ def without_band(
 def removed_in_training(
     fit,                     # function (data, seed) -> trained model
     data: Data,
-    masks=None,              # (n,H,W) bool, the frequencies to remove; None: ten bands
+    masks=None,              # (n,H,W) bool, the frequencies to remove; None: the ten bands of `spectrum.band_masks`
     tolerance: float = .01,  # largest loss of accuracy that is called irrelevant
-    seeds=(0,),              # of the trainings; each trains once with all bands and once without each
+    seeds=(0,),              # of the trainings, the first also of the bootstrap; each trains once with all bands and once without each
     level: float = .95,  # confidence
     progress: bool = False,  # show a bar over trainings
     **kw,                    # `topk` and `batch_size`, passed on to `correct`

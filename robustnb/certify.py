@@ -19,7 +19,7 @@ AFFINE = nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d
 def plain_layers(
     model,  # nn.Sequential, nested or not
 ) -> list:
-    "The model's layers in order, without those that do nothing in eval mode; layers that cannot be bounded are refused by name."
+    "The model's layers in order, without those that do nothing in eval mode; a ValueError names a layer that cannot be bounded."
     if isinstance(model, nn.Sequential): return [layer for part in model for layer in plain_layers(part)]
     if isinstance(model, (nn.Identity, nn.Dropout, nn.Dropout2d)): return []
     known = isinstance(model, (*AFFINE, nn.ReLU, nn.Flatten))
@@ -44,7 +44,7 @@ def interval(
     low,    # smallest input (n, ...)
     high,   # largest input
 ):
-    "Smallest and largest output of one layer (interval bound propagation)."
+    "Smallest and largest output of one layer (interval bound propagation, Gowal et al. 2018)."
     if not isinstance(layer, AFFINE): return layer(low), layer(high)
     c, r = layer((low + high)/2), _spread(layer, (high - low)/2)
     return c - r, c + r
@@ -100,8 +100,14 @@ def _single(unit, shape, like):
 
 # %% ../nbs/10e_certify.ipynb #a887d35b
 class Crown:
-    "Bounds of a network's units over the balls of radius `eps` around `x`."
-    def __init__(self, model, x, norm, eps):
+    """Bounds of a network's units over the balls of radius `eps` around `x`, cut to [0,1]; `.out` bounds the logits: (low, high), (n, classes) each.
+    Intervals, sharpened in front of ReLUs by linear bounds (CROWN, Zhang et al. 2018)."""
+    def __init__(self,
+        model,  # nn.Sequential of layers that can be bounded, in eval mode, see `plain_layers`
+        x,      # images (n, ...), float in [0,1]
+        norm,   # 'linf' or 'l2'
+        eps,    # radius of the ball, in units of the pixels
+    ):
         self.layers, self.x, self.norm, self.eps, self.lines, self.shapes = plain_layers(model), x, norm, eps, {}, []
         self.low, self.high = (x - eps).clamp(min=0), (x + eps).clamp(max=1)
         low, high = self.low, self.high
@@ -158,25 +164,26 @@ SLACK = 1e-4
 
 @torch.no_grad()
 def certify_batch(
-    model,      # nn.Sequential of layers that can be bounded
+    model,      # nn.Sequential of layers that can be bounded, in eval mode, see `plain_layers`
     x,          # images (n, ...) in [0,1]
     y,          # labels (n,)
     norm: str,  # 'linf' or 'l2'
-    eps: float,
+    eps: float, # radius of the ball, in units of the pixels
 ):
-    "Which images provably keep their label in the ball, as (n,) bool."
+    "Which images are classified correctly and provably stay so in the ball, as (n,) bool."
     bounds = Crown(model, x, norm, eps)
     return bounds.margins(y) > SLACK*torch.maximum(*bounds.out).abs().amax(1).clamp_min(1)
 
 def certify(
     model,                 # nn.Sequential of layers that can be bounded, in eval mode
-    x,                     # images (n, ...) in [0,1]
-    y,                     # labels (n,)
+    x,                     # images (n, ...), float in [0,1]
+    y,                     # labels (n,), int64
     norm: str = 'linf',    # 'linf' or 'l2'
-    eps: float = 8/255,    # radius of the ball
+    eps: float = 8/255,    # radius of the ball, in units of the pixels
     batch_size: int = 50,  # images in one batch
 ):
-    "Which images provably keep their label in the ball, as (n,) bool: a lower bound of robust accuracy, whatever the attack."
+    """Which images are classified correctly and provably stay so in the ball, as (n,) bool: a lower bound of robust accuracy, whatever the attack.
+    A ValueError for a model or images that it cannot judge, see `check_model`, `check_images`, `plain_layers`."""
     check_choice(norm, 'norm', NORMS), check_number(eps, 'eps', above=0), check_number(batch_size, 'batch_size', low=1, integer=True)
     check_images(x, y), plain_layers(model), check_model(model, x, y)
     return torch.cat([certify_batch(model, *part, norm, eps) for part in zip(x.split(batch_size), y.split(batch_size))])

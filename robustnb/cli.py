@@ -7,7 +7,7 @@ __all__ = ['EXAMPLES', 'parse_set', 'say', 'find_sweep', 'closing_summary', 'lis
            'cmd_report', 'cmd_audit', 'show_plan', 'cmd_sweep', 'cmd_data', 'make_parser', 'cmd_completion', 'main']
 
 # %% ../nbs/15_cli.ipynb #8a9ae23f
-import argparse, os, sys, tomllib
+import argparse, os, shutil, sys, textwrap, tomllib
 from pathlib import Path
 
 # %% ../nbs/15_cli.ipynb #f54c72ef
@@ -41,13 +41,15 @@ def find_sweep(
     "Path of a sweep file; a ValueError lists the ones there are."
     from robustnb.core import check_choice
     from robustnb.sweep import shipped
-    if Path(name).suffix == '.toml': return Path(name)
     home = shipped('sweeps')
-    return home/f'{check_choice(name, "sweep", sorted(p.stem for p in home.glob("*.toml")))}.toml'
+    known = sorted(p.stem for p in home.glob('*.toml'))
+    if Path(name).suffix != '.toml': return home/f'{check_choice(name, "sweep", known)}.toml'
+    if not Path(name).is_file(): raise ValueError(f'{name}: no such file; the sweeps of this book go by name: {", ".join(known)}')
+    return Path(name)
 
 # %% ../nbs/15_cli.ipynb #3ffecfbc
 def closing_summary(
-    sweep,
+    sweep,           # from `sweep.read_sweep`
     statuses: list,  # of the runs done now
     args,            # with `out`, `results` and `json`
 ) -> int:
@@ -85,13 +87,17 @@ def list_experiments(args) -> int:
         return 0
     found = sweeps.parameters(sweeps.find_experiment(args.experiment))
     width = max(len(f'{k} = {p.default!r}') for k, p in found.items())
-    say(args, '\n'.join(f'{f"{k} = {p.default!r}":{width}}  {p.meaning}'.rstrip() for k, p in found.items()), parameters={k: dict(default=p.default, help=p.meaning) for k, p in found.items()})
+    wide = max(shutil.get_terminal_size((88, 24)).columns, width + 40)
+    line = lambda k, p: textwrap.fill(f'{f"{k} = {p.default!r}":{width}}  {p.meaning}'.rstrip(), wide, subsequent_indent=' '*(width + 2), break_on_hyphens=False)
+    say(args, '\n'.join(line(k, p) for k, p in found.items()), parameters={k: dict(default=p.default, help=p.meaning) for k, p in found.items()})
     return 0
 
-def show_result(result: dict) -> str:
+def show_result(
+    result: dict,  # from `results.load`
+) -> str:
     "Metric rows of one run as lines for people."
     from robustnb.plots import condition
-    shown = lambda r: ' '.join(f'{k}={v}' for k, v in r.items() if k not in ('metric', 'value', 'n', 'split'))
+    shown = lambda r: ' '.join(f'{k}={v:.4g}' if isinstance(v, float) else f'{k}={v}' for k, v in r.items() if k not in ('metric', 'value', 'n', 'split'))
     lines = [(r['metric'], condition(r) if r['metric'] == 'accuracy' else shown(r), f'{100*r["value"]:.1f}%' if 'accuracy' in r['metric'] else f'{r["value"]:.4g}', f'n={r["n"]}' if r['n'] > 1 else '')
              for r in result['metrics']]
     widths = [max(len(l[i]) for l in lines) for i in range(4)]
@@ -314,7 +320,7 @@ complete -F _robustnb robustnb""")
 def main(
     argv=None,  # list of arguments; None takes those of the process
 ) -> int:
-    "Entry point of the command `robustnb`; returns the exit code."
+    "Entry point of the command `robustnb`; returns the exit code: 0, 1 if a run failed, 2 for a wrong argument or file, 130 if interrupted (a wrong option exits, with 2)."
     args = make_parser().parse_args(argv)
     try:
         code = args.run(args)
@@ -324,7 +330,8 @@ def main(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, RuntimeError, OSError) as e:
-        print(f'robustnb: {e}', file=sys.stderr)
+        missing = isinstance(e, FileNotFoundError) and e.filename
+        print(f'robustnb: {f"{missing}: no such file" if missing else e}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print('\nrobustnb: interrupted', file=sys.stderr)

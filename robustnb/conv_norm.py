@@ -20,15 +20,16 @@ from .core import Stopwatch, check_choice, check_number, generator
 # %% ../nbs/11a_conv_norm.ipynb #efe41a37
 @dataclass(frozen=True)
 class Interval:
-    "What is known of a constant: lower <= constant <= upper."
-    lower: float = 0.               # proven lower bound
+    """What is known of a constant: lower <= constant <= upper.
+    Status 'exact' is up to rounding or the stated tolerance, 'probable' up to the stated probability; after a limit or 'unresolved' both ends are proven, but apart."""
+    lower: float = 0.               # lower bound: proven, where it comes from `lip_lower` up to an estimated rounding error
     upper: float = math.inf         # upper bound, on the ground that `status` names
-    status: str = 'certified'       # 'exact', 'certified', 'probable', 'time limit', 'node limit', 'unresolved', 'lower bound', 'not a bound'
-    value: float | None = None      # a number that claims nothing
+    status: str = 'certified'       # 'exact', 'certified', 'certified box', 'probable', 'time limit', 'node limit', 'unresolved', 'lower bound', 'not a bound' or 'absent'
+    value: float | None = None      # a number that is no bound of the constant: the paper's, a Jacobian's norm, or the product of the layers' lower bounds
     cpu_s: float = 0.               # CPU seconds, all threads
     wall_s: float = 0.              # wall-clock seconds
-    witness: object = None          # what attains `lower`, if known
-    parts: tuple = ()               # what `upper` was made of
+    witness: object = None          # what shows `lower`: a point, or a pair of points (2, ...)
+    parts: tuple = ()               # (name, kind, Interval) of each layer, from `lip_product`
 
     def __post_init__(self):
         if not 0 <= self.lower <= self.upper: raise ValueError(f'lower: got {self.lower!r}, accepted: >= 0 and <= upper, here {self.upper!r}')
@@ -58,7 +59,7 @@ def conv_norm_reshaped(
     weight,   # kernel (out, in, h, w)
     ord=2,    # norm of the input
 ) -> float:
-    "The paper's number for a convolution: the operator norm of the kernel reshaped to (out, in*h*w). Not a bound."
+    "The number from which the paper makes its Lipschitz bounds: the operator norm of the kernel reshaped to (out, in*h*w). Not an upper bound of the convolution's."
     return torch.linalg.matrix_norm(torch.as_tensor(weight).detach().double().flatten(1), check_ord(ord)).item()
 
 # %% ../nbs/11a_conv_norm.ipynb #163a2177
@@ -69,7 +70,7 @@ def certified_psd(
     matrix,           # symmetric or Hermitian, float64 or complex128, (..., n, n)
     error: float = 0.,  # bound on the spectral norm of (matrix - the matrix that is meant)
 ):
-    "True where the matrix that is meant is proven positive semidefinite: Cholesky succeeds after all rounding errors are subtracted."
+    "True where the matrix that is meant is proven positive semidefinite: Cholesky succeeds after all rounding errors are subtracted (Rump 2006)."
     n = matrix.shape[-1]
     diagonal = torch.diagonal(matrix, dim1=-2, dim2=-1).real
     shift = SAFETY*UNIT*(n + 1)*diagonal.abs().sum(-1) + error
@@ -81,7 +82,7 @@ def largest_eigenvalue(
     grams,              # positive semidefinite, (F, n, n), float64 or complex128
     error: float = 0.,  # bound on the spectral norm of the error in any of them
 ) -> float:
-    "Certified upper bound of the largest eigenvalue of all `grams`, about 1e-9 above it."
+    "Certified upper bound of the largest eigenvalue of all `grams`, about 1e-9 above it; inf if one holds nan or inf."
     grams = grams[None] if grams.dim() == 2 else grams
     n, eye = grams.shape[-1], torch.eye(grams.shape[-1], dtype=grams.dtype, device=grams.device)
     start = torch.randn(n, 1, generator=generator(0, 'largest_eigenvalue'), dtype=torch.float64).to(grams)
@@ -205,8 +206,9 @@ def _conv_norm_lanczos(weight, size, stride, padding, out, tol=5e-4, delta=1e-6)
 # %% ../nbs/11a_conv_norm.ipynb #ebc9bfde
 def conv_norm_circulant(
     weight,       # kernel (out, in, h, w)
-    input_size,   # height and width of the input
-    stride=1, padding=0,
+    input_size,   # height and width of the input, or one number for both
+    stride=1,     # one number or two
+    padding=0,    # zeros added on each side, one number or two
 ) -> float:
     "Certified upper bound of the l2 norm: the largest singular value over the frequencies of the circulant that contains the operator."
     weight, size, stride, padding, _ = conv_geometry(weight, input_size, stride, padding)
@@ -247,8 +249,9 @@ def _row_operators(weight, size, stride, padding, out):
 
 def conv_norm_band(
     weight,       # kernel (out, in, h, w)
-    input_size,   # height and width of the input
-    stride=1, padding=0,
+    input_size,   # height and width of the input, or one number for both
+    stride=1,     # one number or two
+    padding=0,    # zeros added on each side, one number or two
     guess: float = 1.,  # the upper bound to prove
 ) -> bool:
     "True if the l2 norm is proven to be at most `guess`, by block-banded Cholesky in float64; False proves nothing."
@@ -288,7 +291,7 @@ def _disjoint(weight, size, stride, padding):
     return all(k <= s and not p for k, s, p in zip(weight.shape[2:], stride, padding))
 
 def flops_per_second() -> float:
-    "What one CPU second buys of float64 matrix products here, measured in some 20 ms."
+    "Floating-point operations of float64 matrix products that one CPU second buys here, measured in some 20 ms."
     x = torch.ones(512, 512, dtype=torch.float64)
     with Stopwatch() as watch:
         for _ in range(4): x@x
@@ -300,10 +303,11 @@ def conv_norm(
     stride=1,       # one number or two
     padding=0,      # zeros added on each side, one number or two
     ord=2,          # norm of input and output: 2, 1 or inf
-    certify: bool = False,  # l2: a deterministic upper bound instead of a probable one
+    certify: bool = False,  # l2: a deterministic upper bound instead of a probabilistic one
     seconds: float = 10.,   # l2, certify: CPU seconds that the band's proof may take, by estimate; 0 leaves it out
 ) -> Interval:
-    "Operator norm of a convolution with zero padding and stride: exact for 1 and inf, within 1e-3 for 2 unless certified."
+    """Operator norm of a convolution with zero padding and stride: exact (up to rounding) for 1 and inf, within 1e-3 for 2.
+    The upper end for 2 fails with probability at most 1e-6 (Lanczos bound, van Dorsselaer et al. 2000); with certify=True it is proven, as tight as `seconds` allow."""
     geometry, ord = conv_geometry(weight, input_size, stride, padding), check_ord(ord)
     with Stopwatch() as watch:
         if ord != 2: known = _conv_norm_sums(*geometry, ord)
@@ -312,8 +316,15 @@ def conv_norm(
         else: known = conv_norm_certified(*geometry[:4], seconds=seconds)
     return known.timed(watch)
 
-def conv_norm_certified(weight, size, stride, padding, seconds=10., known=None):
-    "Interval of the l2 norm with a deterministic upper bound; `known` is an interval to improve on, if there is one."
+def conv_norm_certified(
+    weight,       # kernel (out, in, h, w)
+    size,         # height and width of the input, or one number for both
+    stride,       # one number or two
+    padding,      # zeros added on each side, one number or two
+    seconds=10.,  # CPU seconds that the band's proof may take, by estimate; 0 leaves it out
+    known=None,   # interval of the same norm to improve on
+) -> Interval:
+    "Interval of the l2 norm with a deterministic upper bound."
     geometry = conv_geometry(weight, size, stride, padding)
     if known is None:
         if _disjoint(*geometry[:4]): return matrix_norm(geometry[0].flatten(1))
@@ -331,8 +342,9 @@ def conv_norm_certified(weight, size, stride, padding, seconds=10., known=None):
 # %% ../nbs/11a_conv_norm.ipynb #b08303f9
 def conv_matrix(
     weight,       # kernel (out, in, h, w)
-    input_size,   # height and width of the input
-    stride=1, padding=0,
+    input_size,   # height and width of the input, or one number for both
+    stride=1,     # one number or two
+    padding=0,    # zeros added on each side, one number or two
 ):
     "The operator as a dense float64 matrix (out*height*width, in*height*width); for small images."
     weight, size, stride, padding, _ = conv_geometry(weight, input_size, stride, padding)

@@ -28,7 +28,7 @@ def check_choice(
     "Return `value` if it is one of `accepted`, else raise a ValueError that names all three and the nearest match."
     accepted = list(accepted)
     if value in accepted: return value
-    near = get_close_matches(str(value), [str(a) for a in accepted], 1)
+    near = get_close_matches(value, [str(a) for a in accepted], 1) if isinstance(value, str) else []
     hint = f'; did you mean {near[0]!r}?' if near else ''
     raise ValueError(f'{name}: got {value!r}, accepted: {", ".join(repr(a) for a in accepted)}{hint}')
 
@@ -52,7 +52,7 @@ def check_number(
 
 # %% ../nbs/00_core.ipynb #cd2144c4
 def digest(
-    obj,             # anything made of dict, list, str, numbers, bool, None
+    obj,             # what `write_json` takes
     length: int = 12,  # hexadecimal digits to keep
 ) -> str:
     "Fingerprint of `obj`: equal for equal content whatever the order of keys."
@@ -70,7 +70,7 @@ def _encode(obj):
 
 # %% ../nbs/00_core.ipynb #4659892d
 def derive_seed(
-    seed: int,   # the run's seed
+    seed: int,   # the run's seed, >= 0
     *purpose,    # words or numbers that name what the random numbers are for
 ) -> int:
     "A 63-bit seed that depends on `seed` and `purpose` only."
@@ -78,9 +78,9 @@ def derive_seed(
     return int(digest([int(seed), *purpose], 16), 16) >> 1
 
 def generator(
-    seed: int,   # the run's seed
-    *purpose,    # words or numbers that name what the random numbers are for
-    device='cpu',
+    seed: int,     # the run's seed, >= 0
+    *purpose,      # words or numbers that name what the random numbers are for
+    device='cpu',  # of the generator
 ):
     "A torch.Generator of its own for one purpose, independent of every other purpose and of torch's global state."
     import torch
@@ -100,7 +100,7 @@ def seed_all(
 def device(
     name: str = 'auto',  # 'auto', 'cpu', 'cuda', 'cuda:1', ...
 ):
-    "The torch.device to compute on; 'auto' takes CUDA where there is one."
+    "The torch.device to compute on; 'auto' takes CUDA where there is one. A ValueError for a CUDA device that torch does not see."
     import torch
     if name == 'auto': name = 'cuda' if torch.cuda.is_available() else 'cpu'
     kind, _, index = str(name).partition(':')
@@ -171,9 +171,9 @@ def write_text(
 # %% ../nbs/00_core.ipynb #9450437f
 def write_json(
     path,  # target file
-    obj,   # dict, list, str, numbers (NumPy's too), bool, None, Path
+    obj,   # dict, list, tuple, str, numbers and arrays (NumPy's too), bool, None, Path
 ) -> Path:
-    "Write `obj` as strict, indented JSON, atomically."
+    "Write `obj` as strict, indented JSON, atomically; `read_json` turns `{'$float': 'nan'}` back into nan (inf likewise), tuples and arrays come back as lists."
     return write_text(path, json.dumps(_encode(obj), indent=1, allow_nan=False) + '\n')
 
 def read_json(
@@ -219,9 +219,10 @@ def provenance(
 
 # %% ../nbs/00_core.ipynb #2a398af1
 class Stopwatch:
-    "Context manager that measures wall and CPU seconds of this process (all threads): `.wall`, `.cpu`, `.seconds()`."
+    "Measures wall and CPU seconds of this process (all threads) from when it was made, or in a `with` block: `.wall`, `.cpu`, `.seconds()`."
+    def __init__(self): self._start, self._end = self._now(), None
     def __enter__(self):
-        self._start, self._end = self._now(), None
+        self.__init__()
         return self
     def __exit__(self, *exc): self._end = self._now()
     def _now(self): return time.perf_counter(), time.process_time()

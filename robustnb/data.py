@@ -23,11 +23,11 @@ from .dct import idct2
 # %% ../nbs/06_data.ipynb #17e32836
 @dataclass(frozen=True, eq=False, repr=False)
 class Data:
-    "Training and test images with labels."
-    name: str
-    x_train: torch.Tensor    # uint8 N,C,H,W (float32 once filtered)
+    "Training and test images with labels; a ValueError for faulty ones."
+    name: str                # as given to `load`, or the last part of a path, without suffix
+    x_train: torch.Tensor    # N,C,H,W with C 1 or 3 and H = W; uint8, or float32 in the scale of [0,1] once filtered
     y_train: torch.Tensor    # int64 N, 0 <= label < n_classes
-    x_test: torch.Tensor     # uint8 N,C,H,W
+    x_test: torch.Tensor     # likewise, of the same size
     y_test: torch.Tensor     # int64 N
     classes: tuple           # a name for each label
     source: str              # where it came from; names no folder outside the data root
@@ -89,7 +89,7 @@ def _check_split(x, y, n_classes, where):
 # %% ../nbs/06_data.ipynb #bb1a970a
 def to_float(
     x: torch.Tensor,  # images, uint8 0..255 or float in the scale of [0,1]
-    device='cpu',
+    device='cpu',     # of the result
 ) -> torch.Tensor:
     "Images as models take them: float32, 255 becomes 1."
     moved = x.to(device)
@@ -99,7 +99,7 @@ def to_float(
 def show_images(
     images,            # a Data (shows a training image of each of its first classes), or images N,C,H,W, uint8 or float in the scale of [0,1]
     titles=None,       # a title for each image
-    columns: int = 10,
+    columns: int = 10, # images per row
     size: float = .75,  # inches per image
 ):
     "Draw images on a grid; returns the figure. Float images outside [0,1] are clipped for the eye."
@@ -121,11 +121,11 @@ DIGITS = tuple('0123456789')
 
 def split_by_class(
     y: torch.Tensor,             # labels
-    test_fraction: float = .2,   # part of each class that goes to the test set, at least one image on either side
-    seed: int = 0,
+    test_fraction: float = .2,   # above 0, at most .9: part of each class that goes to the test set, at least one image on either side
+    seed: int = 0,               # of the draw
     where='labels',              # file or folder, for the message
 ) -> tuple:
-    "Indices of training and test images, each in ascending order, drawn class by class."
+    "Indices of training and test images, each in ascending order, drawn class by class; a ValueError for a class of one image."
     check_number(test_fraction, 'test_fraction', above=0, high=.9)
     test = []
     for c in y.unique():
@@ -150,8 +150,8 @@ BANDS = dict(low=(0, .2), high=(.8, 1))
 
 def radial_amplitude(
     size: int,           # height and width
-    exponent: float = 1, # alpha; 1 is like photographs
-    std: float = 1/8,    # standard deviation of the pixels
+    exponent: float = 1, # alpha, 0 or more; 1 is like photographs
+    std: float = 1/8,    # standard deviation of the pixels, in the scale of [0,1]
 ) -> np.ndarray:
     "Amplitudes (size, size) of DCT coefficients that fall as (1 + radius)**-exponent."
     i = np.arange(size)
@@ -160,7 +160,7 @@ def radial_amplitude(
 
 def quantile_band(
     size: int,            # height and width
-    band='high',          # one of BANDS, or a pair of quantiles of the radius, 0 <= low < high <= 1
+    band='high',          # 'low' (0 to .2), 'high' (.8 to 1), or a pair of quantiles of the radius, 0 <= low < high <= 1
 ) -> np.ndarray:
     "Boolean mask (size, size) of the coefficients whose radius lies in the band."
     if isinstance(band, str): band = BANDS[check_choice(band, 'band', BANDS)]
@@ -205,9 +205,9 @@ def _tensors(images, labels, where):
     return x.permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels.astype(np.int64))
 
 def read_npz(
-    path,  # file with arrays `images`, `labels` and optionally `class_names`, `lossy_index`
+    path,  # file with arrays `images` (uint8, N,H,W or N,H,W,C), `labels` (whole numbers, N), optionally `class_names`, `lossy_index`
 ) -> tuple:
-    "(x, y, class names or None, number of images marked lossy) from one .npz file."
+    "(x, y, names, lossy) of one .npz file: uint8 (N,C,H,W), int64 (N,), class names or None, number of images marked lossy; a ValueError for a faulty file."
     try:
         with np.load(path, allow_pickle=False) as file: arrays = {k: file[k] for k in file.files}
     except Exception as e:   # truncated or foreign files make NumPy and zipfile raise half a dozen kinds
@@ -246,7 +246,7 @@ def _npz_single(path, *, test_fraction: float = .2, seed: int = 0):
 def read_idx(
     path: Path,  # IDX file of unsigned bytes, compressed if it ends in .gz
 ) -> np.ndarray:
-    "The uint8 array of an IDX file."
+    "The uint8 array of an IDX file; a ValueError for a faulty one."
     try: raw = np.frombuffer(bytearray(gzip.decompress(path.read_bytes())), np.uint8) if path.suffix == '.gz' else np.fromfile(path, np.uint8)
     except (OSError, EOFError, zlib.error) as e: raise _fault(path, f'broken gzip file ({e})', 'delete it and load again') from e
     axes = int(raw[3]) if raw.size > 3 and raw[:3].tolist() == [0, 0, 8] else 0
@@ -494,13 +494,13 @@ MADE = {'digits': _digits, 'spectra': _spectra, 'spectra-low': partial(_spectra,
 NAMES = [*MADE, *KNOWN]
 
 def load(
-    name: str = 'digits',    # one of NAMES, or the name of your own folder or .npz file in the root
+    name: str = 'digits',    # one of these sets, or your own folder or .npz file: its name in the root, or its full path
     root=None,               # where to look; default: see `data_root`
     download: bool = True,   # let torchvision download a published set that is not there
-    **options,               # folders of images: size; whatever has no split of its own (digits, caltech101, yours): test_fraction, seed;
-                             # spectra: band, strength, exponent, size, n_classes, n_train, n_test, seed
+    **options,               # size (folders); test_fraction, seed (digits, caltech101, yours without a split); band, strength, exponent, size, n_classes, n_train, n_test, seed (spectra)
 ) -> Data:
-    "A data set as uint8 N,C,H,W images and int64 labels; FileNotFoundError if it is nowhere, ValueError if its files are faulty."
+    """A data set as uint8 N,C,H,W images and int64 labels; FileNotFoundError if it is nowhere, ValueError if its files are faulty.
+    Sets: digits, spectra and spectra-low are made here; mnist, fashionmnist, svhn, cifar10, cifar100, caltech101 and imagenette are published."""
     if not isinstance(name, (str, Path)) or not str(name): raise ValueError(f'name: got {name!r}, accepted: {", ".join(NAMES)}, or your own folder')
     name, root = str(name), data_root(root)
     reader = MADE.get(name) or _locate(name, root)
@@ -529,7 +529,7 @@ def save(
     data: Data,  # with uint8 images
     folder,      # folder to write train.npz and test.npz to; its name is the name to load it by
 ) -> Path:
-    "Write `data` as <folder>/{train,test}.npz, each file atomically."
+    "Write `data` as <folder>/{train,test}.npz, each file atomically; returns the folder. A ValueError for float images."
     folder = Path(folder)
     for split in 'train', 'test':
         x, y = getattr(data, f'x_{split}'), getattr(data, f'y_{split}')

@@ -27,7 +27,7 @@ def _matrix(n, dtype, device):
 def dct_matrix(
     n: int,               # samples, at least 1
     dtype=torch.float32,  # torch.float32 or torch.float64
-    device='cpu',
+    device='cpu',         # of the result
 ):
     "Orthonormal DCT-II matrix C (n,n): row i is frequency i, and C @ C.T is the identity."
     check_number(n, 'n', low=1, integer=True)
@@ -39,7 +39,7 @@ def check_float(
     x,          # what the user gave
     ndim: int,  # axes it needs
 ):
-    "`x` as float32 or float64, if it is a floating tensor with `ndim` axes or more, the last `ndim` of them not empty."
+    "`x` as float32 or float64; a ValueError unless it is a floating tensor with `ndim` axes or more, the last `ndim` of them not empty."
     if not (isinstance(x, torch.Tensor) and x.is_floating_point()):
         got = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
         raise ValueError(f'x: got {got}, accepted: a floating point tensor (for images 0..255: x.float()/255)')
@@ -95,7 +95,7 @@ class _Sandwich(torch.autograd.Function):
 
 def sandwich(
     left,   # matrix (A,H), a constant: gradients reach `x` only
-    x,      # planes (...,H,W)
+    x,      # planes (...,H,W), of the matrices' dtype and device
     right,  # matrix (W,B), a constant
 ):
     "left @ plane @ right for all planes of `x`, (...,A,B), in full precision."

@@ -17,7 +17,8 @@ from .core import seed_all
 # %% ../nbs/14a_engine.ipynb #7ec250d2
 @contextmanager
 def isolated():
-    "Give a notebook a known random state, and take back what it changed of this process; imported modules stay."
+    """Seed Python, NumPy and torch with 0 (if torch is loaded), and afterwards restore Python's random state, but not NumPy's and torch's, nor modules.
+    Restored as well are working directory, environment, sys.path, argv, hooks, __main__ and torch's threads; figures are closed."""
     from IPython.core.interactiveshell import InteractiveShell
     torch = sys.modules.get('torch')
     state = random.getstate()

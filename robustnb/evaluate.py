@@ -30,7 +30,7 @@ def _device_of(model):
 # %% ../nbs/08_evaluate.ipynb #a7f15999
 def logits(
     model,                  # torch module, images (N,C,H,W) -> logits (N,K)
-    x,                      # images, uint8 or float
+    x,                      # images (N,C,H,W), uint8 or float in the scale of [0,1]; a ValueError for none
     batch_size: int = 512,  # images per pass
     transform=None,         # optional function (float images, slice of the batch) -> images, applied before the model
 ):
@@ -74,12 +74,12 @@ BLOCK = 64  # images that share one noise generator
 
 def gaussian_noise(
     shape,            # (N,C,H,W) of all images
-    part: slice,      # the images wanted
+    part: slice,      # the images wanted, with start and stop
     var: float,       # variance per pixel, in units of the [0,1] range squared
-    seed: int = 0,
+    seed: int = 0,    # models compared under one seed see the same noise
     repeat: int = 0,  # number of the draw
 ):
-    "White Gaussian noise for images `part`, independent of how the images are batched."
+    "White Gaussian noise for the images `part`, float32 (len, C, H, W) on the CPU, the same however the images are batched."
     first, last = part.start//BLOCK, -(-part.stop//BLOCK)
     blocks = [torch.randn(min(BLOCK, shape[0] - b*BLOCK), *shape[1:], generator=generator(seed, 'gaussian', repeat, b)) for b in range(first, last)]
     return torch.cat(blocks)[part.start - first*BLOCK:part.stop - first*BLOCK].mul_(var**.5)
@@ -89,7 +89,7 @@ def noise_correct(
     model,             # torch module, images -> logits
     x,                 # images (N,C,H,W), uint8 or float in [0,1]
     y,                 # labels (N,), int64
-    var: float,        # noise variance; 0: clean images
+    var: float,        # variance per pixel, pixels in [0,1]; 0: clean images
     seed: int = 0,     # models compared under one seed see the same noise
     repeat: int = 0,   # number of the draw
     clamp: bool = True,  # clip noisy images to [0,1], as the paper does
@@ -106,7 +106,7 @@ def noise_accuracy(
     model,             # torch module, images -> logits
     x,                 # images (N,C,H,W), uint8 or float in [0,1]
     y,                 # labels (N,), int64
-    var: float,        # noise variance; 0 gives the accuracy on clean images
+    var: float,        # variance per pixel, pixels in [0,1]; 0 gives the accuracy on clean images
     seed: int = 0,     # models compared under one seed see the same noise
     repeats: int = 1,  # independent draws that are averaged
     **kw,              # `clamp`, `topk` and `batch_size`, passed on to `noise_correct`

@@ -37,17 +37,18 @@ def _setup(model, x, y, norm, eps):
     return model if isinstance(model, Oracle) else Oracle(model, x, y)
 
 def deepfool(
-    model,                      # callable or module in eval mode: images -> logits (n, classes)
-    x,                          # images (n, ...) in [0,1]
-    y,                          # labels (n,)
+    model,                      # callable or module in eval mode: images -> logits (n, classes), see `threat.check_model`
+    x,                          # images (n, ...), float in [0,1]
+    y,                          # labels (n,), int64
     norm: str = 'linf',         # 'linf' or 'l2'
-    eps: float | None = None,   # count only what lies within this radius as fooled; None: any distance
+    eps: float | None = None,   # count only what lies within this radius, in units of the pixels, as fooled; None: any distance
     steps: int = 50,            # linearisations
-    overshoot: float = .02,     # share by which the k-th step overshoots, times k
+    overshoot: float = .02,     # the k-th step goes 1 + overshoot*k times as far as the linearised boundary
     classes: int = 9,           # likeliest wrong classes to consider
     batch_size: int = 128,      # images in one batch
 ) -> Adversarial:
-    "A nearby misclassified image for each image, by steps to the nearest linearised boundary (not certain to be the nearest)."
+    """A nearby misclassified image for each image, by steps to the nearest linearised boundary (not certain to be the nearest); images without one come back clean.
+    Moosavi-Dezfooli et al. 2016, but the overshoot grows with the number of the step."""
     net = _setup(model, x, y, norm, eps)
     def attack(x, y, keys, run):
         found = deepfool_batch(net, x, y, norm, steps, overshoot, classes)
@@ -111,16 +112,16 @@ def fab_run(net, x, y, keys, run, norm, eps, steps=100):
     return Adversarial(nearest, fooled)
 
 def fab(
-    model,                     # callable or module in eval mode: images -> logits (n, classes)
-    x,                         # images (n, ...) in [0,1]
-    y,                         # labels (n,)
+    model,                     # callable or module in eval mode: images -> logits (n, classes), see `threat.check_model`
+    x,                         # images (n, ...), float in [0,1]
+    y,                         # labels (n,), int64
     norm: str = 'linf',        # 'linf' or 'l2'
-    eps: float | None = None,  # radius of the ball; None: look for the nearest misclassified point at any distance
+    eps: float | None = None,  # radius of the ball, in units of the pixels; None: look for the nearest misclassified point at any distance
     targets: int | None = None,  # likeliest wrong classes to aim at; None: all, up to 9
     steps: int = 100,          # linearisations of each run
     batch_size: int = 128,     # images in one batch
 ) -> Adversarial:
-    "Targeted Fast Adaptive Boundary attack; images that are not fooled come back clean."
+    "Targeted Fast Adaptive Boundary attack (Croce and Hein 2020, FAB); images that are not fooled come back clean."
     net = _setup(model, x, y, norm, eps)
     runs = min(TARGETS, net.classes - 1) if targets is None else check_number(targets, 'targets', low=1, high=net.classes - 1, integer=True)
     check_number(steps, 'steps', low=1, integer=True)

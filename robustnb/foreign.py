@@ -20,7 +20,7 @@ from .core import check_choice, check_number, read_json
 
 # %% ../nbs/13b_foreign.ipynb #517a42be
 def file_kind(
-    path,
+    path,  # of a model file; a FileNotFoundError if absent
 ) -> str:
     "What a model file holds: 'safetensors', 'program' (torch.export), 'pickle', 'torchscript' or 'unknown'."
     with open(path, 'rb') as f: head = f.read(16)
@@ -40,13 +40,13 @@ def refuse_pickle(path, kind):
 
 # %% ../nbs/13b_foreign.ipynb #6969624f
 def architecture(
-    name: str,         # one of models.ARCHITECTURES, or torchvision/NAME
+    name: str,         # 'twolayercnn', 'preactresnet18', 'mlp', 'smallcnn' or 'torchvision/NAME'
     n_classes: int,
-    in_channels: int,
-    input_size: int,   # height and width of the images
-    **options,         # the architecture's own
+    in_channels: int,  # channels of the images; torchvision's architectures do not use it and take 3
+    input_size: int,   # height and width of the images; torchvision's do not use it
+    **options,         # the architecture's own: width, norm, ...
 ) -> nn.Module:
-    "An untrained network by name."
+    "An untrained network by name; a ValueError for unknown names."
     if not name.startswith('torchvision/'): return models.create(name, n_classes, in_channels, input_size, **options)
     import torchvision
     kind = check_choice(name.partition('/')[2], 'architecture torchvision/...', torchvision.models.list_models(module=torchvision.models))
@@ -62,11 +62,11 @@ def _strip(tensors):
 def load_weights(
     path,              # .safetensors file
     name: str,         # see `architecture`
-    in_channels: int,
-    input_size: int,
-    **options,
+    in_channels: int,  # channels of the images
+    input_size: int,   # height and width of the images
+    **options,         # the architecture's own: width, norm, ...
 ) -> nn.Module:
-    "The named architecture with the weights of the file, in evaluation mode; the number of classes is the file's."
+    "The named architecture with the weights of the file, in evaluation mode; the number of classes is the file's. A ValueError says what does not fit."
     try:
         with safe_open(path, 'pt') as f: tensors = _strip({k: f.get_tensor(k) for k in f.keys()})
     except Exception as e: raise ValueError(f'{path}: not a complete safetensors file ({e})') from e  # its reader has error classes of its own
@@ -279,7 +279,7 @@ def check_readable(
 def load_model(
     path,                  # .safetensors or .pt2 file
     name: str = '',        # architecture, for .safetensors: see `architecture`
-    in_channels: int = 3,
+    in_channels: int = 3,  # channels of the images
     input_size: int = 32,  # height and width of the images
     **options,             # the architecture's own: width, norm, ...
 ) -> nn.Module:
@@ -297,7 +297,7 @@ def prepared(
     mean=None,   # per channel, in the scale of [0,1]; None: 0
     std=None,    # per channel; None: 1
 ) -> nn.Module:
-    "The model behind the normalisation (x - mean)/std, in evaluation mode."
+    "The model behind the normalisation (x - mean)/std, in evaluation mode; a ValueError unless both have as many values and std is positive."
     if mean is None and std is None: return model.eval()
     n = max(len(mean or []), len(std or []))
     mean, std = list(mean or [0.]*n), list(std or [1.]*n)
@@ -360,11 +360,11 @@ def read_images(
     size: int | None = None,  # height and width for the model; None leaves them
     label_map=None,       # see `mapped`, or the path of a JSON file with it
     n: int | None = None, # images at most, drawn with the seed; None takes all
-    seed: int = 0,
+    seed: int = 0,        # of the choice of n images
     root=None,            # where named data sets are looked for, see `data.data_root`
     channels: int | None = None,  # 1: make them grey, 3: colour; None leaves them
 ) -> Images:
-    "Test images and the outputs that they should give."
+    "Images and the outputs that they should give: all of a folder or file without a split, else the test images. A ValueError or FileNotFoundError says what is wrong."
     x, y, classes, name = _whole(source, root, size)
     if isinstance(label_map, (str, Path)): label_map = read_json(label_map)
     y, classes = mapped(y, tuple(classes), label_map)

@@ -12,7 +12,7 @@ from .linear import Problem
 # %% ../nbs/05a_limits.ipynb #7346229e
 def sign_velocity(
     w,                 # weights in frequencies, shape (..., d)
-    problem: Problem,
+    problem: Problem,  # any number of frequencies
 ) -> np.ndarray:
     "Change of the weights in frequencies per step and unit of learning rate under signGD, shape (..., d)."
     return -np.sign((problem.sigma**2*(w - problem.w_star)) @ problem.basis) @ problem.basis.T
@@ -28,14 +28,15 @@ def _three(problem):
 def sign_terms(
     problem: Problem,  # three frequencies in the DCT basis, the last one irrelevant
 ) -> np.ndarray:
-    "The three bounds on signGD's shift of the irrelevant weight, shape (3, ...): start in B, crossing from A, sliding."
+    """Three bounds of |w_2(limit) - w_2(start)| under signGD for small learning rates, shape (3, ...); the smallest is attained. Ours, not the paper's.
+    With errors e = w0 - w_star: sqrt(2) |e_0|, sqrt(3) (sigma_1/sigma_0)^2 |e_1|, |e_1|/sqrt(3). A ValueError unless d = 3, sigma_0 > 0, sigma_1 > 0 and sigma_2 = 0."""
     (e0, e1, _), ratio = _three(problem)
     return np.stack(np.broadcast_arrays(2**.5*abs(e0), 3**.5*ratio*abs(e1), abs(e1)/3**.5))
 
 def sign_shift(
     problem: Problem,  # three frequencies in the DCT basis, the last one irrelevant
 ) -> np.ndarray:
-    "Change of the irrelevant weight under signGD from start to limit for small learning rates, shape (...)."
+    "Change of w_2, the irrelevant weight, under signGD from start to limit for small learning rates, shape (...); see `sign_terms`."
     return np.sign(_three(problem)[0][0])*sign_terms(problem).min(0)
 
 def gd_limit(

@@ -20,8 +20,8 @@ from .dct import dct2, dct_matrix
 # %% ../nbs/05_linear.ipynb #c9f56ee2
 @dataclass(frozen=True, eq=False)
 class Problem:
-    "Linear regression on independent frequencies (paper, linear analysis); fields broadcast to (..., d)."
-    w_star: np.ndarray  # true weights in frequencies
+    "Noiseless linear regression y = <w_star, C x> on inputs whose frequencies C x are independent N(0, sigma^2) (paper, Figure 5); fields broadcast to (..., d)."
+    w_star: np.ndarray  # true weights in frequencies: their coefficients in `basis`
     sigma: np.ndarray   # standard deviation of each frequency of the input, >= 0; 0: irrelevant
     w0: np.ndarray      # initial weights in frequencies
     basis: np.ndarray | None = None  # orthonormal (d, d), rows are frequencies; None: DCT-II
@@ -36,7 +36,8 @@ class Problem:
         if len(set(lengths.values())) > 1: raise ValueError(f'w_star, sigma, w0: got lengths {lengths}, accepted: equal lengths')
         basis = dct_matrix(self.d, torch.float64).numpy() if self.basis is None else np.array(self.basis, dtype=np.float64)
         if basis.shape != (self.d, self.d) or not np.allclose(basis @ basis.T, np.eye(self.d), rtol=0, atol=1e-8):
-            raise ValueError(f'basis: got shape {basis.shape}, accepted: an orthonormal matrix of shape {(self.d, self.d)}')
+            got = f'shape {basis.shape}' if basis.shape != (self.d, self.d) else 'rows that are not orthonormal'
+            raise ValueError(f'basis: got {got}, accepted: an orthonormal matrix of shape {(self.d, self.d)}')
         object.__setattr__(self, 'basis', basis)
 
     @property
@@ -60,7 +61,7 @@ def standard_risk(
     w,                 # weights in frequencies, shape (..., d)
     problem: Problem,
 ) -> np.ndarray:
-    "Expected squared error / 2, shape (...)."
+    "Expected squared error / 2, shape (...): sum_i sigma_i^2 (w_i - w_star_i)^2 / 2."
     return _spread(np.asarray(w, dtype=np.float64), problem)/2
 
 def adversarial_risk(
@@ -69,7 +70,7 @@ def adversarial_risk(
     eps: float,        # strength of the adversary, in units of the input
     norm: str = 'l2',  # 'l2' or 'linf': the norm that bounds the perturbation
 ) -> np.ndarray:
-    "Expected squared error / 2 under the worst perturbation of every input, shape (...)."
+    "Expected squared error / 2 under the worst perturbation of every input, shape (...); exact, for the Gaussian inputs of `Problem`."
     check_choice(norm, 'norm', ['l2', 'linf']), check_number(eps, 'eps', low=0)
     w = np.asarray(w, dtype=np.float64)
     S, size = _spread(w, problem), np.linalg.norm(w, axis=-1) if norm == 'l2' else abs(w @ problem.basis).sum(-1)
@@ -79,17 +80,17 @@ def adversarial_risk(
 def gd_errors(
     problem: Problem,
     lr,  # learning rate, number or array that broadcasts against the trajectories
-    t,   # step numbers, shape (T,) or a number
+    t,   # step numbers, shape (T,), or one number
 ) -> np.ndarray:
-    "Errors of gradient descent in frequencies after `t` steps, shape (T, ..., d); inf where it diverged."
+    "Errors of gradient descent in frequencies after `t` steps, shape (T, ..., d), or (..., d) for one number `t`; inf where it diverged."
     lr, t = np.asarray(lr, dtype=np.float64)[..., None], np.asarray(t)
-    factor = 1 - lr*problem.sigma**2
-    with np.errstate(over='ignore', invalid='ignore'): return factor**t.reshape(*t.shape, *[1]*factor.ndim)*(problem.w0 - problem.w_star)
+    factor, start = 1 - lr*problem.sigma**2, problem.w0 - problem.w_star
+    with np.errstate(over='ignore', invalid='ignore'): return factor**t.reshape(*t.shape, *[1]*max(factor.ndim, start.ndim))*start
 
 def stable_rate(
     problem: Problem,
 ) -> np.ndarray:
-    "Learning rates below this value make gradient descent converge, shape (...); inf if no frequency is relevant."
+    "Learning rates below this value make gradient descent converge; shape of `sigma` without its last axis, inf if no frequency is relevant."
     with np.errstate(divide='ignore'): return 2/(problem.sigma**2).max(-1)
 
 # %% ../nbs/05_linear.ipynb #5101d14b
@@ -98,7 +99,7 @@ MODES = ['population', 'sample']
 
 def log_steps(
     steps: int,         # last step
-    points: int = 200,  # values at most
+    points: int = 200,  # values at most, besides 0 and `steps`
 ) -> np.ndarray:
     "0, `steps`, and whole numbers spaced evenly on a logarithmic axis between them."
     return np.unique(np.r_[0, np.geomspace(1, steps, points).round().astype(int), steps]) if steps else np.zeros(1, int)
@@ -121,10 +122,10 @@ def wishart_factors(
 @dataclass(frozen=True, eq=False)
 class Trajectory:
     "What `simulate` recorded."
-    problem: Problem
-    optimizer: str
-    t: np.ndarray  # recorded steps, shape (T,)
-    w: np.ndarray  # weights in frequencies, shape (T, ..., d)
+    problem: Problem  # as simulated: w0 broadcast over the learning rates
+    optimizer: str    # as given to `simulate`
+    t: np.ndarray     # recorded steps, shape (T,)
+    w: np.ndarray     # weights in frequencies, shape (T, ..., d)
 
     @property
     def w_final(self) -> np.ndarray:
@@ -173,7 +174,7 @@ def _gradient(problem, mode, n, seeds):
 # %% ../nbs/05_linear.ipynb #03847d3d
 def simulate(
     problem: Problem,
-    optimizer: str,            # one of `OPTIMIZERS`
+    optimizer: str,            # 'gd', 'signgd', 'momentum', 'nesterov', 'adagrad', 'rmsprop', 'adadelta', 'adam', 'amsgrad', 'nadam' or 'lion'
     lr,                        # learning rate > 0: number, or array that broadcasts against the trajectories
     steps: int,                # >= 0
     mode: str = 'population',  # 'population': exact gradients; 'sample': `n` fresh inputs at each step
@@ -209,11 +210,11 @@ def simulate(
 
 # %% ../nbs/05_linear.ipynb #d51f6a2e
 def from_images(
-    x: torch.Tensor,    # float images, shape (n, channels, side, side); channels are averaged
+    x: torch.Tensor,    # float images of any scale, shape (n, channels, side, side); channels are averaged
     y: torch.Tensor,    # labels, whole numbers
     keep: float = .5,   # share of the frequencies, those of highest energy, that is relevant
 ) -> Problem:
-    "Regression with the spectrum of real images and a target that follows their labels; d = side^2, row-major frequencies."
+    "Regression with the spectrum of real images and a target +1 for labels above the middle of their range, else -1; d = side^2, row-major frequencies."
     check_number(keep, 'keep', above=0, high=1)
     X = dct2(x.mean(1)).flatten(1).numpy()
     energy, target = (X**2).mean(0, dtype=np.float64), np.where(y.numpy() > (y.min() + y.max()).item()/2, 1., -1.)

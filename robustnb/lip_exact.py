@@ -25,7 +25,7 @@ def check_box(
     box,     # (low, high): numbers or arrays
     n: int,  # input features
 ) -> tuple:
-    "Lower and upper corner as float64 arrays; empty, flat or unbounded boxes are refused."
+    "Lower and upper corner as float64 arrays; a ValueError for empty, flat or unbounded boxes."
     if not isinstance(box, (tuple, list)) or len(box) != 2: raise ValueError(f'box: got {box!r}, accepted: a pair (low, high)')
     corners = [np.asarray(b, dtype=float).reshape(-1) for b in box]
     if any(len(c) not in (1, n) for c in corners): raise ValueError(f'box: got corners of {[len(c) for c in corners]} coordinates, accepted: one number or {n}')
@@ -39,7 +39,7 @@ def piece_maps(
     net,      # [(W, b), ...] as NumPy arrays
     pattern,  # one array of 0 and 1 per hidden layer
 ) -> tuple:
-    "Pre-activations A x + c of each hidden layer under the pattern, and the network's own (A, c), for arrays of floats or of Fractions."
+    "Pre-activations A x + c of each hidden layer under the activation pattern, and the network's own (A, c), for arrays of floats or of Fractions."
     (A, c), maps = net[0], []
     for s, (W, b) in zip(pattern, net[1:]):
         maps.append((A, c))
@@ -278,7 +278,8 @@ def envelope(
     tau,            # weights of all hidden units, (B, H)
     pattern,        # (B, H): 1 active, 0 not, -1 undecided
 ) -> tuple:
-    "M (B, d, d) with J^T J <= M for every completion, the undecided units' response (B, H, d), pre-activations (B, H, d+H), and whether M is valid."
+    """M (B, d, d) with J^T J <= M (Loewner order) for every completion, by a Schur complement;
+    the undecided units' response (B, H, d), pre-activations (B, H, d+H), and whether M is valid."""
     (B, H), d = pattern.shape, weights[0].shape[1]
     on, open_ = (pattern == 1).double(), (pattern < 0).double()
     V, at, inner = torch.eye(d, d + H).double().expand(B, d, d + H), 0, []
@@ -350,8 +351,8 @@ def feasibility(
     bounds,           # lower and upper bounds of all hidden pre-activations, (H,) each
     sizes,            # their magnitudes, (H,)
     low, high,        # corners of the box
-    pattern,          # (B, H)
-    rounds: int = 25,
+    pattern,          # (B, H): 1 active, 0 not, -1 undecided
+    rounds: int = 25, # steps of the interior-point method, at most
 ) -> tuple:
     "Nodes proven empty (B,), and the most interior inputs found (B, d)."
     A, c, top = _relaxation(pairs, bounds, sizes, low, high, pattern)
@@ -509,15 +510,16 @@ def _by_milp(pairs, low, high, ord, floor, watch, seconds, nodes):
 # %% ../nbs/11d_lip_exact.ipynb #31b970c9
 def lip_exact(
     net,                    # nn.Sequential of affine layers and ReLU, in eval mode, or [(W, b), ...]
-    box,                    # (low, high): numbers or arrays
+    box,                    # (low, high): numbers or arrays, finite, low < high
     ord=2,                  # norm of input and output: 2, 1 or inf
     output=None,            # None: all outputs; k: logit k; (i, j): the difference of two logits
     input_shape=None,       # shape of the input without the batch
-    method: str = 'search',  # 'search' (branch and bound) or 'milp' (ord 1 and inf)
+    method: str = 'search',  # 'search' (branch and bound; ord 1 for a single output only) or 'milp' (integer programs; ord 1 and inf)
     seconds: float = 60.,   # CPU seconds after which the interval reached is returned
-    nodes: int = 10**7,     # nodes after which it is
+    nodes: int = 10**7,     # nodes after which a search or an integer program ends with the interval reached
 ) -> Interval:
-    "Lipschitz constant of a small ReLU network over a box: 'exact' (within 1e-6) or the interval reached; the witness lies inside the steepest piece."
+    """Lipschitz constant of a small ReLU network over a box: 'exact' (within 1e-6) or the interval reached; the witness lies inside the steepest linear region (piece).
+    A ValueError for other layers, and where method, ord and output do not go together."""
     ord = check_ord(ord)
     check_choice(method, 'method', ['search', 'milp'])
     check_number(seconds, 'seconds', low=0, high=10**9), check_number(nodes, 'nodes', low=1, integer=True)
@@ -548,7 +550,7 @@ def lip_exact_shallow(
     output=None,      # None: all outputs; k: logit k; (i, j): the difference of two logits
     input_shape=None,  # shape of the input without the batch
 ) -> Interval:
-    "Global Lipschitz constant of a net with one hidden layer, by listing all patterns."
+    "Global Lipschitz constant of a net with one hidden layer, by listing all activation patterns; a ValueError for other nets."
     ord = check_ord(ord)
     with Stopwatch() as watch:
         pairs = relu_chain(net, input_shape, output)

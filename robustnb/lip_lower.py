@@ -17,7 +17,7 @@ from .lip_bounds import relu_chain, selector
 
 # %% ../nbs/11c_lip_lower.ipynb #3a90b52d
 def chain_module(
-    pairs,  # [(W, b), ...]
+    pairs,  # [(W, b), ...], arrays or tensors
 ) -> nn.Sequential:
     "The ReLU network of these weights and biases as a float64 module."
     layers = []
@@ -28,10 +28,10 @@ def chain_module(
     return nn.Sequential(*layers[:-1]).requires_grad_(False)
 
 def jacobians(
-    model,        # nn.Module, N,... -> N,outputs
-    x,            # inputs (N, ...)
-    output=None,  # None: all outputs; k: logit k; (i, j): the difference of two logits
-    batch: int = 128,
+    model,             # nn.Module, N,... -> N,outputs
+    x,                 # inputs (N, ...)
+    output=None,       # None: all outputs; k: logit k; (i, j): the difference of two logits
+    batch: int = 128,  # points per pass
 ):
     "Jacobians at `x`: (N, rows, features), one row per selected output."
     found = []
@@ -71,9 +71,9 @@ def quotient(
     ord=2,        # norm of input and output
     output=None,  # None: all outputs; k: logit k; (i, j): the difference of two logits
     box=None,     # (low, high): both points are kept inside
-    steps=tuple(10.**-k for k in range(8)),  # step sizes tried
+    steps=(1., .1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7),  # step sizes tried
 ) -> tuple:
-    "Largest difference quotient along `v`, an estimate of its rounding error taken off, and its two points (2, ...)."
+    "(largest difference quotient along `v` less an estimate of its rounding error, its two points (2, ...))."
     ord, plain = check_ord(ord), copy.deepcopy(model).float()
     exact = copy.deepcopy(model).double()
     step = torch.tensor(steps).to(x.device).double().view(-1, *[1]*x.dim())*v.view(1, *x.shape).to(x.device)
@@ -101,11 +101,11 @@ def lip_lower(
     ord=2,               # norm of input and output: 2, 1 or inf
     output=None,         # None: all outputs; k: logit k; (i, j): the difference of two logits
     box=None,            # (low, high), numbers or tensors: stay inside; the bound then holds for the box
-    ball=None,           # (centers, radius, norm): stay within `radius` of the center in 'l2' or 'linf'; centers (...)
+    ball=None,           # (center, radius, norm): stay within that radius of the center, a tensor of the shape of one point, in 'l2' or 'linf'
     rounds: int = 30,    # rounds of the search; 0 looks at `x` only
     children: int = 32,  # new points per round
     keep: int = 4,       # best points kept
-    seed: int = 0,
+    seed: int = 0,       # of the search
     seconds: float = math.inf,  # CPU seconds after which the search ends
     batch: int = 128,    # points per pass
 ) -> Interval:

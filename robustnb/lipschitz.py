@@ -107,9 +107,10 @@ def lip_local(
     norm: str = 'linf',  # norm of the ball: 'linf' or 'l2'
     box=(0., 1.),      # images stay in this box
     seconds: float = 10.,  # CPU seconds for the exact search
-    seed: int = 0,
+    seed: int = 0,     # of the lower bound's search
 ) -> Interval:
-    "Lipschitz constant over the part of a ball around `x` that lies in `box`."
+    """Interval of the Lipschitz constant over the part of a ball around `x` that lies in `box`.
+    For an l2 ball the upper bound is that of the box around it (status 'certified box' if from the exact search); for layers that `lip_box` does not know it is global."""
     check_choice(norm, 'norm', ['linf', 'l2']), check_number(radius, 'radius', above=0)
     ord = check_ord(ord)
     if not isinstance(model, nn.Module): model = chain_module(model)
@@ -136,9 +137,10 @@ def sandwich(
     output=None,       # None: all outputs; k: logit k; (i, j): the difference of two logits
     box=(0., 1.),      # lower bounds and the exact value are over this box
     seconds: float = 30.,  # CPU seconds for the exact search, and for the product's certificates
-    seed: int = 0,
+    seed: int = 0,     # of the lower bounds' search
 ):
-    "Pandas table of all that is known: one row per method with lower, upper, value, status, note and CPU seconds."
+    """All that is known of a constant as a pandas table, one row per method: method, lower, upper, value, status, note, cpu_s.
+    Status is 'absent' where a method does not apply, the note says why; a RuntimeError if a lower bound lies above an upper one."""
     import pandas as pd
     ord, shape = check_ord(ord), tuple(x.shape[1:])
     if not isinstance(model, nn.Module): model = chain_module(model)

@@ -69,10 +69,11 @@ def _step(groups, params, grads, states, configs, factor):
 def fit_many(
     models: list,           # modules of one architecture without buffers; each is trained in place
     data,                   # anything with x_train (uint8 or float, N,C,H,W) and y_train (int64, N)
-    configs: list,          # a `Config` for each model; see COMMON for what they must share
+    configs: list,          # a `Config` for each model; epochs, batch_size, schedule, warmup, label_smoothing and precision must be equal, augment 'none'
     device: str = 'auto',   # see `core.device`
 ) -> list:
-    "Train all models in one vectorised pass; returns a `Fit` for each, as `train.fit` would up to rounding, the cost shared out equally."
+    """Train all models in one vectorised pass; returns a `Fit` for each, as `train.fit` would up to rounding, the cost shared out equally.
+    A ValueError for L-BFGS, models with buffers (batch norm) or of different shapes, and configs that differ in what must be equal."""
     _check(models, configs)
     device, common, m = pick_device(device), configs[0], len(models)
     precision = resolve_precision(common.precision, device)

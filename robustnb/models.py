@@ -18,11 +18,11 @@ from .core import check_choice, check_number
 NORMS = 'none', 'batch', 'group', 'layer'
 
 def norm_layer(
-    norm: str,       # one of NORMS
+    norm: str,       # 'none', 'batch', 'group' or 'layer'
     channels: int,   # channels (features) that it receives
     dims: int = 2,   # 2: feature maps N,C,H,W; 1: vectors N,C
 ) -> nn.Module:
-    "The normalisation layer named `norm`, with a learned scale and shift per channel; `nn.Identity` for 'none'."
+    "Normalisation with a learned scale and shift per channel: 'batch' nn.BatchNorm, 'group' nn.GroupNorm of gcd(channels, 8) groups, 'layer' of one group; 'none' nn.Identity."
     check_choice(norm, 'norm', NORMS)
     if norm == 'batch': return (nn.BatchNorm2d if dims == 2 else nn.BatchNorm1d)(channels)
     return nn.Identity() if norm == 'none' else nn.GroupNorm(math.gcd(channels, 8) if norm == 'group' else 1, channels)
@@ -46,7 +46,7 @@ class TwoLayerCNN(nn.Sequential):
         in_channels: int = 1,
         input_size: int = 28,  # height and width, >= 3
         width: int = 16,       # channels of the first convolution; the second has twice as many
-        norm: str = 'none',    # one of NORMS, after each convolution
+        norm: str = 'none',    # 'none', 'batch', 'group' or 'layer', after each convolution
     ):
         _check_sizes(n_classes=n_classes, in_channels=in_channels, width=width)
         check_number(input_size, 'input_size', low=3, integer=True)
@@ -60,7 +60,7 @@ class PreActBlock(nn.Module):
         c_in: int,
         c_out: int,
         stride: int = 1,     # of the first convolution and of the shortcut
-        norm: str = 'none',  # one of NORMS
+        norm: str = 'none',  # 'none', 'batch', 'group' or 'layer'
         skip: bool = True,   # False: no shortcut, a plain network
     ):
         super().__init__()
@@ -85,7 +85,7 @@ class PreActResNet18(nn.Sequential):
         in_channels: int = 3,
         input_size: int = 32,  # height and width; above 64 the stem is 7x7 s2 + 3x3 s2 max-pool
         width: int = 64,       # channels of the stem and the first stage; doubled three times
-        norm: str = 'none',    # one of NORMS, before each activation of the blocks
+        norm: str = 'none',    # 'none', 'batch', 'group' or 'layer', before each activation of the blocks
         skip: bool = True,     # False: no shortcuts
     ):
         _check_sizes(n_classes=n_classes, in_channels=in_channels, input_size=input_size, width=width)
@@ -109,7 +109,7 @@ class MLP(nn.Sequential):
         input_size: int = 8,  # height and width
         width: int = 64,      # units of each hidden layer
         depth: int = 2,       # hidden layers; 0 is a linear classifier
-        norm: str = 'none',   # one of NORMS, after each hidden linear map
+        norm: str = 'none',   # 'none', 'batch', 'group' or 'layer', after each hidden linear map
     ):
         _check_sizes(n_classes=n_classes, in_channels=in_channels, input_size=input_size, width=width)
         check_number(depth, 'depth', low=0, integer=True), check_choice(norm, 'norm', NORMS)
@@ -125,7 +125,7 @@ class SmallCNN(nn.Sequential):
         in_channels: int = 1,
         input_size: int = 8,  # height and width
         width: int = 16,      # channels of the first convolution; doubled at each halving
-        norm: str = 'none',   # one of NORMS, after each convolution
+        norm: str = 'none',   # 'none', 'batch', 'group' or 'layer', after each convolution
     ):
         _check_sizes(n_classes=n_classes, in_channels=in_channels, input_size=input_size, width=width)
         layers, size = _layer(nn.Conv2d(in_channels, width, 3, padding=1), norm), input_size
@@ -138,13 +138,13 @@ class SmallCNN(nn.Sequential):
 ARCHITECTURES = dict(twolayercnn=TwoLayerCNN, preactresnet18=PreActResNet18, mlp=MLP, smallcnn=SmallCNN)
 
 def create(
-    name: str,         # one of ARCHITECTURES
+    name: str,         # 'twolayercnn', 'preactresnet18', 'mlp' or 'smallcnn'
     n_classes: int,
-    in_channels: int,
+    in_channels: int,  # channels of the images
     input_size: int,   # height and width of the images
     **options,         # the architecture's own: width, norm, skip, depth
 ) -> nn.Module:
-    "An untrained network for images of this size; unknown names and options are refused."
+    "An untrained network for images of this size; a ValueError for unknown names and options."
     architecture = ARCHITECTURES[check_choice(name, 'model', ARCHITECTURES)]
     accepted = [p for p in inspect.signature(architecture).parameters if p not in ('n_classes', 'in_channels', 'input_size')]
     for option in options: check_choice(option, f'option of {name}', accepted)
@@ -155,6 +155,6 @@ def default_model(
     name: str,         # data set
     input_size: int,   # height and width of its images
 ) -> str:
-    "Name of the paper's architecture for its data sets; for others one chosen by the size of the images."
+    "Name of an architecture: 'smallcnn' up to 16 pixels a side; above, 'twolayercnn' for mnist, fashionmnist, spectra and spectra-low, else 'preactresnet18'."
     if input_size <= 16: return 'smallcnn'
     return 'twolayercnn' if name in ('mnist', 'fashionmnist', 'spectra', 'spectra-low') else 'preactresnet18'

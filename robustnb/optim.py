@@ -9,6 +9,7 @@ __all__ = ['OPTIMIZERS', 'sgd', 'momentum', 'nesterov', 'adagrad', 'rmsprop', 'a
 
 # %% ../nbs/04_optim.ipynb #67b748ea
 import numpy as np, torch
+from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import signature
 from .core import check_choice, check_number
@@ -20,23 +21,23 @@ def sgd(
     s: dict,  # state, empty at the start, updated in place
     lr,  # learning rate: number, or array that broadcasts against `w`
 ):
-    "Gradient descent; returns the new parameters."
+    "Gradient descent: w - lr*g; returns the new parameters."
     return w - lr*g
 
 # %% ../nbs/04_optim.ipynb #d353b795
 def momentum(
     w, g, s, lr,  # parameters, gradient, state, learning rate, as in `sgd`
-    momentum=.9,  # weight of the past
+    momentum=.9,  # weight of the past, in [0, 1)
 ):
-    "SGD with heavy-ball momentum; returns the new parameters."
+    "Heavy ball (Polyak 1964) in the form of PyTorch: v = momentum*v + g, w - lr*v; returns the new parameters."
     v = s['v'] = momentum*s.get('v', 0.) + g
     return w - lr*v
 
 def nesterov(
     w, g, s, lr,  # parameters, gradient, state, learning rate, as in `sgd`
-    momentum=.9,  # weight of the past
+    momentum=.9,  # weight of the past, in [0, 1)
 ):
-    "SGD with Nesterov's momentum; returns the new parameters."
+    "Nesterov's momentum (1983) in the form of PyTorch: v = momentum*v + g, w - lr*(g + momentum*v); returns the new parameters."
     v = s['v'] = momentum*s.get('v', 0.) + g
     return w - lr*(g + momentum*v)
 
@@ -45,26 +46,26 @@ def adagrad(
     w, g, s, lr,  # parameters, gradient, state, learning rate, as in `sgd`
     eps=1e-10,    # keeps the quotient finite
 ):
-    "Adagrad; returns the new parameters."
+    "Adagrad (Duchi et al. 2011): v = v + g^2, w - lr*g/(sqrt(v) + eps); returns the new parameters."
     v = s['v'] = s.get('v', 0.) + g*g
     return w - lr*g/(v**.5 + eps)
 
 def rmsprop(
     w, g, s, lr,  # parameters, gradient, state, learning rate, as in `sgd`
-    alpha=.99,    # weight of the past in the mean square
+    alpha=.99,    # weight of the past in the mean square, in [0, 1)
     eps=1e-8,     # keeps the quotient finite
 ):
-    "RMSProp; returns the new parameters."
+    "RMSProp (Hinton 2012): v = alpha*v + (1 - alpha)*g^2, w - lr*g/(sqrt(v) + eps); returns the new parameters."
     v = s['v'] = alpha*s.get('v', 0.) + (1 - alpha)*g*g
     return w - lr*g/(v**.5 + eps)
 
 # %% ../nbs/04_optim.ipynb #85d1edbb
 def adadelta(
-    w, g, s, lr,  # parameters, gradient, state, learning rate (1 in the paper), as in `sgd`
-    rho=.9,       # weight of the past in both mean squares
+    w, g, s, lr,  # parameters, gradient, state, learning rate (1 in Zeiler's paper), as in `sgd`
+    rho=.9,       # weight of the past in both mean squares, in [0, 1)
     eps=1e-6,     # sets the size of the first steps
 ):
-    "Adadelta; returns the new parameters."
+    "Adadelta (Zeiler 2012): RMSProp whose rate is the root mean square of its own past steps; returns the new parameters."
     v = s['v'] = rho*s.get('v', 0.) + (1 - rho)*g*g
     u = s.get('u', 0.*g)
     delta = (u + eps)**.5/(v + eps)**.5*g
@@ -81,17 +82,17 @@ def _moments(g, s, betas):
 
 def adam(
     w, g, s, lr,         # parameters, gradient, state, learning rate, as in `sgd`
-    betas=(.9, .999),    # weights of the past in the means of the gradient and of its square
+    betas=(.9, .999),    # weights of the past in the means of the gradient and of its square, each in [0, 1)
     eps=1e-8,            # keeps the quotient finite
 ):
-    "Adam; returns the new parameters."
+    "Adam (Kingma and Ba 2015): w - lr*m/(sqrt(v) + eps), m and v the running means of g and g^2, corrected for their start at 0; returns the new parameters."
     m, v, t = _moments(g, s, betas)
     return w - lr/(1 - betas[0]**t)*m/((v/(1 - betas[1]**t))**.5 + eps)
 
 def amsgrad(
     w, g, s, lr, betas=(.9, .999), eps=1e-8,  # as in `adam`
 ):
-    "Adam with the largest mean square so far in the denominator; returns the new parameters."
+    "AMSGrad (Reddi et al. 2018): Adam with the largest mean square so far in the denominator; returns the new parameters."
     m, v, t = _moments(g, s, betas)
     top = s['top'] = _xp(v).maximum(s['top'], v) if 'top' in s else v
     return w - lr/(1 - betas[0]**t)*m/((top/(1 - betas[1]**t))**.5 + eps)
@@ -99,14 +100,14 @@ def amsgrad(
 def adamw(
     w, g, s, lr, betas=(.9, .999), eps=1e-8,  # as in `adam`
 ):
-    "Adam, to be used with decoupled weight decay; returns the new parameters."
+    "The step of `adam`; AdamW's decoupled weight decay (Loshchilov and Hutter 2019) is added by `update`; returns the new parameters."
     return adam(w, g, s, lr, betas, eps)
 
 def nadam(
     w, g, s, lr, betas=(.9, .999), eps=1e-8,  # as in `adam`
     momentum_decay=.004,  # how fast the schedule of beta_1 rises from half its value
 ):
-    "Adam with Nesterov's look-ahead; returns the new parameters."
+    "NAdam (Dozat 2016): Adam with Nesterov's look-ahead and a schedule for beta_1; returns the new parameters."
     m, v, t = _moments(g, s, betas)
     now, ahead = (betas[0]*(1 - .5*.96**(u*momentum_decay)) for u in (t, t + 1))
     product = s['product'] = s.get('product', 1.)*now
@@ -120,14 +121,14 @@ def _xp(x):
 def signsgd(
     w, g, s, lr,  # parameters, gradient, state, learning rate, as in `sgd`
 ):
-    "Sign descent; returns the new parameters."
+    "signSGD (Bernstein et al. 2018), with full gradients signGD: w - lr*sign(g); returns the new parameters."
     return w - lr*_xp(g).sign(g)
 
 def lion(
     w, g, s, lr,      # parameters, gradient, state, learning rate, as in `sgd`
-    betas=(.9, .99),  # weights of the past in the step and in the memory
+    betas=(.9, .99),  # weights of the past in the step and in the memory, each in [0, 1)
 ):
-    "Lion; returns the new parameters."
+    "Lion (Chen et al. 2023): w - lr*sign(beta_1*m + (1 - beta_1)*g), then m = beta_2*m + (1 - beta_2)*g; returns the new parameters."
     m = s.get('m', 0.*g)
     s['m'] = betas[1]*m + (1 - betas[1])*g
     return w - lr*_xp(g).sign(betas[0]*m + (1 - betas[0])*g)
@@ -138,7 +139,7 @@ def newton_schulz(
     steps=5,   # rounds
     eps=1e-7,  # smallest norm that is divided by
 ):
-    "Bring the singular values of `B` close to 1: roughly U V^T, in the precision of `B`."
+    "Bring the singular values of `B` close to 1: roughly U V^T, in the precision of `B`, by Muon's polynomial of degree 5."
     if B.shape[-2] > B.shape[-1]: return newton_schulz(B.swapaxes(-1, -2), steps, eps).swapaxes(-1, -2)
     X = B/((B*B).sum((-2, -1), keepdims=True)**.5).clip(eps)
     for _ in range(steps):
@@ -153,13 +154,13 @@ def _as_matrix(w, stacked): return w.reshape(*w.shape[:stacked + 1], -1)
 
 def muon(
     w, g, s, lr,    # parameters, gradient, state, learning rate, as in `sgd`
-    momentum=.95,   # weight of the past
+    momentum=.95,   # weight of the past, in [0, 1)
     nesterov=True,  # mix the present gradient in once more
     ns_steps=5,     # rounds of `newton_schulz`
     eps=1e-7,       # smallest norm that is divided by
     stacked=0,      # leading axes that count models
 ):
-    "Muon for matrices and convolution kernels, AdamW's rule for other parameters; returns the new parameters."
+    "Muon (Jordan et al. 2024) for weights with two axes or more, `adamw`'s step at the same rate for the others; returns the new parameters."
     if not _is_matrix(w, stacked): return adamw(w, g, s, lr)
     m = s['m'] = momentum*s.get('m', 0.) + (1 - momentum)*g
     B = _as_matrix((1 - momentum)*g + momentum*m if nesterov else m, stacked)
@@ -168,13 +169,13 @@ def muon(
 # %% ../nbs/04_optim.ipynb #d882d828
 def soap(
     w, g, s, lr,               # parameters, gradient, state, learning rate, as in `sgd`
-    betas=(.95, .95),          # weights of the past in the means of the gradient, and of its square and its two matrices
+    betas=(.95, .95),          # weights of the past in the means of the gradient, and of its square and its two matrices, each in [0, 1)
     eps=1e-8,                  # keeps the quotient finite
     precondition_frequency=10,  # steps between two renewals of the bases
     max_dim=2048,              # a longer side keeps its own axes
     stacked=0,                 # leading axes that count models
 ):
-    "SOAP, Adam in Shampoo's eigenbasis; returns the new parameters."
+    "SOAP (Vyas et al. 2024), Adam in Shampoo's eigenbasis, for weights with two axes or more, `adam`'s step for the others; returns the new parameters."
     if not _is_matrix(w, stacked): return adam(w, g, s, lr, betas, eps)
     G = _as_matrix(g, stacked)
     renew = s.get('t', 0) % precondition_frequency == 0
@@ -199,7 +200,7 @@ def lbfgs(
     w, g, s, lr,       # parameters as one vector, gradient, state, learning rate, as in `sgd`
     history_size=100,  # pairs of steps and gradient differences to keep
 ):
-    "One L-BFGS iteration without line search on a vector; returns the new parameters."
+    "One iteration of L-BFGS (Nocedal 1980) without line search, on a vector; returns the new parameters."
     pairs = s.setdefault('pairs', [])
     if 'g' in s:
         y = g - s['g']
@@ -218,10 +219,10 @@ def lbfgs(
 @dataclass(frozen=True)
 class Spec:
     "What stands behind an optimizer's name."
-    rule: callable             # w, g, s, lr, **options -> new w
+    rule: Callable             # w, g, s, lr, **options -> new w
     grid: tuple                # default learning rates of a sweep
     torch: type | None = None  # torch's optimizer, where it covers the rule
-    fixed: tuple = ()          # torch's arguments that make it this rule
+    fixed: tuple = ()          # (name, value) pairs: torch's arguments that make it this rule
     fused: bool = False        # torch has a fused kernel for CPU and CUDA
     decoupled: bool = False    # weight decay shrinks the weights instead of joining the gradient
     weight_decay: float = 0.   # PyTorch's default
@@ -253,14 +254,14 @@ OPTIMIZERS = {
 }
 
 def default_grid(
-    name: str,  # one of `OPTIMIZERS`
+    name: str,  # optimizer, see `create`
 ) -> tuple:
     "Learning rates that a sweep of this optimizer starts from, ascending."
     return OPTIMIZERS[check_choice(name, 'optimizer', OPTIMIZERS)].grid
 
 # %% ../nbs/04_optim.ipynb #7aa51fc7
 def update(
-    name: str,  # one of `OPTIMIZERS`
+    name: str,  # optimizer, see `create`; else a ValueError
     w,          # parameters: NumPy array or torch tensor
     g,          # gradient at `w`
     s: dict,    # state, empty at the start, updated in place
@@ -269,7 +270,8 @@ def update(
     stacked=0,  # leading axes of `w` that count models
     **options,  # the rule's options
 ):
-    "One step of the named rule, with weight decay of its kind; returns the new parameters."
+    "One step of the named rule; returns the new parameters. Weight decay shrinks the weights (adamw, signsgd, lion, muon, soap) or joins the gradient (the others)."
+    if name not in OPTIMIZERS: check_choice(name, 'optimizer', OPTIMIZERS)
     spec = OPTIMIZERS[name]
     if isinstance(weight_decay, (int, float)) and weight_decay == 0: pass
     elif spec.decoupled: w = w*(1 - lr*weight_decay)
@@ -283,9 +285,9 @@ class RuleOptimizer(torch.optim.Optimizer):
     def __init__(
         self,
         params,            # parameters or parameter groups
-        name: str,         # one of `OPTIMIZERS`
+        name: str,         # optimizer, see `create`
         lr: float,         # learning rate
-        weight_decay: float = 0.,
+        weight_decay: float = 0.,  # see `update`
         **options,         # the rule's options
     ):
         self.name, self.options = name, list(options)
@@ -302,7 +304,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         return loss
 
 def create(
-    name: str,    # one of `OPTIMIZERS`
+    name: str,    # 'sgd', 'momentum', 'nesterov', 'adagrad', 'rmsprop', 'adadelta', 'adam', 'amsgrad', 'adamw', 'nadam', 'signsgd', 'lion', 'muon', 'soap' or 'lbfgs'
     params,       # parameters, or parameter groups as torch takes them
     lr: float,    # learning rate, >= 0
     weight_decay: float | None = None,  # None: PyTorch's default for this optimizer (0, but .01 for adamw and .1 for muon)

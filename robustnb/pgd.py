@@ -14,25 +14,41 @@ from .core import check_choice, check_number
 from .threat import NORMS, TINY, Adversarial, Ball, Oracle, Rows, column, on_correct, random_start, steepest
 
 # %% ../nbs/10b_pgd.ipynb #e7d85b6f
-def ce(z, y, target=None):
-    "Cross-entropy of the logits `z` (n, classes), one value per image."
+def ce(
+    z,            # logits (n, classes)
+    y,            # labels (n,)
+    target=None,  # not used
+):
+    "Cross-entropy, one value per image."
     return F.cross_entropy(z, y, reduction='none')
 
 def _picked(z, y): return z.gather(1, y[:, None]).squeeze(1)
 
-def dlr(z, y, target=None):
-    "Difference of logits ratio: above 0 exactly where the image is misclassified; at least 3 classes."
+def dlr(
+    z,            # logits (n, classes), 3 classes or more
+    y,            # labels (n,)
+    target=None,  # not used
+):
+    "Difference of logits ratio -(z_y - largest other)/(z_1st - z_3rd), (n,): above 0 exactly where the image is misclassified (Croce and Hein 2020, Auto-PGD)."
     top = z.topk(3, dim=1).values
     runner_up = torch.where(z.argmax(1) == y, top[:, 1], top[:, 0])
     return -(_picked(z, y) - runner_up)/(top[:, 0] - top[:, 2] + TINY)
 
-def dlr_targeted(z, y, target):
-    "Difference of logits ratio towards the class `target` (n,); at least 4 classes."
+def dlr_targeted(
+    z,       # logits (n, classes), 4 classes or more
+    y,       # labels (n,)
+    target,  # classes (n,) to move towards
+):
+    "Difference of logits ratio towards another class, -(z_y - z_target)/(z_1st - (z_3rd + z_4th)/2), (n,) (Croce and Hein 2020, Auto-PGD)."
     top = z.topk(4, dim=1).values
     return -(_picked(z, y) - _picked(z, target))/(top[:, 0] - (top[:, 2] + top[:, 3])/2 + TINY)
 
-def gap(z, y, target):
-    "Plain logit difference towards the class `target`: for two or three classes, where the ratios are not defined."
+def gap(
+    z,       # logits (n, classes)
+    y,       # labels (n,)
+    target,  # classes (n,) to move towards
+):
+    "Logit difference z_target - z_y, (n,): for two or three classes, where the targeted ratio is not defined."
     return _picked(z, target) - _picked(z, y)
 
 LOSSES = {'ce': (ce, 2), 'dlr': (dlr, 3), 'dlr-targeted': (dlr_targeted, 4), 'gap-targeted': (gap, 2)}
@@ -62,14 +78,14 @@ def fgsm_batch(net, x, y, norm, eps, loss=ce):
     return Ball(x, eps, norm).project_(x + eps*steepest(grad, norm))
 
 def fgsm(
-    model,                  # callable or module in eval mode: images -> logits (n, classes)
-    x,                      # images (n, ...) in [0,1]
-    y,                      # labels (n,)
+    model,                  # callable or module in eval mode: images -> logits (n, classes), see `threat.check_model`
+    x,                      # images (n, ...), float in [0,1]
+    y,                      # labels (n,), int64
     norm: str = 'linf',     # 'linf' or 'l2'
-    eps: float = 8/255,     # radius of the ball
+    eps: float = 8/255,     # radius of the ball, in units of the pixels
     batch_size: int = 128,  # images in one batch
 ) -> Adversarial:
-    "Fast gradient sign method: one step along the steepest ascent of the cross-entropy (its l2 form steps along the gradient itself)."
+    "Fast gradient sign method (Goodfellow et al. 2015): one step along the steepest ascent of the cross-entropy (its l2 form steps along the gradient itself)."
     net, loss = _setup(model, x, y, norm, eps)
     def attack(x, y, keys, run):
         x_adv = fgsm_batch(net, x, y, norm, eps, loss)
@@ -91,19 +107,19 @@ def pgd_batch(net, x, y, norm, eps, loss, start, steps, step):
     return Adversarial(x_adv, fooled)
 
 def pgd(
-    model,                      # callable or module in eval mode: images -> logits (n, classes)
-    x,                          # images (n, ...) in [0,1]
-    y,                          # labels (n,)
+    model,                      # callable or module in eval mode: images -> logits (n, classes), see `threat.check_model`
+    x,                          # images (n, ...), float in [0,1]
+    y,                          # labels (n,), int64
     norm: str = 'linf',         # 'linf' or 'l2'
-    eps: float = 8/255,         # radius of the ball
+    eps: float = 8/255,         # radius of the ball, in units of the pixels
     steps: int = 40,            # gradient steps of each run
     restarts: int = 1,          # runs; the first starts at FGSM's point, the others at random
     step: float | None = None,  # length of a step; None takes 2.5 eps / steps
-    loss: str = 'ce',           # 'ce' or 'dlr'
-    seed: int = 0,
+    loss: str = 'ce',           # 'ce', or 'dlr' (3 classes or more)
+    seed: int = 0,              # of the random starts
     batch_size: int = 128,      # images in one batch
 ) -> Adversarial:
-    "Projected gradient ascent with a fixed step length."
+    "Projected gradient ascent with a fixed step length (Madry et al. 2018)."
     net, function = _setup(model, x, y, norm, eps, check_choice(loss, 'loss', ['ce', 'dlr']))
     check_number(steps, 'steps', low=1, integer=True), check_number(restarts, 'restarts', low=1, integer=True)
     step = 2.5*eps/steps if step is None else check_number(step, 'step', above=0)
@@ -132,12 +148,12 @@ def climb(
     start,                 # where to start, inside the ball and the box
     norm: str,             # 'linf' or 'l2'
     eps,                   # radius: a number, or (n,) one per image
-    loss,                  # one of LOSSES' functions
+    loss,                  # `ce`, `dlr`, `dlr_targeted` or `gap`
     target=None,           # class to climb towards (n,), for targeted losses
     steps: int = 100,      # gradient steps
     rho: float = .75,      # share of steps that must raise the loss
 ) -> Adversarial:
-    "One run of APGD; the unfooled images come back at their highest loss."
+    "One run of APGD (Croce and Hein 2020, Auto-PGD); the unfooled images come back at their highest loss."
     ball = Ball(x, eps, norm)
     x_adv, fooled, here = start.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device), torch.arange(len(x), device=x.device)
     s = Rows(y=y, target=target, ball=ball, at=start, before=start, step=2*ball.eps, best=start, rises=torch.zeros(len(x), device=x.device),
@@ -180,18 +196,18 @@ def apgd_run(net, x, y, keys, run, norm, eps, loss, steps=100, seed=0):
     return climb(net, x, y, random_start(x, keys, eps, norm, seed, 'apgd', loss, run), norm, eps, LOSSES[loss][0], target, steps)
 
 def apgd(
-    model,                     # callable or module in eval mode: images -> logits (n, classes)
-    x,                         # images (n, ...) in [0,1]
-    y,                         # labels (n,)
+    model,                     # callable or module in eval mode: images -> logits (n, classes), see `threat.check_model`
+    x,                         # images (n, ...), float in [0,1]
+    y,                         # labels (n,), int64
     norm: str = 'linf',        # 'linf' or 'l2'
-    eps: float = 8/255,        # radius of the ball
-    loss: str = 'ce',          # 'ce', 'dlr', 'dlr-targeted' or 'gap-targeted'
+    eps: float = 8/255,        # radius of the ball, in units of the pixels
+    loss: str = 'ce',          # 'ce', 'dlr' (3 classes or more), 'dlr-targeted' (4 or more) or 'gap-targeted'
     runs: int | None = None,   # random restarts, or targets for a targeted loss; None: 1, or all wrong classes up to 9
     steps: int = 100,          # gradient steps of each run
-    seed: int = 0,
+    seed: int = 0,             # of the random starts
     batch_size: int = 128,     # images in one batch
 ) -> Adversarial:
-    "Auto-PGD: projected gradient ascent that halves its step where progress stalls."
+    "Auto-PGD (Croce and Hein 2020): projected gradient ascent that halves its step where progress stalls."
     net, _ = _setup(model, x, y, norm, eps, loss)
     targets = net.classes - 1 if loss.endswith('targeted') else None
     if runs is None: runs = min(TARGETS, targets) if targets else 1

@@ -17,20 +17,20 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from . import optim
 from .core import check_choice
-from .results import at_best_rates, best_rates, compare, paper, settings, summary, wilson
+from .results import PAPER_SETTINGS, at_best_rates, best_rates, compare, paper, settings, summary, wilson
 
 # %% ../nbs/12_plots.ipynb #4131e1d5
 _PALETTE = [*plt.get_cmap('tab10').colors, *plt.get_cmap('Dark2').colors]
 
 def colour(
-    optimizer: str,  # one of optim.OPTIMIZERS
+    optimizer: str,  # as in `optim.create`
 ):
-    "The optimizer's colour, the same in all figures: sgd blue, adam orange, rmsprop green, the others after them."
+    "The optimizer's colour as an RGB tuple, the same in all figures: sgd blue, adam orange, rmsprop green, the others after them; 'black' for an unknown name."
     order = [*'sgd adam rmsprop'.split(), *(o for o in optim.OPTIMIZERS if o not in ('sgd', 'adam', 'rmsprop'))]
     return _PALETTE[order.index(optimizer) % len(_PALETTE)] if optimizer in order else 'black'
 
 def condition(
-    line,  # a line of the tidy table (mapping)
+    line,  # row of the tidy table (mapping)
 ) -> str:
     "What an accuracy was measured under, as a short label: 'standard', 'noise var 0.01', 'band 3 var 0.01', 'linf 8/255', 'l2 0.3 quick'."
     def has(k): return k in line and isinstance(line[k], (str, int, float)) and line[k] == line[k]
@@ -40,14 +40,14 @@ def condition(
     return 'standard'
 
 def plural(
-    n: int,
+    n: int,     # how many
     what: str,  # one of them
 ) -> str:
     "'1 seed', '2 seeds'."
     return f'{n} {what}' + ('' if n == 1 else 's')
 
 def fraction(
-    eps: float,
+    eps: float,          # radius
     norm: str = 'linf',  # pixels are counted in 255ths, lengths are not
 ) -> str:
     "An attack strength as people write it: k/255 in linf where it is one, else a decimal number."
@@ -60,7 +60,7 @@ KINDS = dict(standard='standard', noise='Gaussian noise', l2='$\\ell_2$ attack',
 def accuracies(
     tidy,  # table from `results.table`
 ):
-    "Accuracy lines of the test split with condition and kind of disturbance as columns."
+    "Rows of accuracies on the test split, with condition and kind of disturbance as columns."
     tidy = tidy[(tidy.metric == 'accuracy') & (tidy.split == 'test')]
     labels = [condition(line) for line in tidy.to_dict('records')]
     return tidy.assign(condition=labels, kind=[l.split()[0] for l in labels])
@@ -75,11 +75,11 @@ def _names(lines):
     return [o for o in dict.fromkeys(['sgd', 'adam', 'rmsprop', *lines.optimizer]) if o in set(lines.optimizer)]
 
 def rate_curves(
-    tidy,                 # table from `results.table`
+    tidy,                 # table from `results.table`, of one setting: a ValueError if its runs differ in more than optimizer, lr and seed
     condition='standard', # which accuracy, see `condition`
-    ax=None,
+    ax=None,              # matplotlib axes to draw on; None makes a figure
 ):
-    "Accuracy (%) against learning rate, mean +- std over seeds, one line per optimizer; a ring marks the best rate by standard accuracy."
+    "Accuracy (%) against learning rate, mean ± std over seeds, one line per optimizer; a ring marks the best rate by standard accuracy. Returns the axes."
     lines = accuracies(_one_setting(tidy))
     stats = summary(lines[lines.condition == check_choice(condition, 'condition', lines.condition.unique())], ['optimizer', 'lr'])
     best, ax = best_rates(tidy, by=['optimizer']).set_index('optimizer').lr, ax or plt.subplots(figsize=(5, 3))[1]
@@ -96,7 +96,7 @@ def rate_curves(
 def comparison(
     tidy,  # table from `results.table`
 ):
-    "One line per setting and optimizer at its best rate: rate, whether it lies on the grid's edge, seeds, and accuracy in percent (mean +- std) under each condition but single bands."
+    "Pandas table, one row per setting and optimizer at its best rate: lr, '(edge)' at an end of its grid, seeds, and accuracy (%, mean ± std) under each condition but bands."
     best = best_rates(tidy)
     keys = [c for c in best if c not in ('lr', 'mean', 'std', 'runs', 'edge')]
     lines = accuracies(at_best_rates(tidy))
@@ -119,14 +119,14 @@ def legend_above(
     for ax in fig.axes:
         handles.update({label: handle for handle, label in zip(*ax.get_legend_handles_labels())})
         if ax.get_legend(): ax.get_legend().remove()
-    fig.legend(handles.values(), handles.keys(), loc='outside upper left', ncols=len(handles), frameon=False)
+    fig.legend(handles.values(), handles.keys(), loc='outside upper left', ncols=min(len(handles), 5), frameon=False)
 
 def bar_panel(
-    tidy,       # table from `results.table`
+    tidy,       # table from `results.table`, of one setting: a ValueError if its runs differ in more than optimizer, lr and seed
     kind: str,  # 'standard', 'noise', 'l2' or 'linf'
-    ax=None,
+    ax=None,    # matplotlib axes to draw on; None makes a figure
 ):
-    "Accuracy (%) at each optimizer's best rate under one kind of disturbance, mean +- std over seeds."
+    "Accuracy (%) at each optimizer's best rate under one kind of disturbance, mean ± std over seeds; returns the axes."
     lines = accuracies(at_best_rates(_one_setting(tidy)))
     part, names = lines[lines.kind == check_choice(kind, 'kind', lines.kind.unique())], _names(lines)
     labels = list(dict.fromkeys(part.condition))
@@ -136,19 +136,20 @@ def bar_panel(
         s = stats.reindex([(name, l) for l in labels])
         ax.bar(np.arange(len(labels)) + (i - (len(names) - 1)/2)*.8/len(names), 100*s['mean'], .8/len(names), yerr=100*s['std'].fillna(0), capsize=2, color=colour(name), label=name)
     ax.set_xticks(range(len(labels)), [l.removeprefix(kind).strip() for l in labels], rotation=0 if len(labels) < 4 else 45)
+    ax.tick_params('x', bottom=labels != [kind])
     ax.set(title=KINDS.get(kind, kind), ylim=(0, 100))
     if alone: ax.legend(loc='upper left', bbox_to_anchor=(1, 1))
     return ax
 
 def robustness_bars(
-    tidy,         # table from `results.table`
-    figsize=None,
+    tidy,         # table from `results.table`, of one setting: a ValueError if its runs differ in more than optimizer, lr and seed
+    figsize=None, # (width, height) in inches; None: by the number of bars
 ):
-    "`bar_panel` for every kind of disturbance side by side, as in the paper's Figure 1."
+    "`bar_panel` for every kind of disturbance side by side, as in the paper's Figure 1; returns the figure."
     lines = accuracies(at_best_rates(_one_setting(tidy)))
     kinds = [k for k in dict.fromkeys(lines.kind) if k != 'band']
     widths = [lines[lines.kind == k].condition.nunique() + 1 for k in kinds]
-    fig, axes = plt.subplots(1, len(kinds), figsize=figsize or (1.2 + 1.1*sum(widths), 3), sharey=True, squeeze=False, width_ratios=widths, layout='constrained')
+    fig, axes = plt.subplots(1, len(kinds), figsize=figsize or (1.2 + .8*sum(widths), 3), sharey=True, squeeze=False, width_ratios=widths, layout='constrained')
     for ax, kind in zip(axes[0], kinds): bar_panel(tidy, kind, ax)
     axes[0, 0].set(ylabel='accuracy (%)')
     legend_above(fig)
@@ -158,11 +159,11 @@ def robustness_bars(
 def trade_off(
     tidy,            # table from `results.table`
     condition: str,  # which accuracy on the vertical axis, see `condition`
-    ax=None,
+    ax=None,         # matplotlib axes to draw on; None makes a figure
     within=25.,      # points: runs whose standard accuracy is further below the best are left out
     fit=None,        # a metric of training for the horizontal axis, e.g. 'train_loss'; None: standard accuracy
 ):
-    "Accuracy (%) under `condition` against standard accuracy (%) or the fit, one point per run, of any rate and length."
+    "Accuracy (%) under a condition against standard accuracy (%) or the fit, one point per run, of any rate and length; returns the axes."
     lines = accuracies(tidy)
     check_choice(condition, 'condition', lines.condition.unique())
     ax = ax or plt.subplots(figsize=(3.6, 3))[1]
@@ -176,11 +177,12 @@ def trade_off(
 
 # %% ../nbs/12_plots.ipynb #84239672
 def strength_curves(
-    tidy,       # table from `results.table`
+    tidy,       # table from `results.table`, of one setting: a ValueError if its runs differ in more than optimizer, lr and seed
     kind: str,  # 'noise', 'l2' or 'linf'
-    ax=None,
+    ax=None,    # matplotlib axes to draw on; None makes a figure
 ):
-    "Accuracy (%) against noise variance or attack strength, one line per optimizer at its best rate (one line in all where no optimizer is known); dashed: proved robust."
+    """Accuracy (%) against noise variance or attack strength, one line per optimizer at its best rate (one in all where no optimizer is known); dashed: proved robust.
+    Error bars: std over seeds, or Wilson's 95% interval for a single run. Returns the axes."""
     known = {'optimizer', 'lr'} <= set(tidy)
     best = at_best_rates(_one_setting(tidy)) if known else tidy.assign(optimizer='model')
     lines, proved = accuracies(best), best[best.metric == 'certified_accuracy']
@@ -205,17 +207,17 @@ def strength_curves(
 def band_losses(
     tidy,  # table from `results.table`
 ):
-    "The lines with noise in one band, `value` replaced by the standard accuracy of the same run minus it."
+    "The rows with noise in one band, their value replaced by the standard accuracy of the same run minus it."
     lines = accuracies(tidy)
     clean = lines[lines.kind == 'standard'].groupby('run').value.first()
     bands = lines[lines.kind == 'band']
     return bands.assign(value=bands.run.map(clean) - bands.value)
 
 def band_curves(
-    tidy,  # table from `results.table`
-    ax=None,
+    tidy,     # table from `results.table`, of one setting: a ValueError if its runs differ in more than optimizer, lr and seed
+    ax=None,  # matplotlib axes to draw on; None makes a figure
 ):
-    "Loss of accuracy (points) under noise in each band, one line per optimizer at its best rate, mean +- std over seeds (paper, Figure 4)."
+    "Loss of accuracy (points) under noise in each band, one line per optimizer at its best rate, mean ± std over seeds (paper, Figure 4); returns the axes."
     known = {'optimizer', 'lr'} <= set(tidy)
     lines = band_losses(at_best_rates(_one_setting(tidy)) if known else tidy.assign(optimizer='model'))
     strengths, ax = sorted(lines['var'].unique()), ax or plt.subplots(figsize=(4.2, 3))[1]
@@ -231,10 +233,11 @@ def band_curves(
 
 # %% ../nbs/12_plots.ipynb #a7c1d077
 def bounds(
-    tidy,  # table from `results.table`
-    ax=None,
+    tidy,     # table from `results.table`
+    ax=None,  # matplotlib axes to draw on; None makes a figure
 ):
-    "Every metric named lipschitz_..., one row for each of its methods and norms on a logarithmic axis, one marker per optimizer (mean, bar from smallest to largest seed)."
+    """Every metric named lipschitz_..., one row for each of its methods and norms on a logarithmic axis, one marker per optimizer.
+    Markers are means over seeds, bars reach from the smallest to the largest seed. Returns the axes."""
     lines = tidy[tidy.metric.str.startswith('lipschitz_')]
     known = {'optimizer', 'lr'} <= set(tidy)
     lines = lines.merge(best_rates(tidy)[['optimizer', 'lr']]) if known and (tidy.metric == 'accuracy').any() else lines if known else lines.assign(optimizer='model')
@@ -255,11 +258,17 @@ def bounds(
     return ax
 
 # %% ../nbs/12_plots.ipynb #4b4d1e10
+def _in_paper(dataset, kind, lines):
+    "Whether the paper disturbs this data set with the strength of these lines."
+    tested = PAPER_SETTINGS.get(dataset, {}).get('variances' if kind == 'noise' else kind, ())
+    return kind == 'standard' or any(math.isclose(lines['var' if kind == 'noise' else 'eps'].iloc[0], strength, rel_tol=1e-6) for strength in tested)
+
 def contrasts(
-    tidy,                    # table from `results.table`, one setting
+    tidy,                    # table from `results.table`, of one setting: a ValueError if its runs differ in more than optimizer, lr and seed
     reference: str = 'sgd',  # the optimizer that the others are compared with
 ):
-    "SGD minus each other optimizer in points of accuracy at best rates, with the 95% interval of `results.compare`, and the paper's where it has the data set."
+    """Pandas table, one row per condition and other optimizer (against): `reference` minus it, at best rates.
+    Columns: difference, lower, upper (points of accuracy, 95% interval of `results.compare`), seeds, and paper, the difference in its Figure 1 (nan where it lacks data set or strength)."""
     lines = accuracies(at_best_rates(_one_setting(tidy)))
     lines, theirs = lines[lines.kind != 'band'], paper().query("source == 'Figure 1'")
     check_choice(reference, 'reference', lines.optimizer.unique())
@@ -267,8 +276,9 @@ def contrasts(
     dataset, found = next(iter(lines.get('dataset', [])), None), []
     for (label, kind), part in lines.groupby(['condition', 'kind'], sort=False):
         by = dict(list(part.groupby('optimizer')))
+        shown = published if _in_paper(dataset, kind, part) else {}
         for other in (o for o in _names(part) if o != reference and reference in by):
-            gap = published.get((dataset, reference, kind), math.nan) - published.get((dataset, other, kind), math.nan)
+            gap = shown.get((dataset, reference, kind), math.nan) - shown.get((dataset, other, kind), math.nan)
             difference, lower, upper = compare(by[reference], by[other])
             found.append(dict(condition=label, against=other, difference=100*difference, lower=100*lower, upper=100*upper, seeds=min(len(by[reference]), len(by[other])), paper=100*gap))
     return pd.DataFrame(found)

@@ -47,8 +47,8 @@ def figure(
     return f'<figure>{svg(getattr(drawing, "figure", drawing), alt or caption)}<figcaption>{html.escape(caption)}</figcaption></figure>'
 
 def table_html(
-    table,            # pandas table
-    caption: str = '',
+    table,              # pandas table
+    caption: str = '',  # plain text above it; empty: none
 ) -> str:
     "A table as HTML that scrolls sideways on a narrow screen; numbers as they stand."
     text = f'<div class="scroll">{table.to_html(index=False, border=0, na_rep="", justify="left", escape=True)}</div>'
@@ -94,7 +94,7 @@ def gather(
     *sources,       # folders, result files or result dictionaries
     failed=None,    # statuses of failed runs; None looks for them in the folders
 ) -> Runs:
-    "Read runs, their provenance and what failed; files that are no results are an error that names them."
+    "Read runs, their provenance and what failed; a ValueError names a file that is no result."
     found = [r for s in sources for r in ([s] if isinstance(s, dict) else map(results.load, results.find(s)))]
     folders = [s for s in sources if not isinstance(s, dict) and Path(s).is_dir()]
     made = [{**r['provenance'], **r['cost'], 'experiment': r['experiment']} for r in found]
@@ -104,7 +104,8 @@ def gather(
 def beside_paper(
     tidy,  # table of one setting
 ):
-    "Our accuracy (%) at best rates beside the paper's: standard accuracy for Figure 1, every condition for its checkpoints; empty where data set, network or top-k differ."
+    """Pandas table of our accuracy (%) at best rates beside the paper's; empty where data set, network or top-k differ.
+    Standard accuracy for Figure 1, every condition for its checkpoints."""
     line = tidy.iloc[0].to_dict()
     stated = results.PAPER_SETTINGS.get(line.get('dataset'))
     if stated is None or {'lr', 'optimizer'} - set(tidy) or any(line.get(k, stated[k]) != stated[k] for k in ('model', 'topk')): return pd.DataFrame()
@@ -121,7 +122,7 @@ def beside_paper(
 # %% ../nbs/13a_report.ipynb #80ef4115
 def reading(
     tidy,                    # table of one setting
-    reference: str = 'sgd',
+    reference: str = 'sgd',  # the optimizer that the others are compared with
 ) -> list:
     "Sentences: how far the optimizers' standard accuracies lie apart, and under how many disturbances the reference keeps more than each other one."
     if {'lr', 'optimizer'} - set(tidy) or reference not in set(tidy.optimizer) or tidy.optimizer.nunique() < 2: return []
@@ -185,7 +186,7 @@ def _setting(tidy):
                                 "Points that SGD keeps more, with a 95% interval: paired over seeds and images where the runs kept which images were right, else over seeds." + (" The strengths of the paper's Figure 1 are not stated: compare its signs." if gaps.paper.notna().any() else '')))
     beside = beside_paper(tidy)
     if len(beside):
-        differ = results.differences(tidy.iloc[0].to_dict())
+        differ = results.differences(tidy.iloc[0].drop('lr', errors='ignore').to_dict())  # the rates stand in the table
         parts.append(table_html(beside, f'Beside the paper ({results.PAPER}). ' + (f'Our runs differ in: {", ".join(differ)}.' if differ else 'The stated settings are the same.')))
     elif 'dataset' in tidy and tidy.dataset.iloc[0] in results.PAPER_SETTINGS:
         parts.append('<p>The paper has this data set, but with another network or another top-k, so its values are not put beside these.</p>')
@@ -207,7 +208,7 @@ def _split(tidy):
 def failure_table(
     failed: list,  # see `results.failures`
 ):
-    "One line per failed run: experiment, id, the last line of its error, its notebook, and the parameters that are peculiar to it."
+    "Pandas table, one row per failed run: experiment, id, the last line of its error, seconds, its notebook, and the parameters that are peculiar to it."
     configs = [f.get('config', {}) for f in failed]
     common = {k for k in (configs[0] if configs else {}) if len(configs) > 1 and all(c.get(k, configs) == configs[0][k] for c in configs)}
     last = lambda text: next((l for l in reversed(text.strip().splitlines()) if l.strip()), '?')
@@ -217,7 +218,7 @@ def failure_table(
 def provenance_table(
     made: list,  # provenance of each run
 ):
-    "One line per distinct provenance (commit, versions, hardware, threads, precision) with the number of runs, their time span and hours."
+    "Pandas table, one row per distinct provenance (commit, versions, hardware, threads, precision) with the number of runs, their time span and hours."
     keys = 'commit processor gpu cores threads device precision system'.split()
     lines = {}
     for m in made:
@@ -238,7 +239,7 @@ _READ = '''<ul>
 def report(
     runs: Runs,               # from `gather`
     folder,                   # where report.html, table.md, runs.csv and figures shall appear
-    title: str = 'Robustness report',
+    title: str = 'Robustness report',  # heading of the page
     sections: int = 40,       # settings that are shown in full; of more, only the tables
 ) -> Path:
     "Write the report; returns the path of the page."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCHEMA', 'RESERVED', 'KEYS', 'PAPER', 'PAPER_SETTINGS', 'row', 'pack', 'unpack', 'accuracy_row', 'hits', 'save',
            'load', 'find', 'table', 'failures', 'summary', 'settings', 'best_rates', 'at_best_rates', 'wilson',
-           'bootstrap', 'welch', 'compare', 'student', 'ratio', 'verdict', 'paper', 'differences']
+           'bootstrap', 'welch', 'compare', 'student', 'ratio', 'with_interval', 'verdict', 'paper', 'differences']
 
 # %% ../nbs/03_results.ipynb #47a86a00
 import base64, math, zlib
@@ -22,7 +22,7 @@ def row(
     metric: str,           # what was measured, e.g. 'accuracy'
     value: float,          # the number; nan and inf are allowed
     n: int = 1,            # samples behind it
-    split: str = 'test',   # 'train', 'test' or '' where neither applies
+    split: str = 'test',   # 'train', 'test', or `''` where neither applies
     **conditions,          # e.g. noise='gaussian', var=.01, norm='linf', eps=8/255
 ) -> dict:
     "One tidy metric row."
@@ -53,15 +53,15 @@ def accuracy_row(
     return row('accuracy', sum(right.tolist())/len(right), len(right), **conditions, hits=pack(right))
 
 def hits(
-    lines,  # lines of the tidy table with the same number of images
+    lines,  # rows of the tidy table with the same number of images
 ):
-    "(lines, N) bool array: what `accuracy_row` kept."
+    "(rows, N) bool array: what `accuracy_row` kept."
     import numpy as np
     return np.stack([unpack(text, n) for text, n in zip(lines.hits, lines.n)])
 
 # %% ../nbs/03_results.ipynb #a39eb280
 def save(
-    path,                      # where result.json shall appear; '' or None writes nothing
+    path,                      # where result.json shall appear; `''` or None writes nothing
     experiment: str,           # name of the experiment notebook
     config: dict,              # every parameter of the run
     metrics: list,             # rows made by `row`
@@ -105,7 +105,7 @@ def find(
 def table(
     results,  # result dictionaries, or paths of result files
 ):
-    "Tidy pandas table: one line per metric row, with the run's number, config, conditions and cost as columns."
+    "Tidy pandas table: one row per metric row, with the run's number, config, conditions and cost as columns."
     import pandas as pd
     lines = []
     for run, result in enumerate(results):
@@ -133,7 +133,7 @@ def summary(
     by: list,           # columns that distinguish configurations
     value='value',      # column to condense
 ):
-    "Mean, standard deviation (ddof=1; nan for a single run) and number of runs of `value` for each configuration."
+    "Pandas table, one row per configuration: the columns `by`, then mean and std (ddof=1; nan for a single run) of `value`, and runs."
     groups = tidy.groupby(list(by), dropna=False)[value]
     return groups.agg(mean=lambda v: v.mean(skipna=False), std=lambda v: v.std(ddof=1, skipna=False), runs='size').reset_index()
 
@@ -155,7 +155,7 @@ def best_rates(
     metric='accuracy',       # the rate is chosen by the mean of this metric over seeds (higher is better)
     by=None,                 # columns within which one rate is chosen; None: dataset, model, optimizer and whatever else varies
 ):
-    "The best learning rate of each optimizer: mean, std, runs, and `edge`, True where the rate is the lowest or highest of several tried."
+    "Pandas table, one row per optimizer: the columns `by`, its best lr, mean, std, runs, and edge, True where the rate is the lowest or highest of several tried."
     if by is None: by = dict.fromkeys(['dataset', 'model', *settings(tidy), 'optimizer'])
     plain = tidy[tidy.metric == metric]
     for condition in ('noise', 'norm'):
@@ -173,7 +173,7 @@ def at_best_rates(
     tidy,  # table from `table`
     **kw,  # passed on to `best_rates`
 ):
-    "The lines of `tidy` that belong to each optimizer's best learning rate."
+    "The rows of `tidy` that belong to each optimizer's best learning rate."
     best = best_rates(tidy, **kw)
     keys = [c for c in best.columns if c not in ('mean', 'std', 'runs', 'edge')]
     return tidy.merge(best[keys], on=keys)
@@ -184,7 +184,7 @@ def wilson(
     n: int,              # images
     level: float = .95,  # confidence
 ) -> tuple:
-    "Wilson's interval (lower, upper) for an accuracy measured on `n` independent images."
+    "Wilson's interval (1927), (lower, upper), for an accuracy measured on `n` independent images."
     from scipy.special import ndtri
     check_number(accuracy, 'accuracy', low=0, high=1), check_number(n, 'n', low=1, integer=True), check_number(level, 'level', above=0, high=1 - 1e-9)
     z = ndtri((1 + level)/2)
@@ -196,7 +196,7 @@ def bootstrap(
     values,               # (N,), one number per image, or (..., runs, N)
     level: float = .95,   # confidence
     draws: int = 10_000,  # resamplings
-    seed: int = 0,
+    seed: int = 0,        # of the resampling
 ) -> tuple:
     "Percentile bootstrap interval (lower, upper) of the mean over runs and images, both resampled; floats, or nested lists (...)."
     import numpy as np
@@ -216,7 +216,7 @@ def welch(
     a, b,                # samples, at least two numbers each
     level: float = .95,  # confidence
 ) -> float:
-    "Half-width of Welch's interval for mean(a) - mean(b); nan for fewer than two numbers on either side."
+    "Half-width of Welch's interval (1947) for mean(a) - mean(b); nan for fewer than two numbers on either side."
     import numpy as np
     from scipy.special import stdtrit
     if min(len(a), len(b)) < 2: return math.nan
@@ -226,9 +226,10 @@ def welch(
 
 # %% ../nbs/03_results.ipynb #2a94edef
 def compare(
-    a, b,  # lines of the tidy table under one condition, one line for each seed
+    a, b,  # rows of the tidy table under one condition, one row for each seed
 ) -> tuple:
-    "Mean accuracy of `a` minus that of `b`, with its 95% interval: (difference, lower, upper), fractions."
+    """Mean accuracy of `a` minus that of `b` with its 95% interval, as fractions (difference, lower, upper).
+    Paired bootstrap over seeds and images where both kept their hits for the same seeds and number of images, else Welch's interval over seeds (nan for a single one)."""
     difference = a.value.mean() - b.value.mean()
     if all('hits' in t and 'seed' in t and t.hits.notna().all() for t in (a, b)) and sorted(a.seed) == sorted(b.seed) and a.seed.is_unique and len({*a.n, *b.n}) == 1:
         return difference, *bootstrap(hits(a.sort_values('seed')).astype(int) - hits(b.sort_values('seed')))
@@ -251,6 +252,14 @@ def ratio(
     import numpy as np
     logs = np.log(values).groupby(['optimizer', 'seed']).mean()
     return tuple(np.exp(student((logs[other] - logs[reference]).dropna())).tolist())
+
+def with_interval(
+    found: tuple,          # (value, lower, upper)
+    form: str = '+z.1f',   # of each number; '#.3g' for ratios
+) -> str:
+    "The one way in which this book writes a value with its interval: value (lower to upper)."
+    value, lower, upper = (format(v, form) for v in found)
+    return f'{value} ({lower} to {upper})'
 
 def verdict(
     lower: float,        # end of the 95% interval
@@ -282,7 +291,8 @@ _CHECKPOINTS = dict(  # percent: standard | sigma^2 = .007 | l2 .3 | linf 4/255;
     cifar100=dict(sgd=(83.64, 65.46, 57.40, 39.00), adam=(86.70, 49.14, 52.20, 33.60), rmsprop=(86.08, 52.13, 56.50, 36.60)))
 
 def paper():
-    "The paper's accuracies as a tidy table: dataset, optimizer, value, n, disturbance, its strength where stated, and source 'Figure 1' or 'checkpoints'."
+    """The paper's accuracies (fractions) as a pandas table: source 'Figure 1', read off to half a point, and 'checkpoints', the authors' at single strengths.
+    Columns: source, dataset, optimizer, metric, value, split, disturbance ('standard', 'gaussian', 'l2', 'linf'); for checkpoints also noise, var, norm, eps, attack."""
     import pandas as pd
     strengths = dict(standard={}, gaussian=dict(noise='gaussian', var=.007), l2=dict(norm='l2', eps=.3, attack='autoattack'), linf=dict(norm='linf', eps=4/255, attack='autoattack'))
     line = lambda source, dataset, optimizer, disturbance, percent, known: dict(
@@ -292,7 +302,7 @@ def paper():
     return pd.DataFrame(figure + points)
 
 # %% ../nbs/03_results.ipynb #ce80ec27
-_COMMON = dict(epochs=200, batch_size=128, schedule='multistep', weight_decay=None, norm_layer='none', width=0, topk=1)
+_COMMON = dict(epochs=200, batch_size=128, precision='fp32', schedule='multistep', weight_decay=None, norm_layer='none', width=0, topk=1)
 _CNN, _RESNET = dict(model='twolayercnn', augment='none'), dict(model='preactresnet18')
 
 PAPER_SETTINGS = {name: {**_COMMON, **stated} for name, stated in dict(
@@ -305,9 +315,11 @@ PAPER_SETTINGS = {name: {**_COMMON, **stated} for name, stated in dict(
     caltech101=dict(**_RESNET, batch_size=32, topk=5, rates=(.05, 2e-4, 1e-3), variances=(.01, .05, .1), l2=(.5, 1, 1.5), linf=(1/255, 2/255, 4/255), band_var=.2)).items()}
 
 def differences(
-    config: dict,  # of a run, or a line of the tidy table
+    config: dict,  # of a run, or a row of the tidy table; a ValueError unless its `dataset` is one of the paper's seven
 ) -> list:
     "Where a run departs from the paper's settings for its data set, as texts 'epochs 20 (paper 200)'; parameters that it lacks are not judged."
     stated = PAPER_SETTINGS[check_choice(config['dataset'], 'dataset', PAPER_SETTINGS)]
+    rates = dict(zip(_OPTIMIZERS, stated['rates']))
+    if config.get('optimizer') in rates: stated = {**stated, 'lr': rates[config['optimizer']]}
     same = lambda a, b: a == b or (b is None and a != a)  # a table holds None as nan
-    return [f'{k} {config[k]} (paper {stated[k]})' for k in (*_COMMON, 'model', 'augment', 'n_train') if k in config and k in stated and not same(config[k], stated[k])]
+    return [f'{k} {config[k]} (paper {stated[k]})' for k in (*_COMMON, 'model', 'augment', 'n_train', 'lr') if k in config and k in stated and not same(config[k], stated[k])]

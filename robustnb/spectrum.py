@@ -38,7 +38,7 @@ def _span(used):
 
 def confine(
     X,     # coefficients (...,H,W), as `dct2` gives them
-    mask,  # (H,W) bool
+    mask,  # (H,W) bool, else a ValueError
 ):
     "The image made of those coefficients of `X` that lie in `mask`: idct2(X*mask), computed from the mask's box alone."
     if mask.dtype != torch.bool or mask.shape != X.shape[-2:]:
@@ -95,14 +95,14 @@ def mask_energy(
     x,         # floating images (...,C,H,W)
     p: float,  # percentage of the weakest coefficients to drop, 0..100
 ):
-    "Coefficients that `filter_energy` keeps of each image: (...,1,H,W) bool."
+    "Coefficients that `filter_energy` keeps: (...,1,H,W) bool, one mask for all channels of an image (paper, section 3)."
     return _strong(dct2(check_float(x, 3)), p)
 
 def filter_energy(
     x,         # floating images (...,C,H,W)
     p: float,  # percentage of the weakest coefficients to drop: 0 is the identity, 100 gives zero
 ):
-    "Phi_nrg: each image of `x` without the p% of its coefficients that are weakest, not clamped (paper, section 3)."
+    "Phi_nrg: each image of `x` without the p% of its coefficients of smallest magnitude, averaged over its channels; not clamped (paper, section 3)."
     x = check_float(x, 3)
     X = dct2(x)
     mask = _strong(X, p)
@@ -139,11 +139,11 @@ def band_masks(
 # %% ../nbs/02_spectrum.ipynb #c66f696c
 def band_noise(
     shape,       # shape of the images, (...,H,W)
-    mask,        # (H,W) bool, or (n,H,W) for n disjoint bands at once
-    var: float,  # variance per pixel of the white noise before it is confined to the band
+    mask,        # (H,W) bool, or (n,H,W) for n disjoint bands at once; else a ValueError
+    var: float,  # variance per pixel of the white noise before it is confined, pixels in [0,1]
     generator,   # torch.Generator, see `core.generator`
 ):
-    "Gaussian noise confined to `mask`: (*shape), or (n,*shape) for n bands that share one draw (paper, Figure 4)."
+    "Gaussian noise confined to `mask`, float32 on the generator's device: (*shape), or (n,*shape) for n bands that share one draw (paper, Figure 4)."
     check_number(var, 'var', low=0)
     if not isinstance(generator, torch.Generator): raise ValueError(f'generator: got {generator!r}, accepted: a torch.Generator, as core.generator makes')
     white = torch.randn(*shape, generator=generator, dtype=torch.float32, device=generator.device).mul_(math.sqrt(var))
@@ -153,7 +153,7 @@ def band_noise(
 def energy(
     x,  # floating images (...,H,W), at least one
 ):
-    "Mean magnitude of each frequency over images and channels, (H,W) float64; its `.diagonal()` is the profile (i,i) (paper, Figure 8)."
+    "Mean magnitude |X| of each frequency over images and channels, (H,W) float64, not its square (paper, Figure 8); `.diagonal()` is the profile (i,i)."
     planes = check_float(x, 2).reshape(-1, *x.shape[-2:])
     if not len(planes): raise ValueError('x: got 0 images, accepted: at least one')
     return sum(dct2(part).abs().sum(0, dtype=torch.float64) for part in planes.split(4096))/len(planes)

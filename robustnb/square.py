@@ -32,7 +32,7 @@ def side(
 def blocks(
     queries: int,  # queries of the whole attack
 ) -> list:
-    "The attack's queries as blocks (first, last) of not much more than a thousand: places where it can stop and go on."
+    "The attack's queries as blocks (first, last), `last` not included, of 2000 queries at most: places where it can stop and go on."
     edges = [q for q in (0, 1001, 2001, 4001) if q < queries]
     edges += list(range(5001, queries, 2000))
     return list(zip(edges, edges[1:] + [queries]))
@@ -151,7 +151,10 @@ class Pyramids(Rows):
     def accept(self, k, rows, images): self.d[rows] = images - self.x[rows]
 
 # %% ../nbs/10d_square.ipynb #057a3a0f
-def margin(z, y):
+def margin(
+    z,  # logits (n, classes)
+    y,  # labels (n,)
+):
     "Logit of the label minus the largest other logit, as (n,)."
     return z.gather(1, y[:, None]).squeeze(1) - z.scatter(1, y[:, None], -torch.inf).amax(1)
 
@@ -180,16 +183,16 @@ def square_run(net, x, y, keys, run, norm, eps, queries=5000, seed=0, best=None)
     return Adversarial(out.view_as(x), fooled)
 
 def square(
-    model,                  # callable or module in eval mode: images -> logits (n, classes); no gradient is asked for
-    x,                      # images (n, c, h, w) in [0,1]
-    y,                      # labels (n,)
+    model,                  # callable or module in eval mode: images -> logits (n, classes), see `threat.check_model`; no gradient is asked for
+    x,                      # images (n, c, h, w), float in [0,1]
+    y,                      # labels (n,), int64
     norm: str = 'linf',     # 'linf' or 'l2'
-    eps: float = 8/255,     # radius of the ball
-    queries: int = 5000,    # forward passes for each image, at most
-    seed: int = 0,
+    eps: float = 8/255,     # radius of the ball, in units of the pixels
+    queries: int = 5000,    # random proposals for each image, at most; a forward pass each, besides one per block and one or two to check
+    seed: int = 0,          # of the random patches
     batch_size: int = 128,  # images in one batch
 ) -> Adversarial:
-    "Square attack: random search over patches with the margin loss; the unfooled images come back at their lowest margin."
+    "Square attack (Andriushchenko et al. 2020): random search over patches with the margin loss; the unfooled images come back at their lowest margin."
     check_choice(norm, 'norm', NORMS), check_number(eps, 'eps', above=0), check_number(queries, 'queries', low=1, integer=True)
     if x.ndim != 4: raise ValueError(f'x: got shape {tuple(x.shape)}, accepted for square: images (n, c, h, w)')
     net = model if isinstance(model, Oracle) else Oracle(model, x, y)

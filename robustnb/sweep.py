@@ -27,8 +27,8 @@ from .engine import run_isolated
 class Parameter:
     "One parameter of an experiment notebook."
     name: str
-    default: object
-    help: str = ''
+    default: object  # as in the notebook; given values must have its type
+    help: str = ''   # the comment behind it
     @property
     def accepted(self):
         "The accepted values that the comment names ('one of module.NAME'), or None for any."
@@ -117,13 +117,13 @@ class Run:
 @dataclass(frozen=True)
 class Sweep:
     "A sweep: its name, its notebook and its runs."
-    name: str
-    notebook: Path
-    runs: list
+    name: str       # the file's stem, with overrides appended
+    notebook: Path  # the experiment
+    runs: list      # of `Run`, each once
 
 def run_id(
-    experiment: str,
-    config: dict,
+    experiment: str,  # the notebook's stem
+    config: dict,     # every parameter
 ) -> str:
     "The run's name: a hash of experiment and config, seed included."
     return digest([experiment, config])
@@ -191,7 +191,7 @@ def _install(work, place):
 
 def run_notebook(
     work,              # folder with notebook.ipynb, also the working directory
-    parameters: dict,
+    parameters: dict,  # of the experiment
     engine: str,       # papermill's engine
 ):
     "Execute `work`/notebook.ipynb in place through papermill."
@@ -305,7 +305,7 @@ def dispatch(
     client,            # Dask client
     function,          # function(job, *args), run by the workers
     jobs,              # iterable of jobs with an `id`
-    *args,
+    *args,             # further arguments of the function
     resources=None,    # what each job needs, e.g. {'GPU': 1}; workers are started with what they have
 ):
     "Yield `(job, future)` as they finish. As many jobs are in flight as there are threads: no job waits behind a long one while another worker is idle, and nothing grows with their number."
@@ -338,7 +338,7 @@ def run_sweep(
     out='runs',                  # folder of runs
     committed='results',         # folder of committed results, which count as done
     workers: int | None = None,  # processes; None takes one per core
-    engine: str = 'warm',        # papermill's engine
+    engine: str = 'warm',        # 'warm' or 'nbclient', see `execute_run`
     timeout: float | None = None,  # seconds for each run
     memory: float | None = None,   # bytes for each run; None shares out 90% of this machine's
     scheduler: str = '',         # address of a running Dask scheduler instead of own processes
@@ -346,7 +346,8 @@ def run_sweep(
     patience: float = 600,       # seconds to wait for a lost scheduler to come back
     progress: bool = True,       # show a bar
 ) -> list:
-    "Do the runs of `sweep` that are not done; returns the status of each run done now. Interrupted, it can be started again."
+    """Do the runs of `sweep` that are not done; returns the status of each run done now, see `execute_run`. Interrupted, it can be started again.
+    A RuntimeError if another sweep holds `out` or the workers are lost."""
     out, source, statuses = Path(out).resolve(), sweep.notebook.read_text(encoding='utf-8'), {}
     place = lambda run: out/run.experiment/run.id
     with locked(out):
@@ -377,17 +378,17 @@ def run_sweep(
 
 def read_results(
     sweep: Sweep,
-    out='runs',
-    committed='results',
+    out='runs',           # folder of runs
+    committed='results',  # folder of committed results
 ):
-    "Tidy table of all results of the sweep that exist."
+    "All results of the sweep that exist, as `results.table`."
     return results.table(p for r in sweep.runs if (p := result_path(r, sweep.name, out, committed)))
 
 # %% ../nbs/14b_sweep.ipynb #700c30fe
 def publish(
     sweep: Sweep,
-    out='runs',
-    committed='results',
+    out='runs',           # folder of runs
+    committed='results',  # folder of committed results
 ) -> list:
     "Copy the results of the sweep's finished runs to `committed`/<sweep>/<run id>.json; returns the paths."
     found = {r.id: p for r in sweep.runs if (p := result_path(r, sweep.name, out, committed))}

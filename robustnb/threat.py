@@ -26,7 +26,10 @@ def column(v, like):
     "View the per-image values `v` (n,) so that they broadcast over the images `like` (n, ...)."
     return v.view(-1, *[1]*(like.ndim - 1))
 
-def length(d, norm: str):
+def length(
+    d,          # differences (n, ...)
+    norm: str,  # 'linf' or 'l2'
+):
     "The norm of every row of `d` (n, ...), as (n,)."
     d = d.flatten(1)
     return d.abs().amax(1) if check_choice(norm, 'norm', NORMS) == 'linf' else torch.linalg.vector_norm(d, dim=1)
@@ -73,10 +76,10 @@ class Ball(Rows):
 
 # %% ../nbs/10a_threat.ipynb #71b7a104
 def check_images(
-    x,  # images (n, ...), floating point in [0,1]
+    x,  # images (n, ...), float in [0,1]
     y,  # labels (n,), int64
 ):
-    "Refuse images or labels that no attack can judge: not float, not finite, outside [0,1], or not in step with each other."
+    "A ValueError unless `x` is a batch of finite float images in [0,1], at least one, and `y` holds an int64 label for each."
     if not torch.is_tensor(x) or not x.is_floating_point():
         raise ValueError(f'x: got {getattr(x, "dtype", type(x).__name__)}, accepted: a float tensor in [0, 1] (divide uint8 images by 255)')
     if x.ndim < 2 or not len(x): raise ValueError(f'x: got shape {tuple(x.shape)}, accepted: a batch (n, ...) of at least one image')
@@ -93,7 +96,8 @@ def check_model(
     x,      # images (n, ...) to try it on; the first 32 are used
     y,      # their labels
 ) -> int:
-    "Refuse a model whose answers an attack would misread; returns the number of classes."
+    """Number of classes; a ValueError for a model whose answers an attack would misread, or labels that it has no output for.
+    Misread are models in train mode, outputs other than finite logits of two classes or more (softmax), random answers, and answers that depend on the rest of the batch."""
     modules = list(model.named_modules()) if isinstance(model, torch.nn.Module) else []
     if (late := [name or type(m).__name__ for name, m in modules if m.training]):
         raise ValueError(f'model: {late[0]} is in train mode, accepted: a model in eval mode (call model.eval())')
@@ -157,9 +161,9 @@ class ImageGradients(TorchFunctionMode):
 class Oracle:
     "A classifier as attacks see it: float32 logits and image gradients, counted in `.passes` (images); the model is never changed."
     def __init__(self,
-        model,     # callable: images -> logits (n, classes), in eval mode
-        x,         # images (n, ...) in [0,1]: they and the model are checked
-        y,         # labels (n,)
+        model,     # callable or module in eval mode: images -> logits (n, classes), see `check_model`
+        x,         # images (n, ...), float in [0,1]: they and the model are checked
+        y,         # labels (n,), int64
     ):
         check_images(x, y)
         first = next((p for p in model.parameters() if p.is_floating_point()), x) if isinstance(model, torch.nn.Module) else x
@@ -212,7 +216,7 @@ def draw(
     kind,      # torch.rand or torch.randn
     keys,      # the images' fingerprints, from `image_keys`
     shape,     # shape of one image's draw
-    seed: int,
+    seed: int, # of the attack, >= 0
     *purpose,  # words or numbers that name what the draw is for
 ):
     "Random numbers (n, *shape), a generator of its own for each image."
@@ -223,7 +227,7 @@ def random_start(
     keys,       # their fingerprints
     eps,        # radius: a number, or (n,)
     norm: str,  # 'linf' or 'l2'
-    seed: int,
+    seed: int,  # of the attack, >= 0
     *purpose,   # words or numbers that name the start
 ):
     "A random point on the surface of each image's ball, clamped to [0,1] (as APGD starts)."
@@ -234,8 +238,8 @@ def random_start(
 # %% ../nbs/10a_threat.ipynb #c01f5460
 class Adversarial(NamedTuple):
     "Attacked images (n, ...) and which of them are misclassified (n,)."
-    x_adv: torch.Tensor
-    fooled: torch.Tensor
+    x_adv: torch.Tensor   # (n, ...) float32 in [0,1]; the clean image where it is misclassified already
+    fooled: torch.Tensor  # (n,) bool: misclassified at x_adv, with or without an attack
 
 def batches(
     mask,       # (n,) bool
@@ -245,7 +249,11 @@ def batches(
     rows = mask.nonzero().squeeze(1)
     return rows.split(size) if len(rows) else ()
 
-def confirmed(net, found, y):
+def confirmed(
+    net,    # Oracle
+    found,  # Adversarial
+    y,      # labels (n,)
+):
     "What an attack found, with only those images counted as fooled that one more pass confirms."
     fooled = found.fooled.clone()
     if fooled.any(): fooled[found.fooled] = net.wrong(found.x_adv[found.fooled], y[found.fooled])

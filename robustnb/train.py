@@ -45,7 +45,7 @@ AUGMENTS = 'none flip crop flip+crop resized+flip'.split()
 
 def flip(
     x,         # images (N,C,H,W)
-    g=None,    # torch.Generator on the CPU
+    g=None,    # torch.Generator on the CPU; None: torch's global one
 ):
     "Mirror each image left to right with probability one half."
     mirrored = torch.rand(len(x), generator=g) < .5
@@ -53,7 +53,7 @@ def flip(
 
 def crop(
     x,             # images (N,C,H,W)
-    g=None,        # torch.Generator on the CPU
+    g=None,        # torch.Generator on the CPU; None: torch's global one
     pad: int = 2,  # pixels of zero padding; the paper's older code uses 2
 ):
     "A window of the original size at a random place of each zero-padded image."
@@ -65,9 +65,9 @@ def crop(
 
 def resized(
     x,       # images (N,C,H,W)
-    g=None,  # torch.Generator on the CPU
+    g=None,  # torch.Generator on the CPU; None: torch's global one
 ):
-    "torchvision's random resized crop, another window for each image."
+    "Random resized crop as torchvision's (8 to 100% of the area, aspect 3/4 to 4/3), another window for each image; same shape."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**62, (1,), generator=g)))
         one = v2.RandomResizedCrop(x.shape[-2:], antialias=True)
@@ -75,8 +75,8 @@ def resized(
 
 def augment(
     x,                   # images (N,C,H,W)
-    name: str = 'none',  # one of AUGMENTS
-    g=None,              # torch.Generator on the CPU
+    name: str = 'none',  # 'none', 'flip', 'crop', 'flip+crop' or 'resized+flip'
+    g=None,              # torch.Generator on the CPU; None: torch's global one
 ):
     "The named random changes, one after the other."
     check_choice(name, 'augment', AUGMENTS)
@@ -88,7 +88,7 @@ PRECISIONS = 'auto fp32 bf16'.split()
 
 def resolve_precision(
     precision: str = 'fp32',  # 'auto', 'fp32' or 'bf16'
-    device='cpu',
+    device='cpu',             # where the model is trained
 ) -> str:
     "'fp32' or 'bf16'; 'auto' is bf16 where the processor computes in it (CUDA, or a CPU with avx512_bf16 or AMX)."
     check_choice(precision, 'precision', PRECISIONS)
@@ -100,16 +100,16 @@ def resolve_precision(
 @dataclass(frozen=True)
 class Config:
     "Everything that decides a training run besides the data and the initial weights."
-    optimizer: str = 'sgd'       # one of optim.OPTIMIZERS
+    optimizer: str = 'sgd'       # 'sgd', 'adam', 'rmsprop', ..., see `optim.create`
     lr: float = .1               # learning rate, >= 0
     epochs: int = 10             # passes over the training set
     batch_size: int = 128        # the last batch of an epoch may be smaller
     schedule: str = 'multistep'  # see `lr_factor`
     warmup: float = 0.           # epochs of linear warm-up
-    weight_decay: float | None = None  # None: the optimizer's own default, 0 for most
-    label_smoothing: float = 0.
+    weight_decay: float | None = None  # None: .01 for adamw, .1 for muon, 0 for the others
+    label_smoothing: float = 0.  # share of the target that is spread over all classes, 0 to 1
     augment: str = 'none'        # see `augment`
-    precision: str = 'fp32'      # of training; weights and every evaluation stay fp32
+    precision: str = 'fp32'      # of training: 'fp32', 'bf16' or 'auto'; weights and every evaluation stay fp32
     seed: int = 0                # order of the images, augmentation, dropout
     options: dict = field(default_factory=dict)  # further options of the optimizer, e.g. {'momentum': .9}
 
@@ -124,15 +124,20 @@ class Config:
         for name, low in dict(epochs=0, batch_size=1, seed=0).items(): check_number(getattr(self, name), name, low=low, integer=True)
 
 # %% ../nbs/09_train.ipynb #47ed99e0
-@dataclass
+@dataclass(repr=False)
 class Fit:
     "What `fit` returns."
-    model: torch.nn.Module  # trained in place, on the device
+    model: torch.nn.Module  # trained in place, on the device, in evaluation mode
     config: Config
-    curves: list            # per epoch: epoch, loss, accuracy (running, on the training images), weight_norm, lr; filters if asked for
-    diverged: bool          # the loss was not finite; training stopped there
+    curves: list            # one dict per epoch: epoch, loss, accuracy (running, on the training images), weight_norm, lr (of the last step); filters if asked for
+    diverged: bool          # loss or weight norm was not finite; training stopped there
     cost: dict              # wall_s and cpu_s of this call
     precision: str          # resolved: 'fp32' or 'bf16'
+
+    def __repr__(self):
+        at = f'{self.config.optimizer}, rate {self.config.lr:g}, {len(self.curves)} of {self.config.epochs} epochs'
+        if self.diverged or not self.curves: return f'{at}: {"diverged" if self.diverged else "untrained"}'
+        return f'{at}: training loss {self.curves[-1]["loss"]:.3g}, training accuracy {100*self.curves[-1]["accuracy"]:.1f}%'
 
 def weight_norm(model) -> float:
     "Euclidean norm of all parameters together."
@@ -203,7 +208,7 @@ def fit(
     curves = load_checkpoint(checkpoint, model, opt, config) if checkpoint and Path(checkpoint).exists() else []
     run = torch.compile(model) if compile else model
     run.train()
-    diverged = bool(curves) and not math.isfinite(curves[-1]['loss'])
+    diverged = bool(curves) and not math.isfinite(curves[-1]['loss'] + curves[-1]['weight_norm'])
     with Stopwatch() as watch, torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []):
         for epoch in tqdm(range(len(curves), config.epochs), disable=not progress, leave=False):
             if diverged: break
@@ -252,7 +257,7 @@ def load_checkpoint(
     opt,          # filled in place
     config: Config,  # must be the one the checkpoint was made with
 ) -> list:
-    "Fill model and optimizer from `path`; returns the curves so far."
+    "Fill model and optimizer from `path`; returns the curves so far. A ValueError for another config or an incomplete file."
     try:
         with safe_open(path, 'pt') as f:
             meta, tensors = json.loads(f.metadata()['robustnb']), {k: f.get_tensor(k) for k in f.keys()}

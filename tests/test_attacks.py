@@ -182,6 +182,7 @@ import sys, torch
 from robustnb import attacks
 torch.set_num_threads(1)
 net, x, y = torch.load(sys.argv[1], weights_only=False)
+assert attacks._State.every
 attacks._State.every = 0.
 ev = attacks.autoattack(net, x, y, 'linf', .1, progress=False, state=sys.argv[2])
 torch.save((ev.by, ev.x_adv), sys.argv[3])
@@ -213,7 +214,7 @@ def test_killed_and_resumed(digits, tmp_path):
 def fashion():
     "The small CNN, trained by SGD and by Adam on FashionMNIST, and 200 test images."
     try: images = data.load('fashionmnist')
-    except ValueError as e: pytest.skip(f'no FashionMNIST: {e}')
+    except FileNotFoundError as e: pytest.skip(f'no FashionMNIST: {e}')
     nets = {}
     for name, lr in ('sgd', .1), ('adam', 1e-3):
         seed_all(0)
