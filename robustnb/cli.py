@@ -277,7 +277,7 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument('--size', type=int, metavar='PIXELS', help='resize images to this height and width')
     p.add_argument('--channels', type=int, choices=[1, 3], help='make images grey (1) or colour (3)')
     p.add_argument('--mean', type=float, nargs='+', metavar='M', help='normalisation that the model expects, per channel, of pixels in [0, 1]')
-    p.add_argument('--std', type=float, nargs='+', metavar='S')
+    p.add_argument('--std', type=float, nargs='+', metavar='S', help='the standard deviations, likewise')
     p.add_argument('--label-map', metavar='FILE', help='JSON: {class: output of the model, or null to leave it out}, or a list with the class of each output')
     p.add_argument('--n', type=int, help='images at most (default: all)')
     p.add_argument('--variances', type=float, nargs='*', default=[.001, .01, .05, .1], metavar='V', help='of the Gaussian noise (default: .001 .01 .05 .1)')

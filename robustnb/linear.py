@@ -33,7 +33,7 @@ class Problem:
             object.__setattr__(self, name, value)
         if (self.sigma < 0).any(): raise ValueError(f'sigma: got {float(self.sigma.min())!r} among its values, accepted: standard deviations >= 0')
         lengths = {name: getattr(self, name).shape[-1] for name in ('w_star', 'sigma', 'w0')}
-        if len(set(lengths.values())) > 1: raise ValueError(f'w_star, sigma, w0: got lengths {lengths}, accepted: equal lengths')
+        if len(set(lengths.values())) > 1: raise ValueError(f'w_star, sigma, w0: got lengths {", ".join(f"{k} {n}" for k, n in lengths.items())}, accepted: equal lengths')
         basis = dct_matrix(self.d, torch.float64).numpy() if self.basis is None else np.array(self.basis, dtype=np.float64)
         if basis.shape != (self.d, self.d) or not np.allclose(basis @ basis.T, np.eye(self.d), rtol=0, atol=1e-8):
             got = f'shape {basis.shape}' if basis.shape != (self.d, self.d) else 'rows that are not orthonormal'

@@ -257,9 +257,9 @@ def with_interval(
     found: tuple,          # (value, lower, upper)
     form: str = '+z.1f',   # of each number; '#.3g' for ratios
 ) -> str:
-    "The one way in which this book writes a value with its interval: value (lower to upper)."
-    value, lower, upper = (format(v, form) for v in found)
-    return f'{value} ({lower} to {upper})'
+    "The one way in which this book writes a value with its interval: value (lower to upper); an interval of ratios that spans a factor of 10,000 is not written."
+    value, lower, upper = (format(v, form).rstrip('.') for v in found)
+    return f'{value} (no useful interval)' if 0 < 1e4*found[1] < found[2] else f'{value} ({lower} to {upper})'
 
 def verdict(
     lower: float,        # end of the 95% interval

@@ -51,7 +51,7 @@ addEventListener('load', () => {
     return lines.length > 1 && lines.filter(line => /\\S {2,}\\S/.test(line)).length >= lines.length/2;
   });
   mark('main td, main p code, main li code', 'short', e => e.textContent.length < 23);
-  mark('main td', 'long', e => e.textContent.length > 60);
+  mark('main td', 'long', e => e.textContent.length > 40);
   document.querySelectorAll('.numberSource code > span').forEach(e => e.style.setProperty('--deep', e.textContent.search(/[^ ]|$/) + 4 + 'ch'));
   document.querySelectorAll('.api-entry td').forEach(e => e.dataset.column = e.closest('table').rows[0].cells[e.cellIndex].textContent);
 });
