@@ -302,7 +302,7 @@ def paper():
     return pd.DataFrame(figure + points)
 
 # %% ../nbs/03_results.ipynb #ce80ec27
-_COMMON = dict(epochs=200, batch_size=128, precision='fp32', schedule='multistep', weight_decay=None, norm_layer='none', width=0, topk=1)
+_COMMON = dict(epochs=200, batch_size=128, precision='fp32', schedule='multistep', weight_decay=None, norm_layer='none', width=0, topk=1)  # precision: not stated, torch's default
 _CNN, _RESNET = dict(model='twolayercnn', augment='none'), dict(model='preactresnet18')
 
 PAPER_SETTINGS = {name: {**_COMMON, **stated} for name, stated in dict(
