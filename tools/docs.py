@@ -7,7 +7,7 @@ module, a table of all public names. Nothing on the site comes from the network:
 are MathML with a font of their own, and the search index also opens from a folder on disk. `nbdev_docs` would overwrite README.md, which
 tools/notebooks.py makes.
 """
-import argparse, ast, inspect, itertools, json, os, re, shutil, subprocess, sys, tokenize
+import argparse, ast, fcntl, inspect, itertools, json, os, re, shutil, subprocess, sys, tokenize
 from fnmatch import fnmatch
 from functools import cache
 from html import unescape
@@ -417,6 +417,8 @@ def main():
     if out.is_dir() and any(out.iterdir()) and not (out/'site_libs').is_dir(): sys.exit(f'--out: {out} holds something else than a rendered book')
     sys.path.insert(0, str(ROOT))
     os.chdir(ROOT)
+    lock = open(ROOT/'_quarto.yml')
+    fcntl.flock(lock, fcntl.LOCK_EX)  # another rendering, which uses _proc/ too, waits until this process ends
     pages = prepare()
     prepared = perf_counter()
     if args.renderer == 'quarto': subprocess.run(['quarto', 'render', '--no-cache'], cwd=PROC, check=True)
