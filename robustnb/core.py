@@ -93,6 +93,7 @@ def seed_all(
     "Seed Python's, NumPy's and torch's global generators (CUDA's too); returns `seed`."
     import numpy as np, torch
     check_number(seed, 'seed', low=0, integer=True)
+    seed = int(seed)
     random.seed(seed), np.random.seed(seed % 2**32), torch.manual_seed(seed)
     return seed
 
@@ -103,8 +104,9 @@ def device(
     "The torch.device to compute on; 'auto' takes CUDA where there is one. A ValueError for a CUDA device that torch does not see."
     import torch
     if name == 'auto': name = 'cuda' if torch.cuda.is_available() else 'cpu'
-    kind, _, index = str(name).partition(':')
+    kind, colon, index = str(name).partition(':')
     check_choice(kind, 'device', ['auto', 'cpu', 'cuda'])
+    if colon and (kind == 'auto' or not index.isdecimal()): raise ValueError(f'device: got {name!r}, accepted: auto, cpu, cuda or cuda:<number>')
     if kind == 'cuda' and int(index or 0) >= torch.cuda.device_count():
         raise ValueError(f'device: got {name!r}, but torch sees {torch.cuda.device_count()} CUDA devices; accepted: cpu or a visible one')
     return torch.device(name)
@@ -191,9 +193,10 @@ LIBRARIES = 'robustnb torch torchvision numpy scipy'.split()
 def _commit():
     "Commit of the checkout this package is imported from, '+' appended where its code or notebooks differ; None for an installed wheel."
     git = lambda *args: subprocess.run(['git', *args], cwd=Path(robustnb.__file__).parent, capture_output=True, text=True, timeout=10)
-    try: head, changes = git('rev-parse', '--short=12', 'HEAD'), git('status', '--porcelain', '--', '..')
+    try: ours, head, changes = git('ls-files', '--error-unmatch', '__init__.py'), git('rev-parse', '--short=12', 'HEAD'), git('status', '--porcelain', '--', '.', '../nbs')
     except (OSError, subprocess.TimeoutExpired): return None
-    return head.stdout.strip() + ('+' if changes.stdout.strip() else '') if head.returncode == 0 else None
+    if ours.returncode or head.returncode: return None  # installed into somebody else's checkout, or none
+    return head.stdout.strip() + ('+' if changes.stdout.strip() else '')
 
 def _version(package):
     try: return version(package)

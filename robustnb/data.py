@@ -8,8 +8,9 @@ __all__ = ['DIGITS', 'BANDS', 'IMAGE_FILES', 'FASHION', 'CIFAR10', 'IMAGENETTE',
            'load', 'save']
 
 # %% ../nbs/06_data.ipynb #e7a96e88
-import gzip, inspect, math, os, pickle, zlib
+import fcntl, gzip, inspect, math, os, pickle, zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import partial
@@ -478,12 +479,27 @@ def _missing(name, root, why):
     return FileNotFoundError(f'{name}: no such data in {root} ({why}). Looked for:\n' + ''.join(f'  - {line}\n' for line in looked)
                              + f'What to do: {how}, or name another root (argument root or environment ROBUSTNB_DATA).')
 
+@contextmanager
+def _held(root, alone=False):
+    "Hold the folder, `alone` to download into it, so that no process takes the half of another's download for the whole; on file systems that cannot, go on."
+    try: folder = os.open(root, os.O_RDONLY)
+    except OSError: folder = None
+    try:
+        with suppress(OSError, TypeError): fcntl.flock(folder, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        yield
+    finally:
+        if folder is not None: os.close(folder)
+
+def _fetch(name, root):
+    "Download a published set unless another process did so meanwhile; returns why it failed, or None."
+    with suppress(OSError): root.mkdir(parents=True, exist_ok=True)
+    with _held(root, alone=True): return None if _locate(name, root) else _download(name, root)
+
 def _download(name, root):
     "Let torchvision download a published set into `root`; returns why it failed, or None."
     import torchvision
     splits = {'SVHN': [dict(split='train'), dict(split='test')], 'Imagenette': [dict(split='train')]}
     try:
-        root.mkdir(parents=True, exist_ok=True)
         for split in splits.get(KNOWN[name].torchvision, [{}]):
             getattr(torchvision.datasets, KNOWN[name].torchvision)(str(root), download=True, **KNOWN[name].options, **split)
     except Exception as e:   # network errors come in many kinds; torchvision adds its own
@@ -503,10 +519,10 @@ def load(
     Sets: digits, spectra and spectra-low are made here; mnist, fashionmnist, svhn, cifar10, cifar100, caltech101 and imagenette are published."""
     if not isinstance(name, (str, Path)) or not str(name): raise ValueError(f'name: got {name!r}, accepted: {", ".join(NAMES)}, or your own folder')
     name, root = str(name), data_root(root)
-    reader = MADE.get(name) or _locate(name, root)
+    with _held(root): reader = MADE.get(name) or _locate(name, root)
     if reader is None:
-        why = 'a name of your own is never downloaded' if name not in KNOWN else _download(name, root) if download else 'download=False'
-        reader = _locate(name, root)
+        why = 'a name of your own is never downloaded' if name not in KNOWN else _fetch(name, root) if download else 'download=False'
+        with _held(root): reader = _locate(name, root)
         if reader is None: raise _missing(name, root, why)
     accepted = [k for k, p in inspect.signature(reader).parameters.items() if p.kind == p.KEYWORD_ONLY]
     if options and not accepted: raise ValueError(f'{", ".join(options)}: {name} as found in {root} takes no options')
@@ -522,7 +538,7 @@ def load(
             raise _fault(where, f'images are {_by(x.shape[1:])} (C x H x W), but those of {name} are {_by(known.shape)}',
                          'give a changed set a name of its own')
         tensors |= {f'x_{split}': x, f'y_{split}': y}
-    return Data(Path(name).stem if Path(name).is_absolute() else name, **tensors, classes=classes, source=parts['source'], lossless=parts['lossless'])
+    return Data(Path(name).name.removesuffix('.npz') if Path(name).is_absolute() else name, **tensors, classes=classes, source=parts['source'], lossless=parts['lossless'])
 
 # %% ../nbs/06_data.ipynb #13f32d8f
 def save(

@@ -49,7 +49,7 @@ def check_float(
 
 def _along(x, dim, inverse):
     "x -> C x, or C.T x, along axis `dim`."
-    x = check_float(x, 1).movedim(dim, -1)
+    x = check_float(check_float(x, 1).movedim(dim, -1), 1)
     C = _matrix(x.shape[-1], x.dtype, x.device)
     with torch.autocast(x.device.type, enabled=False): return (x @ (C if inverse else C.T)).movedim(-1, dim)
 

@@ -42,6 +42,7 @@ def logits(
         for start in range(0, len(x), batch_size):
             part = slice(start, min(start + batch_size, len(x)))
             batch = to_float(x[part], device)
+            if x.is_floating_point(): batch = batch.clone()  # a model may work in place; `x` shall stay as it is
             out.append(model(batch if transform is None else transform(batch, part)).float().cpu())
     return torch.cat(out)
 
@@ -53,7 +54,7 @@ def correct(
     **kw,          # `batch_size` and `transform`, passed on to `logits`
 ):
     "Boolean (N,): is each image classified correctly? A non-finite logit makes its image wrong."
-    if len(x) != len(y): raise ValueError(f'y: got {len(y)} labels for {len(x)} images, accepted: as many')
+    if y.shape != (len(x),): raise ValueError(f'y: got labels of shape {tuple(y.shape)} for {len(x)} images, accepted: ({len(x)},)')
     out = logits(model, x, **kw)
     check_number(topk, 'topk', low=1, high=out.shape[1], integer=True)
     right = (out.topk(topk, 1).indices == y.cpu()[:, None]).any(1)

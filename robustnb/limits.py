@@ -6,7 +6,9 @@
 __all__ = ['sign_velocity', 'sign_terms', 'sign_shift', 'gd_limit', 'sign_limit', 'risk_ratio']
 
 # %% ../nbs/05a_limits.ipynb #b5f4111d
-import numpy as np
+import numpy as np, torch
+
+from .dct import dct_matrix
 from .linear import Problem
 
 # %% ../nbs/05a_limits.ipynb #7346229e
@@ -23,6 +25,7 @@ def _three(problem):
     s = problem.sigma
     if problem.d != 3 or (s[..., :2] <= 0).any() or (s[..., 2] != 0).any():
         raise ValueError(f'problem: got d = {problem.d}, sigma = {np.round(s, 4).tolist()!r:.80}, accepted: three frequencies, sigma_0 > 0, sigma_1 > 0, sigma_2 = 0')
+    if not np.allclose(problem.basis, dct_matrix(3, torch.float64)): raise ValueError(f'problem: got the basis {np.round(problem.basis, 4).tolist()}, accepted: the DCT matrix')
     return np.moveaxis(problem.w0 - problem.w_star, -1, 0), s[..., 1]**2/s[..., 0]**2
 
 def sign_terms(

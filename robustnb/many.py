@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch.func import functional_call, stack_module_state, vmap
 
 from . import optim
-from .core import Stopwatch, check_choice, generator
+from .core import Stopwatch, check_choice, digest, generator
 from .core import device as pick_device
 from .data import to_float
-from .train import Config, Fit, lr_factor, resolve_precision
+from .train import Config, Fit, _training_set, lr_factor, resolve_precision
 
 # %% ../nbs/09a_many.ipynb #c95928d5
 COMMON = 'epochs batch_size schedule warmup label_smoothing augment precision'.split()
@@ -25,20 +25,23 @@ COMMON = 'epochs batch_size schedule warmup label_smoothing augment precision'.s
 def _check(models, configs):
     "Refuse what cannot be trained in one pass."
     if not models or len(models) != len(configs): raise ValueError(f'configs: got {len(configs)} for {len(models)} models, accepted: one for each, at least one')
+    if len(set(map(id, models))) < len(models): raise ValueError('models: got one module twice, accepted: a module of its own for each config')
     for name in COMMON:
         if len(values := {getattr(c, name) for c in configs}) > 1: raise ValueError(f'configs: got {name} {sorted(values)}, accepted: one value for all models of a pass')
     check_choice(configs[0].augment, 'augment of fit_many', ['none'])
     for c in configs: check_choice(c.optimizer, 'optimizer of fit_many', [o for o in optim.OPTIMIZERS if o != 'lbfgs'])
-    shapes = [{k: tuple(v.shape) for k, v in m.state_dict().items()} for m in models]
-    if any(s != shapes[0] for s in shapes): raise ValueError('models: got different shapes, accepted: one architecture for all models of a pass')
-    if any(True for _ in models[0].buffers()): raise ValueError('models: got one with buffers (batch norm), accepted: models whose state is all parameters; use train.fit')
+    kinds = [(str(m), {k: tuple(v.shape) for k, v in m.state_dict().items()}) for m in models]
+    if any(k != kinds[0] for k in kinds): raise ValueError('models: got different layers or shapes, accepted: one architecture for all models of a pass')
+    free = {name for name, p in models[0].named_parameters() if all(m.get_parameter(name).requires_grad for m in models)}
+    if free != set(models[0].state_dict()): raise ValueError('models: got one with buffers (batch norm), frozen or shared weights, accepted: models whose state is all free parameters; use train.fit')
+    if any(isinstance(m, torch.nn.modules.dropout._DropoutNd) for m in models[0].modules()): raise ValueError('models: got one with dropout, accepted: models that draw no random numbers; use train.fit')
 
 # %% ../nbs/09a_many.ipynb #e603e2ec
 def _groups(configs):
     "[(optimizer, options, indices of the models)] for models that one call of the rule can move."
     found = defaultdict(list)
-    for i, c in enumerate(configs): found[c.optimizer, tuple(sorted(c.options.items()))].append(i)
-    return [(name, dict(options), torch.tensor(index)) for (name, options), index in found.items()]
+    for i, c in enumerate(configs): found[c.optimizer, digest(c.options)].append(i)
+    return [(name, configs[index[0]].options, torch.tensor(index)) for (name, _), index in found.items()]
 
 def _decays(configs, index):
     "Weight decay of each model of a group, 0 where none has any."
@@ -73,11 +76,12 @@ def fit_many(
     device: str = 'auto',   # see `core.device`
 ) -> list:
     """Train all models in one vectorised pass; returns a `Fit` for each, as `train.fit` would up to rounding, the cost shared out equally.
-    A ValueError for L-BFGS, models with buffers (batch norm) or of different shapes, and configs that differ in what must be equal."""
+    A ValueError for L-BFGS, models with buffers (batch norm), dropout, frozen or shared weights, or of different architectures, and configs that differ in what must be equal."""
     _check(models, configs)
     device, common, m = pick_device(device), configs[0], len(models)
     precision = resolve_precision(common.precision, device)
-    x, y = to_float(data.x_train, device), data.y_train.to(device)
+    x, y = _training_set(data)
+    x, y = to_float(x, device), y.to(device)
     skeleton = models[0].to(device).train()
     params = {k: v.detach() for k, v in stack_module_state([model.to(device) for model in models])[0].items()}
     groups, states, curves = _groups(configs), defaultdict(dict), [[] for _ in models]

@@ -177,18 +177,24 @@ def soap(
 ):
     "SOAP (Vyas et al. 2024), Adam in Shampoo's eigenbasis, for weights with two axes or more, `adam`'s step for the others; returns the new parameters."
     if not _is_matrix(w, stacked): return adam(w, g, s, lr, betas, eps)
+    check_number(precondition_frequency, 'precondition_frequency', low=1, integer=True)
     G = _as_matrix(g, stacked)
     renew = s.get('t', 0) % precondition_frequency == 0
     for side, M in ('left', G @ G.swapaxes(-1, -2) if G.shape[-2] <= max_dim else None), ('right', G.swapaxes(-1, -2) @ G if G.shape[-1] <= max_dim else None):
         if M is None: continue
         s[side] = betas[1]*s.get(side, 0.) + (1 - betas[1])*M
-        if renew: s['Q' + side] = _xp(G).linalg.eigh(_xp(G).nan_to_num(s[side], nan=0., posinf=0., neginf=0.))[1]  # a diverged model ends in nan, not in an error
+        if renew: s['Q' + side] = _eigenbasis(s[side])
     turned = _turn(G, s)
     t = s['t'] = s.get('t', 0) + 1
     m = s['m'] = betas[0]*s.get('m', 0.) + (1 - betas[0])*G
     v = s['v'] = betas[1]*s.get('v', 0.) + (1 - betas[1])*turned*turned
     step = _turn(m, s)/(1 - betas[0]**t)/((v/(1 - betas[1]**t))**.5 + eps)
     return w - lr*_turn(step, s, back=True).reshape(w.shape)
+
+def _eigenbasis(S):
+    "Eigenvectors of symmetric matrices: in double precision, as single fails on some of low rank, and with 0 for nan, so that a diverged model ends in nan and not in an error."
+    S, xp = _xp(S).nan_to_num(S, nan=0., posinf=0., neginf=0.), _xp(S)
+    return xp.linalg.eigh(S.double())[1].to(S.dtype) if xp is torch else xp.linalg.eigh(S.astype(float))[1].astype(S.dtype)
 
 def _turn(G, s, back=False):
     "`G` in the bases that `s` holds, or back from them."
@@ -292,6 +298,8 @@ class RuleOptimizer(torch.optim.Optimizer):
     ):
         self.name, self.options = name, list(options)
         super().__init__(params, dict(lr=lr, weight_decay=weight_decay, **options))
+
+    def __getstate__(self): return super().__getstate__() | dict(name=self.name, options=self.options)
 
     @torch.no_grad()
     def step(self, closure=None):

@@ -9,6 +9,7 @@ __all__ = ['KINDS', 'colour', 'condition', 'plural', 'fraction', 'accuracies', '
 
 # %% ../nbs/12_plots.ipynb #ef3b007b
 import itertools, math
+from numbers import Real
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -33,7 +34,7 @@ def condition(
     line,  # row of the tidy table (mapping)
 ) -> str:
     "What an accuracy was measured under, as a short label: 'standard', 'noise var 0.01', 'band 3 var 0.01', 'linf 8/255', 'l2 0.3 quick'."
-    def has(k): return k in line and isinstance(line[k], (str, int, float)) and line[k] == line[k]
+    def has(k): return k in line and isinstance(line[k], (str, Real)) and line[k] == line[k]
     if has('norm'): return f'{line["norm"]} {fraction(line["eps"], line["norm"])}' + (f' {line["attack"]}' if has('attack') and line['attack'] != 'autoattack' else '')
     if has('noise') and has('band'): return f'band {line["band"]:g} var {line["var"]:g}'
     if has('noise'): return f'noise var {line["var"]:g}'
@@ -86,7 +87,7 @@ def rate_curves(
     for name in _names(lines):
         s = stats[stats.optimizer == name]
         ax.errorbar(s.lr, 100*s['mean'], 100*s['std'].fillna(0), marker='o', ms=3, capsize=2, color=colour(name), label=name)
-        ring = s[s.lr == best[name]]
+        ring = s[s.lr == best.get(name)]
         ax.plot(ring.lr, 100*ring['mean'], 'o', ms=9, mfc='none', color=colour(name))
     ax.set(xscale='log', xlabel='learning rate', ylabel='accuracy (%)', title=f'{condition}, {plural(stats.runs.max(), "seed")}')
     ax.legend(loc='upper left', bbox_to_anchor=(1, 1))
@@ -169,7 +170,10 @@ def trade_off(
     ax = ax or plt.subplots(figsize=(3.6, 3))[1]
     wide = lines.pivot_table(index=['optimizer', 'run'], columns='condition', values='value')*100
     wide = wide[wide['standard'] >= wide['standard'].max() - within]
-    if fit: wide[fit] = tidy[tidy.metric == check_choice(fit, 'fit', tidy.metric.unique())].set_index(['optimizer', 'run']).value
+    if fit:
+        fitted = tidy[tidy.metric == check_choice(fit, 'fit', tidy.metric.unique())].set_index(['optimizer', 'run']).value
+        if fitted.index.has_duplicates: raise ValueError(f'fit: got {fit!r}, of which a run has several values, accepted: a metric with one value a run')
+        wide[fit] = fitted
     for name in (o for o in _names(lines) if o in wide.index): ax.plot(wide.loc[name][fit or 'standard'], wide.loc[name][condition], 'o', ms=4, alpha=.7, color=colour(name), label=name)
     ax.set(xlabel=fit.replace('_', ' ') if fit else 'standard accuracy (%)', xscale='log' if fit else 'linear', ylabel='accuracy (%)', title=condition)
     ax.legend(loc='upper left', bbox_to_anchor=(1, 1))
@@ -182,23 +186,26 @@ def strength_curves(
     ax=None,    # matplotlib axes to draw on; None makes a figure
 ):
     """Accuracy (%) against noise variance or attack strength, one line per optimizer at its best rate (one in all where no optimizer is known); dashed: proved robust.
-    Error bars: std over seeds, or Wilson's 95% interval for a single run. Returns the axes."""
+    Of several attacks the one with the most radii is drawn, and named in the title. Error bars: std over seeds, or Wilson's 95% interval for a single run. Returns the axes."""
     known = {'optimizer', 'lr'} <= set(tidy)
     best = at_best_rates(_one_setting(tidy)) if known else tidy.assign(optimizer='model')
     lines, proved = accuracies(best), best[best.metric == 'certified_accuracy']
     x = 'var' if check_choice(kind, 'kind', set(lines.kind) - {'standard', 'band'}) == 'noise' else 'eps'
-    own, ax = lines[lines.kind == kind], ax or plt.subplots(figsize=(4.2, 3))[1]
+    own, ax, title = lines[lines.kind == kind], ax or plt.subplots(figsize=(4.2, 3))[1], KINDS.get(kind, kind)
+    if x == 'eps' and own.attack.nunique() > 1:
+        widest = own.groupby('attack').eps.nunique().idxmax()
+        lines, own, title = lines[(lines.kind != kind) | (lines.attack == widest)], own[own.attack == widest], f'{title}, {widest}'
     lines = own if (own[x] == 0).any() else lines[lines.kind.isin(['standard', kind])].fillna({x: 0.})  # a zero point of its own where fewer images were attacked
     for name in _names(lines):
         part = lines[lines.optimizer == name]
         s = summary(part, [x])
         if part.run.nunique() > 1: error = np.tile(s['std'].fillna(0), (2, 1))
-        else: error = np.abs(np.array([wilson(v, n) for v, n in zip(s['mean'], part.sort_values(x).n)]).T - s['mean'].values)
+        else: error = np.abs(np.array([wilson(v, n) for v, n in zip(s['mean'], part.groupby(x).n.min())]).T - s['mean'].values)
         ax.errorbar(s[x], 100*s['mean'], 100*error, marker='o', ms=3, capsize=2, color=colour(name), label=name)
         if len(p := proved[(proved.optimizer == name) & (proved['norm'] == kind)] if len(proved) else proved):
             s = summary(p, ['eps'])
             ax.plot(s.eps, 100*s['mean'], '--', color=colour(name))
-    ax.set(ylim=(0, 100), xlabel='noise variance $\\sigma^2$' if x == 'var' else '$\\epsilon$', ylabel='accuracy (%)', title=KINDS.get(kind, kind))
+    ax.set(ylim=(0, 100), xlabel='noise variance $\\sigma^2$' if x == 'var' else '$\\epsilon$', ylabel='accuracy (%)', title=title)
     if x == 'eps': ax.set_xticks(ticks := sorted(lines.eps.unique()), [fraction(e, kind) if e else '0' for e in ticks], rotation=45)
     if known: ax.legend(loc='upper left', bbox_to_anchor=(1, 1))
     return ax

@@ -8,7 +8,7 @@ __all__ = ['SCHEMA', 'RESERVED', 'KEYS', 'PAPER', 'PAPER_SETTINGS', 'row', 'pack
            'bootstrap', 'welch', 'compare', 'student', 'ratio', 'with_interval', 'verdict', 'paper', 'differences']
 
 # %% ../nbs/03_results.ipynb #47a86a00
-import base64, math, zlib
+import base64, json, math, re, zlib
 from pathlib import Path
 
 from .core import check_choice, check_number, derive_seed, provenance, read_json, write_json
@@ -99,19 +99,20 @@ def find(
     for folder in map(Path, folders):
         if folder.is_file(): paths.append(folder)
         hidden = lambda p: any(part.startswith('.') for part in p.relative_to(folder).parts)
-        paths += sorted(p for p in folder.rglob('*.json') if p.name != 'status.json' and not hidden(p))
+        paths += sorted(p for p in folder.rglob('*.json') if re.fullmatch('result|[0-9a-f]{12}', p.stem) and not hidden(p))
     return paths
 
 def table(
     results,  # result dictionaries, or paths of result files
 ):
-    "Tidy pandas table: one row per metric row, with the run's number, config, conditions and cost as columns."
+    "Tidy pandas table: one row per metric row, with the run's number, config (dicts as JSON text), conditions and cost as columns."
     import pandas as pd
     lines = []
     for run, result in enumerate(results):
         if not isinstance(result, dict): result = load(result)
         cost = {k: v for k, v in result['cost'].items() if k.endswith('_s')}
-        lines += [dict(run=run, experiment=result['experiment'], **result['config'], **cost, **r) for r in result['metrics']]
+        config = {k: json.dumps(v, sort_keys=True) if isinstance(v, dict) else v for k, v in result['config'].items()}
+        lines += [dict(run=run, experiment=result['experiment'], **config, **cost, **r) for r in result['metrics']]
     return pd.DataFrame(lines)
 
 # %% ../nbs/03_results.ipynb #af777b8f
@@ -152,17 +153,19 @@ def settings(
 # %% ../nbs/03_results.ipynb #242a3c5e
 def best_rates(
     tidy,                    # table from `table`
-    metric='accuracy',       # the rate is chosen by the mean of this metric over seeds (higher is better)
+    metric='accuracy',       # the rate is chosen by the mean of this metric over seeds (higher is better), on the test split where it has one
     by=None,                 # columns within which one rate is chosen; None: dataset, model, optimizer and whatever else varies
 ):
     "Pandas table, one row per optimizer: the columns `by`, its best lr, mean, std, runs, and edge, True where the rate is the lowest or highest of several tried."
+    for name in by or (): check_choice(name, 'by', tidy.columns)
     if by is None: by = dict.fromkeys(['dataset', 'model', *settings(tidy), 'optimizer'])
     plain = tidy[tidy.metric == metric]
+    if (plain.split == 'test').any(): plain = plain[plain.split == 'test']
     for condition in ('noise', 'norm'):
         if condition in plain: plain = plain[plain[condition].isna()]
     by = [b for b in by if b in plain.dropna(axis=1, how='all')]
     stats = summary(plain, by + ['lr'])
-    best = stats.loc[stats['mean'].fillna(-1).groupby([stats[b] for b in by], dropna=False).idxmax()]
+    best = stats.loc[stats['mean'].fillna(-math.inf).groupby([stats[b] for b in by], dropna=False).idxmax()]
     rates = stats.groupby(by, dropna=False)['lr'].agg(['min', 'max', 'nunique']).reset_index()
     best = best.merge(rates, on=by)
     best['edge'] = (best['nunique'] > 1) & ((best['lr'] == best['min']) | (best['lr'] == best['max']))
@@ -220,6 +223,7 @@ def welch(
     import numpy as np
     from scipy.special import stdtrit
     if min(len(a), len(b)) < 2: return math.nan
+    a, b = np.asarray(a, float), np.asarray(b, float)
     u, v = np.var(a, ddof=1)/len(a), np.var(b, ddof=1)/len(b)
     if u + v == 0: return 0.
     return float(stdtrit((u + v)**2/(u*u/(len(a) - 1) + v*v/(len(b) - 1)), (1 + level)/2)*math.sqrt(u + v))
@@ -229,8 +233,9 @@ def compare(
     a, b,  # rows of the tidy table under one condition, one row for each seed
 ) -> tuple:
     """Mean accuracy of `a` minus that of `b` with its 95% interval, as fractions (difference, lower, upper).
-    Paired bootstrap over seeds and images where both kept their hits for the same seeds and number of images, else Welch's interval over seeds (nan for a single one)."""
-    difference = a.value.mean() - b.value.mean()
+    Paired bootstrap over seeds and images where both kept their hits for the same seeds and number of images, else Welch's interval over seeds (nan for a single one).
+    All nan where the value of a seed is."""
+    difference = a.value.mean(skipna=False) - b.value.mean(skipna=False)
     if all('hits' in t and 'seed' in t and t.hits.notna().all() for t in (a, b)) and sorted(a.seed) == sorted(b.seed) and a.seed.is_unique and len({*a.n, *b.n}) == 1:
         return difference, *bootstrap(hits(a.sort_values('seed')).astype(int) - hits(b.sort_values('seed')))
     half = welch(a.value, b.value)
@@ -239,7 +244,8 @@ def compare(
 def student(
     change,  # differences, one for each seed
 ) -> tuple:
-    "Their mean with Student's 95% interval over the seeds: (mean, lower, upper); the interval is nan for a single seed."
+    "Their mean with Student's 95% interval over the seeds: (mean, lower, upper); the interval is nan for a single seed, all are for none."
+    if not len(change): return math.nan, math.nan, math.nan
     middle, half = sum(change)/len(change), welch(change, [0.]*len(change))
     return middle, middle - half, middle + half
 
@@ -259,7 +265,8 @@ def with_interval(
 ) -> str:
     "The one way in which this book writes a value with its interval: value (lower to upper); an interval of ratios that spans a factor of 10,000 is not written."
     value, lower, upper = (format(v, form).rstrip('.') for v in found)
-    return f'{value} (no useful interval)' if 0 < 1e4*found[1] < found[2] else f'{value} ({lower} to {upper})'
+    useless = '+' not in form and 0 <= 1e4*found[1] < found[2]
+    return f'{value} (no useful interval)' if useless else f'{value} ({lower} to {upper})'
 
 def verdict(
     lower: float,        # end of the 95% interval

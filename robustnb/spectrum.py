@@ -36,13 +36,17 @@ def _span(used):
     found = used.nonzero()
     return slice(int(found[0]), int(found[-1]) + 1) if len(found) else slice(0, 0)
 
+def _check_mask(mask, x):
+    "`mask` if it fits the planes of `x`."
+    if mask.dtype == torch.bool and mask.shape == x.shape[-2:]: return mask
+    raise ValueError(f'mask: got {mask.dtype} of shape {tuple(mask.shape)}, accepted: torch.bool of shape {tuple(x.shape[-2:])}')
+
 def confine(
     X,     # coefficients (...,H,W), as `dct2` gives them
     mask,  # (H,W) bool, else a ValueError
 ):
     "The image made of those coefficients of `X` that lie in `mask`: idct2(X*mask), computed from the mask's box alone."
-    if mask.dtype != torch.bool or mask.shape != X.shape[-2:]:
-        raise ValueError(f'mask: got {mask.dtype} of shape {tuple(mask.shape)}, accepted: torch.bool of shape {tuple(X.shape[-2:])}')
+    _check_mask(mask, X)
     rows, cols = _span(mask.any(1)), _span(mask.any(0))
     Ch, Cw = (dct_matrix(n, X.dtype, X.device)[part] for n, part in zip(X.shape[-2:], (rows, cols)))
     return sandwich(Ch.T, X[..., rows, cols]*mask[rows, cols].to(X.device), Cw)
@@ -52,7 +56,7 @@ def keep(
     mask,  # (H,W) bool: the frequencies to keep; `~mask` removes them instead
 ):
     "The part of `x` made of the frequencies in `mask`: a linear projection, float32 or float64."
-    x = check_float(x, 2)
+    x, mask = check_float(x, 2), _check_mask(mask, x)
     return x.clone() if mask.all() else confine(dct2(x), mask)
 
 # %% ../nbs/02_spectrum.ipynb #3f3607ea

@@ -292,7 +292,8 @@ def cluster(
     "A Dask client on processes that share this machine's cores, or on an existing cluster."
     import dask
     from distributed import Client, LocalCluster
-    quiet = {'distributed.worker.daemon': False, 'distributed.comm.timeouts.connect': '60s', 'distributed.admin.tick.limit': '60s'}
+    quiet = {'distributed.worker.daemon': False, 'distributed.comm.timeouts.connect': '60s', 'distributed.admin.tick.limit': '60s',
+             'distributed.worker.profile.enabled': False, 'distributed.admin.tick.interval': '1s'}  # its sampling a hundred times a second takes several percent of a core from the runs
     with dask.config.set(quiet), tempfile.TemporaryDirectory() as scratch:
         if scheduler:
             with Client(scheduler, timeout=30) as client: yield client

@@ -97,16 +97,18 @@ def check_model(
     y,      # their labels
 ) -> int:
     """Number of classes; a ValueError for a model whose answers an attack would misread, or labels that it has no output for.
-    Misread are models in train mode, outputs other than finite logits of two classes or more (softmax), random answers, and answers that depend on the rest of the batch."""
+    Misread are models in train mode, models that change their input, outputs other than finite logits of two classes or more (softmax), random answers, and answers that depend on the rest of the batch."""
     modules = list(model.named_modules()) if isinstance(model, torch.nn.Module) else []
     if (late := [name or type(m).__name__ for name, m in modules if m.training]):
         raise ValueError(f'model: {late[0]} is in train mode, accepted: a model in eval mode (call model.eval())')
-    x = x[:32]
+    x = x[:32].clone()
+    given = x.clone()
     try:
         with torch.no_grad(): z = model(x)
     except RuntimeError as e: raise ValueError(f'x: the model cannot take images of {"x".join(map(str, x.shape[1:]))} ({str(e).splitlines()[0]}), accepted: the size and the channels that it was made for') from e
     if not torch.is_tensor(z) or z.ndim != 2 or len(z) != len(x) or z.shape[1] < 2:
         raise ValueError(f'model: got an output of shape {tuple(getattr(z, "shape", ()))}, accepted: logits ({len(x)}, at least 2 classes)')
+    if not torch.equal(x, given): raise ValueError('model: changes the images that it is given, accepted: a model that leaves its input as it is')
     if not z.isfinite().all(): raise ValueError('model: its logits hold NaN or infinity, accepted: finite logits')
     if y.min() < 0 or y.max() >= z.shape[1]:
         raise ValueError(f'y: got labels from {y.min()} to {y.max()}, accepted: 0 to {z.shape[1] - 1}, the classes of the model')

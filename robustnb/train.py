@@ -103,7 +103,7 @@ class Config:
     optimizer: str = 'sgd'       # 'sgd', 'adam', 'rmsprop', ..., see `optim.create`
     lr: float = .1               # learning rate, >= 0
     epochs: int = 10             # passes over the training set
-    batch_size: int = 128        # the last batch of an epoch may be smaller
+    batch_size: int = 128        # the last batch of an epoch may be smaller; one image left over joins the batch before it where there is batch norm
     schedule: str = 'multistep'  # see `lr_factor`
     warmup: float = 0.           # epochs of linear warm-up
     weight_decay: float | None = None  # None: .01 for adamw, .1 for muon, 0 for the others
@@ -114,7 +114,10 @@ class Config:
     options: dict = field(default_factory=dict)  # further options of the optimizer, e.g. {'momentum': .9}
 
     def __post_init__(self):
+        for name, value in vars(self).items():
+            if hasattr(value, 'item'): object.__setattr__(self, name, value.item())  # NumPy's numbers, which a checkpoint could not hold
         check_choice(self.optimizer, 'optimizer', optim.OPTIMIZERS)
+        for name in self.options: check_choice(name, f'option of {self.optimizer}', optim.OPTIMIZERS[self.optimizer].options)
         check_choice(self.schedule, 'schedule', SCHEDULES)
         check_choice(self.augment, 'augment', AUGMENTS)
         check_choice(self.precision, 'precision', PRECISIONS)
@@ -157,21 +160,33 @@ def filter_bands(
     power = dct2(filters).square().sum((0, 1)).cpu()
     return [float(power[mask].sum()/power.sum()) for mask in band_masks(tuple(power.shape), n)]
 
-def _layout(x):
-    "Memory order of activations: channels last is faster for colour images, and slower on a CPU where the first convolution sees one channel."
-    return torch.channels_last if x.shape[1] > 1 or x.is_cuda else torch.contiguous_format
+def _layout(x, optimizer):
+    "Memory order of activations: channels last is faster for colour images, slower on a CPU where the first convolution sees one channel, and impossible with torch's L-BFGS."
+    return torch.channels_last if optimizer != 'lbfgs' and (x.shape[1] > 1 or x.is_cuda) else torch.contiguous_format
+
+def _batches(order, size, model):
+    "Portions of `order`; one image left over, of which batch norm has no variance, joins the portion before it."
+    parts = list(order.split(size))
+    alone = len(parts) > 1 and len(parts[-1]) == 1 and any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in model.modules())
+    return [*parts[:-2], torch.cat(parts[-2:])] if alone else parts
+
+def _training_set(data):
+    "Training images and labels; a ValueError unless there is one label for each image, and at least one."
+    x, y = data.x_train, data.y_train
+    if not len(x) or y.shape != (len(x),): raise ValueError(f'data: got {len(x)} training images and labels of shape {tuple(y.shape)}, accepted: as many of both, at least one')
+    return x, y
 
 # %% ../nbs/09_train.ipynb #2af8dd60
 def _epoch(model, opt, x, y, config, epoch, precision):
     "One pass over the data; returns mean loss, running accuracy and whether every loss was finite."
     g = generator(config.seed, 'augment', epoch)
-    batches = torch.randperm(len(x), generator=generator(config.seed, 'order', epoch)).to(x.device).split(config.batch_size)
+    batches = _batches(torch.randperm(len(x), generator=generator(config.seed, 'order', epoch)).to(x.device), config.batch_size, model)
     total, warm = len(batches)*config.epochs, round(config.warmup*len(batches))
     loss_sum, right, seen = 0., 0, 0
     for i, idx in enumerate(batches):
         for group in opt.param_groups: group['lr'] = config.lr*lr_factor(epoch*len(batches) + i, total, config.schedule, warm)
         xb, yb = augment(to_float(x[idx], x.device), config.augment, g), y[idx]
-        xb = xb.contiguous(memory_format=_layout(x))
+        xb = xb.contiguous(memory_format=_layout(x, config.optimizer))
         def closure():
             opt.zero_grad(set_to_none=True)
             with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == 'bf16'): out = model(xb)
@@ -199,10 +214,9 @@ def fit(
 ) -> Fit:
     "Train `model` by `config`; bit-exact on the CPU for equal inputs and threads, also when resumed."
     device = pick_device(device)
-    x, y = data.x_train, data.y_train
-    if not len(x) or len(x) != len(y): raise ValueError(f'data: got {len(x)} training images and {len(y)} labels, accepted: as many of both, at least one')
+    x, y = _training_set(data)
     precision = resolve_precision(config.precision, device)
-    x, y, model = x.to(device), y.to(device), model.to(device, memory_format=_layout(x))
+    x, y, model = x.to(device), y.to(device), model.to(device, memory_format=_layout(x, config.optimizer))
     keep_freed_memory()
     opt = optim.create(config.optimizer, model.parameters(), config.lr, weight_decay=config.weight_decay, **config.options)
     curves = load_checkpoint(checkpoint, model, opt, config) if checkpoint and Path(checkpoint).exists() else []
@@ -247,7 +261,7 @@ def save_checkpoint(
     curves: list,
 ):
     "Write weights, optimizer state and curves to one file."
-    tensors = {f'model.{k}': v.contiguous() for k, v in model.state_dict().items()}
+    tensors = {f'model.{k}': v.clone(memory_format=torch.contiguous_format) for k, v in model.state_dict().items()}  # clones, as a file cannot hold shared weights
     state = _pack(opt.state_dict(), 'optim', tensors)
     with atomic_path(path) as tmp: save_file(tensors, tmp, {'robustnb': json.dumps(dict(config=asdict(config), curves=curves, optim=state))})
 
@@ -257,7 +271,7 @@ def load_checkpoint(
     opt,          # filled in place
     config: Config,  # must be the one the checkpoint was made with
 ) -> list:
-    "Fill model and optimizer from `path`; returns the curves so far. A ValueError for another config or an incomplete file."
+    "Fill model and optimizer from `path`; returns the curves so far. A ValueError for another config or model, or an incomplete file."
     try:
         with safe_open(path, 'pt') as f:
             meta, tensors = json.loads(f.metadata()['robustnb']), {k: f.get_tensor(k) for k in f.keys()}
@@ -265,6 +279,8 @@ def load_checkpoint(
     theirs, ours = meta['config'], json.loads(json.dumps(asdict(config)))
     if differ := [k for k in ours if theirs.get(k) != ours[k]]:
         raise ValueError(f'{path}: made with {differ[0]}={theirs.get(differ[0])!r}, this run has {ours[differ[0]]!r}; delete it or use another path')
-    model.load_state_dict({k.removeprefix('model.'): v for k, v in tensors.items() if k.startswith('model.')})
-    opt.load_state_dict(_unpack(meta['optim'], tensors))
+    try:
+        model.load_state_dict({k.removeprefix('model.'): v for k, v in tensors.items() if k.startswith('model.')})
+        opt.load_state_dict(_unpack(meta['optim'], tensors))
+    except (RuntimeError, ValueError) as e: raise ValueError(f'{path}: made with another model ({" ".join(str(e).split())[:200]}); delete it or use another path') from e
     return meta['curves']

@@ -1,8 +1,9 @@
 "Training: what a notebook can't show, such as a process killed while it writes a checkpoint, and every optimizer at rates that no one would choose."
 import copy, math, os, subprocess, sys
 from dataclasses import replace
+from types import SimpleNamespace
 
-import pytest, torch
+import numpy as np, pytest, torch
 
 from robustnb import data, models, optim, train
 from robustnb.core import seed_all
@@ -62,8 +63,31 @@ def test_a_diverged_run_stays_so_when_resumed(tmp_path):
     first, second = (train.fit(net(), DIGITS, config, device='cpu', checkpoint=tmp_path/'a.safetensors') for _ in range(2))
     assert first.diverged and second.diverged and len(first.curves) == len(second.curves)
 
+def test_shared_weights_and_numpys_numbers_go_into_a_checkpoint(tmp_path):
+    class Tied(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.out = torch.nn.Linear(64, 64), torch.nn.Linear(64, 64), torch.nn.Linear(64, 10)
+            self.b.weight = self.a.weight
+        def forward(self, x): return self.out(torch.relu(self.b(torch.relu(self.a(x.flatten(1))))))
+    config, path = train.Config('adam', np.float64(1e-3), np.int64(2), seed=np.int64(3)), tmp_path/'a.safetensors'
+    first, second = (train.fit(Tied(), DIGITS, config, device='cpu', checkpoint=path) for _ in range(2))
+    assert first.curves == second.curves and second.model.a.weight is second.model.b.weight
+
 
 # --- rates and data that no one would choose
+
+def test_lbfgs_on_colour_images():
+    images = SimpleNamespace(x_train=torch.rand(100, 3, 8, 8), y_train=torch.arange(100) % 10)
+    fit = train.fit(models.SmallCNN(10, 3, 8, 4), images, train.Config('lbfgs', 1., 2, batch_size=100), device='cpu')
+    assert fit.curves[1]['loss'] < fit.curves[0]['loss']
+
+def test_batch_norm_with_one_image_left_over():
+    fit = train.fit(net(norm='batch'), DIGITS.subset(65, 1), train.Config('sgd', .1, 1, batch_size=32), device='cpu')
+    assert math.isfinite(fit.curves[0]['loss'])
+    for n, sizes in (65, [32, 33]), (66, [32, 32, 2]), (1, [1]):
+        assert [len(part) for part in train._batches(torch.arange(n), 32, net(norm='batch'))] == sizes
+    assert [len(part) for part in train._batches(torch.arange(65), 32, net())] == [32, 32, 1]
 
 @pytest.mark.parametrize('optimizer', sorted(optim.OPTIMIZERS))
 def test_a_rate_of_a_billion_is_a_result(optimizer):
@@ -97,7 +121,7 @@ def test_data_of_one_class(optimizer):
     assert not single.diverged and single.curves[-1]['loss'] == 0 and single.curves[-1]['accuracy'] == 1
 
 def test_images_and_labels_must_match():
-    with pytest.raises(ValueError, match='300 training images and 299 labels'):
+    with pytest.raises(ValueError, match=r'300 training images and labels of shape \(299,\)'):
         broken = copy.copy(DIGITS)
         object.__setattr__(broken, 'y_train', DIGITS.y_train[:-1])
         train.fit(net(), broken, train.Config(), device='cpu')

@@ -43,7 +43,7 @@ def execute(path):
     nb = nbformat.read(path, 4)
     for cell in nb.cells:
         if cell.cell_type == 'code': cell.outputs, cell.execution_count = [], None
-    client = Client(nb, timeout=None, kernel_name='python3', resources={'metadata': {'path': str(path.parent)}})
+    client = Client(nb, timeout=None, startup_timeout=600, kernel_name='python3', resources={'metadata': {'path': str(path.parent)}})
     asyncio.run(client.async_execute())
     for cell in nb.cells:
         if cell.cell_type == 'code': cell.outputs = [o for o in cell.outputs if o.get('name') != 'stderr']
