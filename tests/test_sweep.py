@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from robustnb.sweep import Parameter, cluster, convert, dispatch
+from robustnb.sweep import Parameter, cluster, convert, dispatch, read_sweep
 
 SWEEP = 'experiment = "toy.ipynb"\n[[grid]]\nlr = [0.1, 0.2, 0.3]\nseed = [0, 1]\n'
 
@@ -114,3 +114,20 @@ def wait_for_the_others(job, folder, n):
 def test_a_long_run_holds_up_no_other(tmp_path):
     with cluster(2) as client:
         assert all(future.result() for _, future in dispatch(client, wait_for_the_others, [Job(str(i)) for i in range(12)], str(tmp_path), 12))
+
+
+# --- sweep files with mistakes
+
+@pytest.mark.parametrize('text, said', [
+    ('experiment = "fig01_robustness"\n[grid]\nlr = 0.1', r'sweep.toml:2: grid: got .*accepted: tables \[\[grid\]\]'),
+    ('experiment = "fig01_robustness"\ngrid = []', 'sweep.toml:2: grid: got'), ('experiment = "fig01_robustness"\ngrid = [1, 2]', 'sweep.toml:2: grid: got'),
+    ('experiment = "fig01_robustness"\nfixed = 3', r'sweep.toml:2: fixed: got 3, accepted: a table \[fixed\]'), ('experiment = 5', 'sweep.toml:1: experiment: got 5'),
+    ('experiment = "fig01_robustness"\n[axes]\nlr = []', r'sweep.toml:3: lr: got \[\], accepted: at least one value'),
+    ('experiment = "fig01_robustness"\n[fixed]\nlr = "1/0"', 'sweep.toml:3: lr: got .1/0., accepted: float')])
+def test_every_mistake_in_a_file_names_its_line(tmp_path, text, said):
+    (tmp_path/'sweep.toml').write_text(text)
+    with pytest.raises(ValueError, match=said): read_sweep(tmp_path/'sweep.toml')
+
+def test_a_file_in_another_encoding(tmp_path):
+    (tmp_path/'sweep.toml').write_bytes('# Stärke\nexperiment = "fig01_robustness"'.encode('latin-1'))
+    with pytest.raises(ValueError, match='sweep.toml: not valid TOML'): read_sweep(tmp_path/'sweep.toml')
