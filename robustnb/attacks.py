@@ -20,9 +20,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
-from .certify import certify, certify_batch, plain_layers
+from .certify import _precise, certify, certify_batch, plain_layers
 from .core import Stopwatch, atomic_path, check_choice, check_number, cores, keep_freed_memory, set_threads
-from .evaluate import correct
 from .fab import deepfool, fab, fab_run
 from .pgd import TARGETS, apgd, apgd_run, climb, dlr_targeted, fgsm, gap, pgd
 from .results import accuracy_row, row
@@ -59,6 +58,7 @@ class Evaluation:
     proof: torch.Tensor            # (n,) 1: proved robust, 0: tried in vain, -1: not tried
     passes: dict = field(default_factory=dict)  # {attack: {'forward': images, 'gradient': images}}
     cpu_s: dict = field(default_factory=dict)   # {attack: CPU seconds}
+    certify: bool = False                       # whether proofs were asked for
 
     @property
     def name(self) -> str:
@@ -80,7 +80,7 @@ class Evaluation:
     @property
     def certified_accuracy(self) -> float:
         "Share of images proved robust, a lower bound of robust accuracy; nan if proofs were not asked for."
-        return self.certified.float().mean().item() if (self.proof >= 0).any() else float('nan')
+        return self.certified.float().mean().item() if self.certify else float('nan')
     @property
     def survivors(self) -> dict:
         "Images still classified correctly before any attack and after each."
@@ -97,12 +97,12 @@ class Evaluation:
         return '\n'.join([head, *lines])
 
 # %% ../nbs/10f_attacks.ipynb #c7d75cfb
-def _fingerprint(model, keys, y, **settings):
-    "What an evaluation's state belongs to."
+def _fingerprint(model, x, y, **settings):
+    "What an evaluation's state belongs to: a module's weights, or the answers of a callable."
     weights = hashlib.blake2b(digest_size=8)
-    for name, v in (model.state_dict() if isinstance(model, torch.nn.Module) else {}).items():
-        weights.update(name.encode() + v.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    images = hashlib.blake2b(' '.join([*keys, *map(str, y.tolist())]).encode(), digest_size=8)
+    known = model.state_dict() if isinstance(model, torch.nn.Module) else {'': model(x[:32].float())}
+    for name, v in known.items(): weights.update(name.encode() + v.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    images = hashlib.blake2b(' '.join([*image_keys(x), *map(str, y.tolist())]).encode(), digest_size=8)
     return dict(settings, images=images.hexdigest(), model=weights.hexdigest())
 
 class _State:
@@ -126,7 +126,7 @@ class _State:
         if not self.path or time.monotonic() < self.due and not now: return
         start = time.monotonic()
         tensors = dict(by=ev.by, done=ev.done, proof=ev.proof, fooled=ev.x_adv[ev.by > 0], best=best[ev.by < 0])
-        with atomic_path(self.path) as tmp: save_file(tensors, tmp, {'robustnb': json.dumps(dict(belongs=self.belongs, passes=ev.passes, cpu_s=ev.cpu_s))})
+        with atomic_path(self.path) as tmp: save_file({k: v.contiguous() for k, v in tensors.items()}, tmp, {'robustnb': json.dumps(dict(belongs=self.belongs, passes=ev.passes, cpu_s=ev.cpu_s))})
         self.due = time.monotonic() + max(self.every, 20*(time.monotonic() - start))
 
 # %% ../nbs/10f_attacks.ipynb #8bdce040
@@ -156,13 +156,13 @@ def autoattack(
     check_choice(norm, 'norm', NORMS), check_number(eps, 'eps', above=0), check_choice(version, 'version', ATTACKS)
     check_number(seed, 'seed', low=0, integer=True), check_number(batch_size, 'batch_size', low=1, integer=True), check_number(workers, 'workers', low=1, integer=True)
     net = Oracle(model, x, y)
-    if certify: plain_layers(model)
+    if certify: plain_layers(model), _precise(model, x)
     if version == 'standard' and x.ndim != 4: raise ValueError(f'x: got shape {tuple(x.shape)}, accepted: images (n, c, h, w)')
-    ev = Evaluation(norm, eps, version, seed, net.classes, x.detach().clone().float(), *(torch.full((len(x),), -1) for _ in range(3)))
+    ev = Evaluation(norm, eps, version, seed, net.classes, x.detach().clone().float(), *(torch.full((len(x),), -1) for _ in range(3)), certify=certify)
     if known is not None: _adopt(ev, known, x)
     options = dict(norm=norm, eps=eps, version=version, seed=seed, certify=certify)
     if workers > 1 and len(x) > 1: return _share(model, x, y, min(workers, len(x)), ev, state, progress, batch_size=batch_size, **options)
-    return _run(net, x, y, ev, _State(state, _fingerprint(model, image_keys(x), y, **options) if state else {}), batch_size, _Bar(progress), certify)
+    return _run(net, x, y, ev, _State(state, _fingerprint(model, x, y, **options) if state else {}), batch_size, _Bar(progress), certify)
 
 def _adopt(ev, known, x):
     "Take over what is fooled at a smaller radius."
@@ -247,7 +247,7 @@ def _share(model, x, y, workers, ev, state, progress, batch_size, **options):
     context, parts = get_context('spawn'), [slice(i, None, workers) for i in range(workers)]
     def work(i, part):
         mine = Evaluation(ev.norm, ev.eps, ev.version, ev.seed, ev.classes, ev.x_adv[part].clone(), ev.by[part].clone(), ev.done[part].clone(), ev.proof[part].clone())
-        belongs = _fingerprint(model, image_keys(x[part]), y[part], **options) if state else {}
+        belongs = _fingerprint(model, x[part], y[part], **options) if state else {}
         return cloudpickle.dumps((model, x[part].clone(), y[part].clone(), mine, state and f'{state}.{i + 1}of{workers}', belongs, batch_size, options['certify']))
     queue, bar = context.Queue(), _Bar(progress)
     def listen():
@@ -269,6 +269,13 @@ def _share(model, x, y, workers, ev, state, progress, batch_size, **options):
     return ev
 
 # %% ../nbs/10f_attacks.ipynb #2dc2dd11
+def _beyond(model, x, y, topk):
+    "Whether the label is not among the `topk` largest logits at each image, or these are not finite."
+    net = Oracle(model, x, y)
+    check_number(topk, 'topk', low=1, high=net.classes, integer=True)
+    z = torch.cat([net.logits(part).to(y.device) for part in x.split(512)])
+    return (z.topk(topk, 1).indices != y[:, None]).all(1) | ~z.isfinite().all(1)
+
 def accuracy_rows(
     model,                      # module or callable in eval mode: images -> logits (n, classes), see `threat.check_model`
     x,                          # images (n, c, h, w), float in [0,1]
@@ -285,7 +292,7 @@ def accuracy_rows(
     for e in sorted(eps):
         known = autoattack(model, x, y, norm, e, version, known=known, **kw)
         attack = ('autoattack' if version == 'standard' else version) + ('' if known.classes > 3 else '-nonstandard')
-        right = known.robust if topk == 1 else correct(model, known.x_adv, y, topk)
+        right = known.robust if topk == 1 else ~_beyond(model, known.x_adv, y, topk)
         rows.append(accuracy_row(right, norm=norm, eps=e, attack=attack))
         if kw.get('certify'): rows.append(row('certified_accuracy', known.certified_accuracy, len(x), norm=norm, eps=e, attack='crown'))
     return rows
@@ -308,12 +315,14 @@ def minimal_norm(
     batch_size: int = 128,  # images in one batch
 ) -> Nearest:
     "The smallest perturbation found for each image: FAB towards all classes (up to 9), then APGD on bisected radii."
+    check_number(rounds, 'rounds', low=0, integer=True), check_number(steps, 'steps', low=1, integer=True)
+    x = x.float() if torch.is_tensor(x) else x
     net = Oracle(model, x, y)
     x_adv, fooled = fab(net, x, y, norm, batch_size=batch_size)
     radius = distance(x_adv, x, norm).masked_fill(~fooled, torch.inf)
     low, keys = radius/2, image_keys(x)
     loss = dlr_targeted if net.classes > 3 else gap
-    for r in range(check_number(rounds, 'rounds', low=0, integer=True)):
+    for r in range(rounds):
         for rows in batches((radius > 0) & radius.isfinite(), batch_size):
             clean, labels, middle = x[rows].to(net.device), y[rows].to(net.device), ((low + radius)[rows]/2).to(net.device)
             target = net.logits(x_adv[rows]).argmax(1)

@@ -104,6 +104,8 @@ def _check(images, labels, variances, bands, attack, eps, n_attack):
         for e in radii: check_number(e, f'eps of {norm}', above=0)
     for what, given in dict(images=images, labels=labels).items():
         if not isinstance(given, torch.Tensor): raise ValueError(f'{what}: got {type(given).__name__}, accepted: a tensor (torch.from_numpy)')
+    if not len(images): raise ValueError('images: got none, accepted: at least one (does the label map leave any class?)')
+    if labels.is_floating_point(): raise ValueError(f'labels: got {labels.dtype}, accepted: whole numbers')
     if images.ndim != 4: raise ValueError(f'images: got shape {tuple(images.shape)}, accepted: (N,C,H,W)')
     if images.is_floating_point() and not (0 <= images.min() and images.max() <= 1): raise ValueError(f'images: got floats from {images.min():.3g} to {images.max():.3g}, accepted: [0, 1], or uint8')
 
@@ -169,6 +171,8 @@ def audit(
     "Measure one model's accuracy and robustness; a ValueError names what it cannot judge (softmax outputs, random models, labels that it has no output for)."
     eps, device = EPS if eps is None else eps, pick_device(device)
     _check(images, labels, variances, bands, attack, eps, n_attack)
+    eps = {norm: sorted(set(radii)) for norm, radii in eps.items() if len(radii)}
+    if not eps: attack = 'none'
     model, x, y = model.to(device).eval(), images, labels.long().cpu()
     if band_var is None: band_var = .1 if x.shape[1] == 1 else .01
     with Stopwatch() as watch:
@@ -266,8 +270,9 @@ def _pictures_figure(found):
     for ax in axes.flat: ax.axis('off')
     for line, (kind, (images, predicted)) in zip(axes, found.pictures.items()):
         for ax, image, p in zip(line, images, predicted.tolist()):
+            if len(image) not in (1, 3): image = image.mean(0, keepdim=True)
             ax.imshow(image.permute(1, 2, 0).numpy(), cmap='gray', vmin=0, vmax=1)
-            label = names[p] if p < len(names) else str(p)
+            label = (names[p] if p < len(names) else str(p)).replace('$', r'\$')
             ax.set_title(label if len(label) < 12 else label[:10] + '…', fontsize=7)
     return fig
 

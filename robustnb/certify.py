@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .core import check_choice, check_number
+from .models import behaves_as
 from .threat import NORMS, TINY, check_images, check_model, image_gradient
 
 # %% ../nbs/10e_certify.ipynb #34ccb5d4
@@ -20,11 +21,11 @@ def plain_layers(
     model,  # nn.Sequential, nested or not
 ) -> list:
     "The model's layers in order, without those that do nothing in eval mode; a ValueError names a layer that cannot be bounded."
-    if isinstance(model, nn.Sequential): return [layer for part in model for layer in plain_layers(part)]
-    if isinstance(model, (nn.Identity, nn.Dropout, nn.Dropout2d)): return []
-    known = isinstance(model, (*AFFINE, nn.ReLU, nn.Flatten))
-    if isinstance(model, nn.Conv2d): known = model.groups == 1 and model.dilation == (1, 1) and model.padding_mode == 'zeros' and not isinstance(model.padding, str)
-    if isinstance(model, (nn.BatchNorm1d, nn.BatchNorm2d)): known = model.running_var is not None
+    if behaves_as(model, nn.Sequential): return [layer for part in model for layer in plain_layers(part)]
+    if behaves_as(model, nn.Identity, nn.Dropout, nn.Dropout2d): return []
+    known = behaves_as(model, *AFFINE, nn.ReLU, nn.Flatten)
+    if known and isinstance(model, nn.Conv2d): known = model.groups == 1 and model.dilation == (1, 1) and model.padding_mode == 'zeros' and not isinstance(model.padding, str)
+    if known and isinstance(model, (nn.BatchNorm1d, nn.BatchNorm2d)): known = model.running_var is not None
     if known: return [model]
     raise ValueError(f'model: no bound for the layer {type(model).__name__ if list(model.children()) else model}, accepted: sequences of Conv2d, Linear, BatchNorm, ReLU, Flatten, Dropout and Identity')
 
@@ -163,6 +164,12 @@ class Crown:
 SLACK = 1e-4
 
 @torch.no_grad()
+def _precise(model, x):
+    "The floating type in which the model computes; a ValueError for one whose rounding exceeds `SLACK`."
+    dtype = next((p.dtype for p in model.parameters()), x.dtype)
+    if dtype not in (torch.float32, torch.float64): raise ValueError(f'model: got weights in {dtype}, accepted for proofs: float32 or float64')
+    return dtype
+
 def certify_batch(
     model,      # nn.Sequential of layers that can be bounded, in eval mode, see `plain_layers`
     x,          # images (n, ...) in [0,1]
@@ -185,5 +192,7 @@ def certify(
     """Which images are classified correctly and provably stay so in the ball, as (n,) bool: a lower bound of robust accuracy, whatever the attack.
     A ValueError for a model or images that it cannot judge, see `check_model`, `check_images`, `plain_layers`."""
     check_choice(norm, 'norm', NORMS), check_number(eps, 'eps', above=0), check_number(batch_size, 'batch_size', low=1, integer=True)
-    check_images(x, y), plain_layers(model), check_model(model, x, y)
+    check_images(x, y), plain_layers(model)
+    x = x.to(_precise(model, x))
+    check_model(model, x, y)
     return torch.cat([certify_batch(model, *part, norm, eps) for part in zip(x.split(batch_size), y.split(batch_size))])

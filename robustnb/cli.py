@@ -13,12 +13,13 @@ from pathlib import Path
 # %% ../nbs/15_cli.ipynb #f54c72ef
 def parse_set(
     items,  # texts 'key=value'
+    option: str = '--set',  # the option that they belong to, for the message
 ) -> dict:
     "Parameters from `--set key=value` options; values are TOML, or plain text."
     parsed = {}
     for item in items:
         key, equals, value = item.partition('=')
-        if not equals or not key: raise ValueError(f'--set: got {item!r}, accepted: key=value')
+        if not equals or not key: raise ValueError(f'{option}: got {item!r}, accepted: key=value')
         try: parsed[key.strip()] = tomllib.loads(f'v = {value}')['v']
         except tomllib.TOMLDecodeError: parsed[key.strip()] = value
     return parsed
@@ -76,7 +77,8 @@ def closing_summary(
 def _numbers(text):
     "A number or fraction like 8/255, for argparse."
     from fractions import Fraction
-    return float(Fraction(text.replace(' ', '')))
+    try: return float(Fraction(text.replace(' ', '')))
+    except ZeroDivisionError: raise ValueError(f'got {text!r}, accepted: a number or a fraction') from None
 
 def list_experiments(args) -> int:
     "Print the experiments, or the parameters of one."
@@ -119,7 +121,8 @@ def cmd_run(args) -> int:
             if sweeps.is_done(place): (place/'status.json').unlink()
             status = sweeps.execute_run(run, notebook.read_text(encoding='utf-8'), place.resolve(), args.engine, args.timeout)
             if status['state'] == 'failed':
-                say(args, f'failed: {status["error"].splitlines()[-1]}\n        {place/"notebook.ipynb"}', id=run.id, state='failed', error=status['error'], notebook=place/'notebook.ipynb')
+                from robustnb.report import last_error
+                say(args, f'failed: {last_error(status["error"])}\n        {place/"notebook.ipynb"}', id=run.id, state='failed', error=status['error'], notebook=place/'notebook.ipynb')
                 return 1
     result = results.load(place/'result.json')
     say(args, f'{show_result(result)}\n{"done before" if before else "done"}: {place}', id=run.id, state='done', done_before=before, place=place, result=result)
@@ -143,7 +146,7 @@ def cmd_audit(args) -> int:
     foreign.check_readable(args.model, args.arch)
     images = foreign.read_images(args.images, args.size, args.label_map, args.n, args.seed, args.root, args.channels)
     for v in args.mean or []: check_number(v, 'mean')
-    model = foreign.load_model(args.model, args.arch, images.x.shape[1], images.x.shape[-1], **parse_set(args.option))
+    model = foreign.load_model(args.model, args.arch, images.x.shape[1], images.x.shape[-1], **parse_set(args.option, '--option'))
     eps = {norm: radii for norm, radii in dict(linf=args.linf, l2=args.l2).items() if radii} or None
     found = audits.audit(foreign.prepared(model, args.mean, args.std), images.x, images.y, args.name or Path(args.model).name, images.classes, args.variances, args.band_var, args.bands, args.attack, eps,
                          args.n_attack, args.lipschitz, args.seed, args.batch_size, args.device, images.source, progress=not args.json)
@@ -176,7 +179,7 @@ def cmd_sweep(args) -> int:
     sweep = sweeps.read_sweep(find_sweep(args.file), parse_set(args.set))
     if args.dry_run: return show_plan(sweep, args)
     memory = args.memory and args.memory*1e9
-    resources = {k: float(v) for k, v in parse_set(args.resources).items()} or None
+    resources = {k: float(v) for k, v in parse_set(args.resources, '--resources').items()} or None
     try: statuses = sweeps.run_sweep(sweep, args.out, args.results, args.workers, args.engine, args.timeout, memory, args.scheduler, resources, progress=not args.json)
     except KeyboardInterrupt:
         done = sum(bool(sweeps.result_path(r, sweep.name, args.out, args.results)) for r in sweep.runs)
@@ -322,6 +325,7 @@ def main(
 ) -> int:
     "Entry point of the command `robustnb`; returns the exit code: 0, 1 if a run failed, 2 for a wrong argument or file, 130 if interrupted (a wrong option exits, with 2)."
     args = make_parser().parse_args(argv)
+    if root := os.environ.get('ROBUSTNB_DATA'): os.environ['ROBUSTNB_DATA'] = str(Path(root).expanduser().absolute())  # runs have folders of their own
     try:
         code = args.run(args)
         sys.stdout.flush()

@@ -216,7 +216,8 @@ def conv_norm_circulant(
     for n, s, p, k in zip(size, stride, padding, weight.shape[2:]):
         blocks = -(-(n + p)//s)
         pixel = torch.arange(k) - p
-        phase = torch.exp(2j*math.pi/blocks*torch.arange(blocks)[:, None]*(pixel.div(s, rounding_mode='floor')%blocks)).to(torch.complex128)
+        turns = torch.arange(blocks)[:, None]*(pixel.div(s, rounding_mode='floor')%blocks) % blocks
+        phase = torch.exp(2j*math.pi/blocks*turns.double())
         transforms.append(phase[:, None, :]*F.one_hot(pixel%s, s).T)  # (frequency, remainder, kernel)
     half = transforms[1][:transforms[1].shape[0]//2 + 1]  # a real kernel: the other frequencies are conjugates
     columns = torch.einsum('oihw,gsw->ghois', weight.to(torch.complex128), half.to(weight.device))

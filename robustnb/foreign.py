@@ -226,8 +226,8 @@ class Program(nn.Module):
         return torch.cat([self._run(p) for p in parts])[:len(x)]
 
 # %% ../nbs/13b_foreign.ipynb #97b9b616
-def _layer(target, args):
-    "The layer that does what a node does on its first argument, or None."
+def _layer(target, args, flat):
+    "The layer that does what a node does on its first argument, or None; `flat` where that has no pixels."
     get = lambda i, default: args[i] if len(args) > i and args[i] is not None else default
     if target == 'linear.default' or (target == 'conv2d.default' and get(6, 1) == 1 and not isinstance(get(4, 0), str)):
         w, b = args[1], get(2, None)
@@ -242,7 +242,7 @@ def _layer(target, args):
     if target == 'avg_pool2d.default' and len(args) < 4: return nn.AvgPool2d(tuple(args[1]), tuple(get(2, args[1])))
     if target == 'max_pool2d.default' and len(args) < 5: return nn.MaxPool2d(tuple(args[1]), tuple(get(2, args[1])), tuple(get(3, [0, 0])))
     if target == 'batch_norm.default':
-        layer = nn.BatchNorm2d(len(args[3]), eps=args[7], affine=args[1] is not None)
+        layer = (nn.BatchNorm1d if flat else nn.BatchNorm2d)(len(args[3]), eps=args[7], affine=args[1] is not None)
         if args[1] is not None: layer.weight, layer.bias = nn.Parameter(args[1].detach(), False), nn.Parameter(args[2].detach(), False)
         layer.running_mean, layer.running_var = args[3], args[4]
         return layer
@@ -256,7 +256,7 @@ def as_layers(
     for target, (_, args, kw, names) in zip(program.targets, program.nodes):
         others = [constant(a) for a in args[1:]]
         plain = not kw and isinstance(names, _Name) and args and args[0] == before and not any(isinstance(a, (_Name, list)) and _Name in map(type, [a] if isinstance(a, _Name) else a) for a in others)
-        layer = _layer(target, [None, *others]) if plain else None
+        layer = _layer(target, [None, *others], any(isinstance(l, (nn.Flatten, nn.Linear)) for l in layers)) if plain else None
         if layer is None: return None
         layers.append(layer)
         before = names
@@ -345,6 +345,7 @@ def mapped(
 ) -> tuple:
     "(output of each image or -1, class names by output)."
     if label_map is None: return y, classes
+    if not isinstance(label_map, (list, dict)): raise ValueError(f'label_map: got {label_map!r}, accepted: {{class: output or null}}, or a list with the class of each output')
     if isinstance(label_map, list): label_map = {name: i for i, name in enumerate(label_map)}
     keys = {str(k): v for k, v in label_map.items()}
     outputs = [keys.get(name, keys.get(str(i), 'absent')) for i, name in enumerate(classes)]

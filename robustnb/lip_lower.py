@@ -13,7 +13,7 @@ from torch import nn
 
 from .core import Stopwatch, check_number, generator
 from .conv_norm import UNIT, Interval, check_ord
-from .lip_bounds import relu_chain, selector
+from .lip_bounds import in_flux, relu_chain, selector
 
 # %% ../nbs/11c_lip_lower.ipynb #3a90b52d
 def chain_module(
@@ -114,6 +114,7 @@ def lip_lower(
     for name, value in ('children', children), ('keep', keep): check_number(value, name, low=1, integer=True)
     check_number(rounds, 'rounds', low=0, integer=True)
     if not isinstance(model, nn.Module): model = chain_module(model)
+    if (late := [name or type(m).__name__ for name, m in model.named_modules() if in_flux(m)]): raise ValueError(f'model: {late[0]} is in train mode or without running statistics, accepted: a model in eval mode (call model.eval())')
     like = next(model.parameters())
     def inside(points):
         if ball is not None: points = _into_ball(points, *ball)

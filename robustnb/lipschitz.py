@@ -15,8 +15,9 @@ import numpy as np, torch
 from torch import nn
 
 from .core import Stopwatch, check_choice, check_number
+from .models import behaves_as
 from .conv_norm import SAFETY, UNIT, Interval, check_ord, conv_matrix, conv_norm, conv_norm_circulant, conv_norm_reshaped, matrix_norm
-from .lip_bounds import handles, lip_eclipse, lip_product, lip_sdp, out_shape, refuse, relu_chain, selector
+from .lip_bounds import handles, in_flux, lip_eclipse, lip_product, lip_sdp, out_shape, refuse, relu_chain, selector
 from .lip_lower import chain_module, jacobian_norms, jacobians, lip_lower
 from .lip_exact import lip_exact, lip_exact_shallow
 from .results import row
@@ -27,8 +28,8 @@ _all_ = ['Interval', 'conv_matrix', 'conv_norm', 'conv_norm_circulant', 'conv_no
 # %% ../nbs/11e_lipschitz.ipynb #e9138201
 def _layers(model):
     "The layers of nested nn.Sequential, in order, with their places."
-    if isinstance(model, nn.Sequential) and type(model).forward is nn.Sequential.forward:
-        return [(f'{key}.{name}'.strip('.'), m) for key, child in model.named_children() for name, m in _layers(child)]
+    if behaves_as(model, nn.Sequential):
+        return [(f'{key}.{name}'.strip('.'), m) for key, child in model._modules.items() for name, m in _layers(child)]
     return [('', model)]
 
 def _absolute(layer):
@@ -59,7 +60,7 @@ def lip_box(
         center, radius, steps = ((low + high)/2)[None], ((high - low)/2)[None], []
         radius = radius*(1 + 4*UNIT) + 4*UNIT*center.abs()
         for name, layer in _layers(model):
-            if type(layer) not in known or (layer.training and isinstance(layer, (nn.modules.batchnorm._BatchNorm, nn.Dropout))):
+            if not behaves_as(layer, *known) or in_flux(layer):
                 refuse(layer, name, 'not part of a chain of affine layers and ReLU in eval mode')
             if type(layer) is nn.ReLU:
                 steps.append((None, None, (center - radius > 0, center + radius >= 0)))

@@ -162,7 +162,9 @@ def climb(
     for k in range(steps + 1):
         f = lambda z: loss(z, s.y, s.target)
         if k < steps: z, value, grad = net.gradient(s.at, f)
-        else: z, grad = net.logits(s.at), s.grad
+        else:
+            z, grad = net.logits(s.at), s.grad
+            s.best = torch.where(column(f(z) > s.best_value, x), s.at, s.best)
         hit = z.argmax(1) != s.y
         if hit.any() or k == steps:
             x_adv[here[hit]], fooled[here[hit]] = s.at[hit], True

@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 
 from .core import check_choice, check_number
-from .threat import NORMS, TINY, Adversarial, Ball, Oracle, Rows, draw, on_correct
+from .threat import NORMS, TINY, Adversarial, Ball, Oracle, Rows, draw, misread, on_correct
 
 # %% ../nbs/10d_square.ipynb #796740d2
 HALVINGS = 10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000
@@ -165,20 +165,22 @@ def square_run(net, x, y, keys, run, norm, eps, queries=5000, seed=0, best=None)
     at = moves.start(keys, seed) if best is None else best.flatten(1).clone()
     out, fooled, here = at.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device), torch.arange(len(x), device=x.device)
     s = Rows(at=at, y=y, moves=moves)
-    s.margin = margin(net.logits(at.view_as(x)), y)
+    z = net.logits(at.view_as(x))
+    s.margin, s.fooled = margin(z, y), misread(z, y)  # a margin of 0 can be either: argmax takes the first of equals
     for k in range(last - first + 1):
-        hit = s.margin <= 0
+        hit = s.fooled
         if hit.any() or k == last - first:
             out[here], fooled[here[hit]] = s.at, True
             if k == last - first or hit.all(): break
             here, s = here[~hit], s.keep(~hit)
         rows, images = s.moves.propose(k, s.at)
         if not len(rows): continue
-        m = margin(net.logits(images.view(-1, *x.shape[1:])), s.y[rows])
-        better = m < s.margin[rows]
+        z = net.logits(images.view(-1, *x.shape[1:]))
+        m, wrong = margin(z, s.y[rows]), misread(z, s.y[rows])
+        better = wrong | (m < s.margin[rows])
         if better.any():
             rows, images = rows[better], images[better]
-            s.at[rows], s.margin[rows] = images, m[better]
+            s.at[rows], s.margin[rows], s.fooled[rows] = images, m[better], wrong[better]
             s.moves.accept(k, rows, images)
     return Adversarial(out.view_as(x), fooled)
 

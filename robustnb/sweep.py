@@ -49,9 +49,10 @@ def parameters(
     comments = {t.start[0]: t.string.lstrip('# ') for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT}
     found = {}
     for node in ast.parse(source).body:
-        if isinstance(node, ast.Assign):
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value:
             value = eval(compile(ast.Expression(node.value), notebook, 'eval'), {'__builtins__': {}})
-            found.update({t.id: Parameter(t.id, value, comments.get(node.end_lineno, '')) for t in node.targets})
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found.update({t.id: Parameter(t.id, value, comments.get(node.end_lineno, '')) for t in targets})
     found.pop('out', None)
     return found
 
@@ -83,13 +84,13 @@ def convert(
     if isinstance(default, list):
         if not isinstance(value, list): value = [value]
         return [convert(v, Parameter(name, default[0])) for v in value] if default else value
-    if isinstance(default, float) and isinstance(value, str) and re.fullmatch(r'\s*\d+\s*/\s*\d+\s*', value): value = float(Fraction(value.replace(' ', '')))
+    if isinstance(default, float) and isinstance(value, str) and re.fullmatch(r'\s*\d+\s*/\s*0*[1-9]\d*\s*', value): value = float(Fraction(value.replace(' ', '')))
     if isinstance(default, float) and type(value) is int: value = float(value)
     if default is not None and type(value) is not type(default):
         raise ValueError(f'{name}: got {value!r}, accepted: {type(default).__name__}, as in the default {default!r}')
     if accepted := parameter.accepted:
         from robustnb.data import data_root
-        if not ('folder' in parameter.help and any((p/Path(value).expanduser()).exists() for p in (Path(), data_root()))): check_choice(value, name, dict.fromkeys([*accepted, default]))
+        if not ('folder' in parameter.help and (data_root()/Path(value).expanduser()).exists()): check_choice(value, name, dict.fromkeys([*accepted, default]))
     return value
 
 def _line(text, key, value=''):
@@ -143,17 +144,25 @@ def read_sweep(
     overrides: dict = {},  # parameters that replace what the file says for every run, e.g. {'dataset': 'mnist'}
 ) -> Sweep:
     "Read and check a sweep file; every mistake is a ValueError with file, line, key and accepted values."
-    path, text = Path(path), Path(path).read_text(encoding='utf-8')
-    try: spec = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as e: raise ValueError(f'{path}: not valid TOML, {e}') from None
+    path = Path(path)
+    try: spec = tomllib.loads(text := path.read_text(encoding='utf-8'))
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as e: raise ValueError(f'{path}: not valid TOML, {e}') from None
     for key in spec:
         with _located(path, text, key): check_choice(key, 'key', ['experiment', 'fixed', 'axes', 'grid'])
     if 'experiment' not in spec: raise ValueError(f'{path}: lacks experiment = "NAME", the notebook to run')
+    table, named = (lambda v: isinstance(v, dict)), {'experiment': 'the name of a notebook', 'fixed': 'a table [fixed]', 'axes': 'a table [axes]', 'grid': 'tables [[grid]], at least one'}
+    fits = dict(experiment=lambda v: isinstance(v, str), fixed=table, axes=table, grid=lambda v: isinstance(v, list) and bool(v) and all(map(table, v)))
+    for key, value in spec.items():
+        with _located(path, text, key):
+            if not fits[key](value): raise ValueError(f'{key}: got {value!r}, accepted: {named[key]}')
     with _located(path, text, 'experiment'): notebook = find_experiment(spec['experiment'], path.parent)
     accepted = parameters(notebook)
     def checked(key, value):
         with _located(path, text, key, value): return convert(value, accepted[check_choice(key, f'parameter of {notebook.stem}', accepted)])
-    axis = lambda key, values: [checked(key, v) for v in (values if isinstance(values, list) else [values])]
+    def axis(key, values):
+        with _located(path, text, key):
+            if values == []: raise ValueError(f'{key}: got [], accepted: at least one value')
+        return [checked(key, v) for v in (values if isinstance(values, list) else [values])]
     fixed = {k: checked(k, v) for k, v in spec.get('fixed', {}).items()}
     shared = {k: axis(k, v) for k, v in spec.get('axes', {}).items()}
     over = {k: convert(v, accepted[check_choice(k, f'parameter of {notebook.stem}', accepted)]) for k, v in overrides.items()}

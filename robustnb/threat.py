@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NORMS', 'TINY', 'column', 'length', 'distance', 'steepest', 'Rows', 'Ball', 'check_images', 'check_model',
-           'image_gradient', 'ImageGradients', 'Oracle', 'image_keys', 'draw', 'random_start', 'Adversarial', 'batches',
-           'confirmed', 'on_correct']
+           'image_gradient', 'ImageGradients', 'misread', 'Oracle', 'image_keys', 'draw', 'random_start', 'Adversarial',
+           'batches', 'confirmed', 'on_correct']
 
 # %% ../nbs/10a_threat.ipynb #7fa6d458
 import hashlib, warnings
@@ -153,13 +153,20 @@ class ImageGradients(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         return (self._conv if func is torch.conv2d else func)(*args, **(kwargs or {}))
     def _conv(self, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-        pair = lambda v: (v, v) if isinstance(v, int) else tuple(v)
+        pair = lambda v: (v, v) if isinstance(v, int) else tuple(v)*(3 - len(v))
         if self.plain and weight.is_contiguous(memory_format=torch.channels_last): weight = weight.clone(memory_format=torch.contiguous_format)
         image = input.ndim == 4 and input.shape[1] <= 4 and input.requires_grad and input.dtype == torch.float32 and input.device.type == 'cpu'
         if not image or groups != 1 or isinstance(padding, str) or pair(dilation) != (1, 1): return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
         return _ImageConv.apply(input, weight, bias, pair(stride), pair(padding))
 
 # %% ../nbs/10a_threat.ipynb #7db5e8c7
+def misread(
+    z,  # logits (n, classes)
+    y,  # labels (n,)
+):
+    "Which answers are wrong, as (n,) bool: another class, or logits that are not finite."
+    return (z.argmax(1) != y) | ~z.isfinite().all(1)
+
 class Oracle:
     "A classifier as attacks see it: float32 logits and image gradients, counted in `.passes` (images); the model is never changed."
     def __init__(self,
@@ -205,7 +212,7 @@ class Oracle:
         self.blind.clear()
     def wrong(self, x, y, batch_size: int = 128):
         "Which images are not classified as `y`, as (n,) bool."
-        return torch.cat([self.logits(a).argmax(1).to(b.device) != b for a, b in zip(x.split(batch_size), y.split(batch_size))])
+        return torch.cat([misread(self.logits(a).to(b.device), b) for a, b in zip(x.split(batch_size), y.split(batch_size))])
 
 # %% ../nbs/10a_threat.ipynb #02922568
 def image_keys(
