@@ -50,7 +50,8 @@ def architecture(
     if not name.startswith('torchvision/'): return models.create(name, n_classes, in_channels, input_size, **options)
     import torchvision
     kind = check_choice(name.partition('/')[2], 'architecture torchvision/...', torchvision.models.list_models(module=torchvision.models))
-    return torchvision.models.get_model(kind, weights=None, num_classes=n_classes, **options)
+    try: return torchvision.models.get_model(kind, weights=None, num_classes=n_classes, **options)
+    except TypeError as e: raise ValueError(f'options: got {options!r}, accepted: those of torchvision\'s {kind} ({e})') from e
 
 def _strip(tensors):
     "State dict without what training wrappers put before its names; from our own checkpoints the model's part."

@@ -366,7 +366,7 @@ def sdp_taus(
     rate: float = .2,       # first step size on the log weights; falls to 0 along a half cosine
     seconds: float = math.inf,  # CPU seconds after which the best so far is returned
 ) -> tuple:
-    "Weights of the units found by gradient descent, and the rho they give by the recursion (not yet certified)."
+    "Weights of the units found by gradient descent, and the rho they give by the recursion (not yet certified); (None, inf) where it overflows."
     thetas = [torch.zeros(len(W)).double().requires_grad_() for W in weights[:-1]]
     sizes = [torch.zeros(()).double().requires_grad_() for _ in weights[:-1]]
     optimizer, best, best_taus = torch.optim.Adam(thetas + sizes, lr=rate), math.inf, None
@@ -397,6 +397,7 @@ def _sdp(net, input_shape, output, **options):
         if any(not W.any() for W in weights): return Interval(0., 0., 'exact').timed(watch)
         unit, factor = unit_weights(weights)
         taus, rho = sdp_taus(unit, **options)
+        if taus is None: return Interval().timed(watch)  # numbers beyond what float64 can square
         upper = certify_taus(unit, taus, rho)*factor*(1 + SAFETY*UNIT*len(weights)*max(max(W.shape) for W in weights))
     return Interval(0, upper).timed(watch)
 

@@ -302,3 +302,7 @@ def test_lipsdp_is_within_a_fifth_of_a_percent_of_an_interior_point_method(sizes
     ours, theirs = lip.lip_sdp(net).upper, interior_point([W.numpy() for W, _ in net])
     print(f'{sizes}: ours {ours:.6g}, interior point {theirs:.6g}, ratio {ours/theirs:.6f}')
     assert theirs*(1 - 1e-5) <= ours <= theirs*1.002
+
+def test_weights_that_overflow_leave_the_bound_open():
+    huge = [(1e160*torch.eye(2).double(), torch.zeros(2))]*2
+    assert lip.lip_sdp(huge).upper == math.inf and lip.lip_sdp(huge).lower == 0
