@@ -20,8 +20,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
-from .certify import _precise, certify, certify_batch, plain_layers
+from .certify import certify, certify_batch, plain_layers
 from .core import Stopwatch, atomic_path, check_choice, check_number, cores, keep_freed_memory, set_threads
+from .evaluate import is_right
 from .fab import deepfool, fab, fab_run
 from .pgd import TARGETS, apgd, apgd_run, climb, dlr_targeted, fgsm, gap, pgd
 from .results import accuracy_row, row
@@ -156,13 +157,13 @@ def autoattack(
     check_choice(norm, 'norm', NORMS), check_number(eps, 'eps', above=0), check_choice(version, 'version', ATTACKS)
     check_number(seed, 'seed', low=0, integer=True), check_number(batch_size, 'batch_size', low=1, integer=True), check_number(workers, 'workers', low=1, integer=True)
     net = Oracle(model, x, y)
-    if certify: plain_layers(model), _precise(model, x)
+    if certify: plain_layers(model)
     if version == 'standard' and x.ndim != 4: raise ValueError(f'x: got shape {tuple(x.shape)}, accepted: images (n, c, h, w)')
     ev = Evaluation(norm, eps, version, seed, net.classes, x.detach().clone().float(), *(torch.full((len(x),), -1) for _ in range(3)), certify=certify)
     if known is not None: _adopt(ev, known, x)
     options = dict(norm=norm, eps=eps, version=version, seed=seed, certify=certify)
     if workers > 1 and len(x) > 1: return _share(model, x, y, min(workers, len(x)), ev, state, progress, batch_size=batch_size, **options)
-    return _run(net, x, y, ev, _State(state, _fingerprint(model, x, y, **options) if state else {}), batch_size, _Bar(progress), certify)
+    return _run(net, x, y, ev, _State(state, _fingerprint(model, x, y, **options) if state else {}), batch_size, _Bar(progress))
 
 def _adopt(ev, known, x):
     "Take over what is fooled at a smaller radius."
@@ -172,7 +173,7 @@ def _adopt(ev, known, x):
                          f'accepted: {ev.version!r} on the same images, {ev.norm} eps at most {ev.eps:.4g}')
     ev.by[known.by > 0], ev.x_adv = known.by[known.by > 0], known.x_adv.clone()
 
-def _run(net, x, y, ev, state, batch_size, bar, certify):
+def _run(net, x, y, ev, state, batch_size, bar):
     "All stages on all images that still wait for them."
     @contextmanager
     def charged(attack):
@@ -191,7 +192,7 @@ def _run(net, x, y, ev, state, batch_size, bar, certify):
     bar.open(sum(todo[s] for s in ev.done[waiting()].tolist()))
     for s, (attack, run, price) in enumerate(plan, 1):
         bar.say(f'{attack} {run + 1}/{sum(a == attack for a, *_ in plan)}')
-        if certify and attack != 'apgd-ce':
+        if ev.certify and attack != 'apgd-ce':
             for rows in batches(waiting() & (ev.proof < 0), 50):
                 with charged('certify'): ev.proof[rows] = certify_batch(net.model, x[rows].to(net.device, net.dtype), y[rows].to(net.device), ev.norm, ev.eps).long().to(ev.proof.device)
                 state.save(ev, best)
@@ -239,16 +240,16 @@ def _begin(queue, threads):
 
 def _part(work):
     "In a new process: one part of the images."
-    model, x, y, ev, state, belongs, batch_size, certify = cloudpickle.loads(work)
-    return cloudpickle.dumps(_run(Oracle(model, x, y), x, y, ev, _State(state, belongs), batch_size, _Bar(False, _queue), certify))
+    model, x, y, ev, state, belongs, batch_size = cloudpickle.loads(work)
+    return cloudpickle.dumps(_run(Oracle(model, x, y), x, y, ev, _State(state, belongs), batch_size, _Bar(False, _queue)))
 
 def _share(model, x, y, workers, ev, state, progress, batch_size, **options):
     "Attack the images in several processes and put the parts together."
     context, parts = get_context('spawn'), [slice(i, None, workers) for i in range(workers)]
     def work(i, part):
-        mine = Evaluation(ev.norm, ev.eps, ev.version, ev.seed, ev.classes, ev.x_adv[part].clone(), ev.by[part].clone(), ev.done[part].clone(), ev.proof[part].clone())
+        mine = Evaluation(ev.norm, ev.eps, ev.version, ev.seed, ev.classes, ev.x_adv[part].clone(), ev.by[part].clone(), ev.done[part].clone(), ev.proof[part].clone(), certify=ev.certify)
         belongs = _fingerprint(model, x[part], y[part], **options) if state else {}
-        return cloudpickle.dumps((model, x[part].clone(), y[part].clone(), mine, state and f'{state}.{i + 1}of{workers}', belongs, batch_size, options['certify']))
+        return cloudpickle.dumps((model, x[part].clone(), y[part].clone(), mine, state and f'{state}.{i + 1}of{workers}', belongs, batch_size))
     queue, bar = context.Queue(), _Bar(progress)
     def listen():
         while (message := queue.get()): getattr(bar, message[0])(*message[1:])
@@ -269,13 +270,6 @@ def _share(model, x, y, workers, ev, state, progress, batch_size, **options):
     return ev
 
 # %% ../nbs/10f_attacks.ipynb #2dc2dd11
-def _beyond(model, x, y, topk):
-    "Whether the label is not among the `topk` largest logits at each image, or these are not finite."
-    net = Oracle(model, x, y)
-    check_number(topk, 'topk', low=1, high=net.classes, integer=True)
-    z = torch.cat([net.logits(part).to(y.device) for part in x.split(512)])
-    return (z.topk(topk, 1).indices != y[:, None]).all(1) | ~z.isfinite().all(1)
-
 def accuracy_rows(
     model,                      # module or callable in eval mode: images -> logits (n, classes), see `threat.check_model`
     x,                          # images (n, c, h, w), float in [0,1]
@@ -288,11 +282,12 @@ def accuracy_rows(
 ) -> list:
     """Robust accuracy at each radius, ascending, as rows for `results.save`: attack 'autoattack' or 'quick', '-nonstandard' appended for three classes or fewer.
     With certify=True each is followed by a row of metric 'certified_accuracy', attack 'crown'."""
-    rows, known = [], None
+    rows, known, net = [], None, Oracle(model, x, y)
+    check_number(topk, 'topk', low=1, high=net.classes, integer=True)
     for e in sorted(eps):
         known = autoattack(model, x, y, norm, e, version, known=known, **kw)
         attack = ('autoattack' if version == 'standard' else version) + ('' if known.classes > 3 else '-nonstandard')
-        right = known.robust if topk == 1 else ~_beyond(model, known.x_adv, y, topk)
+        right = known.robust if topk == 1 else torch.cat([is_right(net.logits(a).to(b.device), b, topk) for a, b in zip(known.x_adv.split(512), y.split(512))])
         rows.append(accuracy_row(right, norm=norm, eps=e, attack=attack))
         if kw.get('certify'): rows.append(row('certified_accuracy', known.certified_accuracy, len(x), norm=norm, eps=e, attack='crown'))
     return rows

@@ -23,7 +23,7 @@ from .core import Stopwatch, check_choice, check_number, generator, provenance, 
 from .core import device as pick_device
 from .data import to_float
 from .bands import band_accuracy
-from .evaluate import correct, gaussian_noise, logits, noise_correct
+from .evaluate import correct, gaussian_noise, is_right, logits, noise_correct
 from .lip_bounds import lip_product
 from .lip_lower import lip_lower
 from .report import figure, page, provenance_table, table_html
@@ -178,7 +178,7 @@ def audit(
     with Stopwatch() as watch:
         n_outputs = check_model(model, to_float(x[:32], device), y.to(device))
         z = logits(model, x, batch_size)
-        clean = (z.argmax(1) == y) & z.isfinite().all(1)
+        clean = is_right(z, y)
         rows, notes = [accuracy_row(clean)], suspicions(z.argmax(1), y, n_outputs, classes)
         rows += _noise_rows(model, x, y, clean, variances, bands, band_var, seed, batch_size)
         some = torch.randperm(len(x), generator=generator(seed, 'audit', 'attack'))[:n_attack]

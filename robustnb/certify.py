@@ -26,6 +26,8 @@ def plain_layers(
     known = behaves_as(model, *AFFINE, nn.ReLU, nn.Flatten)
     if known and isinstance(model, nn.Conv2d): known = model.groups == 1 and model.dilation == (1, 1) and model.padding_mode == 'zeros' and not isinstance(model.padding, str)
     if known and isinstance(model, (nn.BatchNorm1d, nn.BatchNorm2d)): known = model.running_var is not None
+    if known and any(t.is_floating_point() and t.dtype not in (torch.float32, torch.float64) for t in model.state_dict().values()):
+        raise ValueError(f'model: got {type(model).__name__} in half precision, accepted for proofs: float32 or float64')  # its rounding exceeds `SLACK`
     if known: return [model]
     raise ValueError(f'model: no bound for the layer {type(model).__name__ if list(model.children()) else model}, accepted: sequences of Conv2d, Linear, BatchNorm, ReLU, Flatten, Dropout and Identity')
 
@@ -164,12 +166,6 @@ class Crown:
 SLACK = 1e-4
 
 @torch.no_grad()
-def _precise(model, x):
-    "The floating type in which the model computes; a ValueError for one whose rounding exceeds `SLACK`."
-    dtype = next((p.dtype for p in model.parameters()), x.dtype)
-    if dtype not in (torch.float32, torch.float64): raise ValueError(f'model: got weights in {dtype}, accepted for proofs: float32 or float64')
-    return dtype
-
 def certify_batch(
     model,      # nn.Sequential of layers that can be bounded, in eval mode, see `plain_layers`
     x,          # images (n, ...) in [0,1]
@@ -193,6 +189,6 @@ def certify(
     A ValueError for a model or images that it cannot judge, see `check_model`, `check_images`, `plain_layers`."""
     check_choice(norm, 'norm', NORMS), check_number(eps, 'eps', above=0), check_number(batch_size, 'batch_size', low=1, integer=True)
     check_images(x, y), plain_layers(model)
-    x = x.to(_precise(model, x))
+    x = x.to(next(model.parameters(), x).dtype)
     check_model(model, x, y)
     return torch.cat([certify_batch(model, *part, norm, eps) for part in zip(x.split(batch_size), y.split(batch_size))])

@@ -325,7 +325,6 @@ def main(
 ) -> int:
     "Entry point of the command `robustnb`; returns the exit code: 0, 1 if a run failed, 2 for a wrong argument or file, 130 if interrupted (a wrong option exits, with 2)."
     args = make_parser().parse_args(argv)
-    if root := os.environ.get('ROBUSTNB_DATA'): os.environ['ROBUSTNB_DATA'] = str(Path(root).expanduser().absolute())  # runs have folders of their own
     try:
         code = args.run(args)
         sys.stdout.flush()

@@ -10,7 +10,7 @@ __all__ = ['DIGITS', 'BANDS', 'IMAGE_FILES', 'FASHION', 'CIFAR10', 'IMAGENETTE',
 # %% ../nbs/06_data.ipynb #e7a96e88
 import fcntl, gzip, inspect, math, os, pickle, zlib
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import partial
@@ -481,14 +481,12 @@ def _missing(name, root, why):
 
 @contextmanager
 def _held(root, alone=False):
-    "Hold the folder, `alone` to download into it, so that no process takes the half of another's download for the whole; on file systems that cannot, go on."
-    try: folder = os.open(root, os.O_RDONLY)
-    except OSError: folder = None
-    try:
-        with suppress(OSError, TypeError): fcntl.flock(folder, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+    "Hold the folder, `alone` to download into it, so that no process takes the half of another's download for the whole; where there is none, or the file system cannot, go on."
+    with ExitStack() as held:
+        with suppress(OSError):
+            held.callback(os.close, folder := os.open(root, os.O_RDONLY))
+            fcntl.flock(folder, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         yield
-    finally:
-        if folder is not None: os.close(folder)
 
 def _fetch(name, root):
     "Download a published set unless another process did so meanwhile; returns why it failed, or None."

@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 
 from .core import check_choice, check_number
-from .threat import NORMS, TINY, Adversarial, Ball, Oracle, Rows, draw, misread, on_correct
+from .threat import NORMS, TINY, Adversarial, Ball, Oracle, Rows, draw, on_correct
 
 # %% ../nbs/10d_square.ipynb #796740d2
 HALVINGS = 10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000
@@ -155,8 +155,10 @@ def margin(
     z,  # logits (n, classes)
     y,  # labels (n,)
 ):
-    "Logit of the label minus the largest other logit, as (n,)."
-    return z.gather(1, y[:, None]).squeeze(1) - z.scatter(1, y[:, None], -torch.inf).amax(1)
+    "Logit of the label minus the largest other logit, as (n,); `TINY` for a tie that the label wins as the first of equals, so that what is not above 0 is misclassified."
+    m = z.gather(1, y[:, None]).squeeze(1) - z.scatter(1, y[:, None], -torch.inf).amax(1)
+    if (tied := m == 0).any(): m[tied & (z.argmax(1) == y)] = TINY
+    return m
 
 def square_run(net, x, y, keys, run, norm, eps, queries=5000, seed=0, best=None):
     "Block number `run` of Square on correctly classified images (n, c, h, w), going on from the images `best`; also returns where it stands."
@@ -165,22 +167,20 @@ def square_run(net, x, y, keys, run, norm, eps, queries=5000, seed=0, best=None)
     at = moves.start(keys, seed) if best is None else best.flatten(1).clone()
     out, fooled, here = at.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device), torch.arange(len(x), device=x.device)
     s = Rows(at=at, y=y, moves=moves)
-    z = net.logits(at.view_as(x))
-    s.margin, s.fooled = margin(z, y), misread(z, y)  # a margin of 0 can be either: argmax takes the first of equals
+    s.margin = margin(net.logits(at.view_as(x)), y)
     for k in range(last - first + 1):
-        hit = s.fooled
+        hit = s.margin <= 0
         if hit.any() or k == last - first:
             out[here], fooled[here[hit]] = s.at, True
             if k == last - first or hit.all(): break
             here, s = here[~hit], s.keep(~hit)
         rows, images = s.moves.propose(k, s.at)
         if not len(rows): continue
-        z = net.logits(images.view(-1, *x.shape[1:]))
-        m, wrong = margin(z, s.y[rows]), misread(z, s.y[rows])
-        better = wrong | (m < s.margin[rows])
+        m = margin(net.logits(images.view(-1, *x.shape[1:])), s.y[rows])
+        better = m < s.margin[rows]
         if better.any():
             rows, images = rows[better], images[better]
-            s.at[rows], s.margin[rows], s.fooled[rows] = images, m[better], wrong[better]
+            s.at[rows], s.margin[rows] = images, m[better]
             s.moves.accept(k, rows, images)
     return Adversarial(out.view_as(x), fooled)
 

@@ -147,14 +147,14 @@ def read_sweep(
     path = Path(path)
     try: spec = tomllib.loads(text := path.read_text(encoding='utf-8'))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as e: raise ValueError(f'{path}: not valid TOML, {e}') from None
-    for key in spec:
-        with _located(path, text, key): check_choice(key, 'key', ['experiment', 'fixed', 'axes', 'grid'])
-    if 'experiment' not in spec: raise ValueError(f'{path}: lacks experiment = "NAME", the notebook to run')
-    table, named = (lambda v: isinstance(v, dict)), {'experiment': 'the name of a notebook', 'fixed': 'a table [fixed]', 'axes': 'a table [axes]', 'grid': 'tables [[grid]], at least one'}
-    fits = dict(experiment=lambda v: isinstance(v, str), fixed=table, axes=table, grid=lambda v: isinstance(v, list) and bool(v) and all(map(table, v)))
+    is_table = lambda v: isinstance(v, dict)
+    forms = dict(experiment=('the name of a notebook', lambda v: isinstance(v, str)), fixed=('a table [fixed]', is_table), axes=('a table [axes]', is_table),
+                 grid=('tables [[grid]], at least one', lambda v: isinstance(v, list) and v and all(map(is_table, v))))
     for key, value in spec.items():
         with _located(path, text, key):
-            if not fits[key](value): raise ValueError(f'{key}: got {value!r}, accepted: {named[key]}')
+            form, fits = forms[check_choice(key, 'key', forms)]
+            if not fits(value): raise ValueError(f'{key}: got {value!r}, accepted: {form}')
+    if 'experiment' not in spec: raise ValueError(f'{path}: lacks experiment = "NAME", the notebook to run')
     with _located(path, text, 'experiment'): notebook = find_experiment(spec['experiment'], path.parent)
     accepted = parameters(notebook)
     def checked(key, value):
@@ -205,6 +205,7 @@ def run_notebook(
 ):
     "Execute `work`/notebook.ipynb in place through papermill."
     import papermill
+    if root := os.environ.get('ROBUSTNB_DATA'): os.environ['ROBUSTNB_DATA'] = str(Path(root).expanduser().absolute())  # in this process, before it moves to `work`
     papermill.execute_notebook(work/'notebook.ipynb', work/'notebook.ipynb', {**parameters, 'out': str(work/'result.json')}, engine_name=engine,
                                cwd=work, kernel_name='python3', progress_bar=False, log_output=False)
 

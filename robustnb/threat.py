@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NORMS', 'TINY', 'column', 'length', 'distance', 'steepest', 'Rows', 'Ball', 'check_images', 'check_model',
-           'image_gradient', 'ImageGradients', 'misread', 'Oracle', 'image_keys', 'draw', 'random_start', 'Adversarial',
-           'batches', 'confirmed', 'on_correct']
+           'image_gradient', 'ImageGradients', 'Oracle', 'image_keys', 'draw', 'random_start', 'Adversarial', 'batches',
+           'confirmed', 'on_correct']
 
 # %% ../nbs/10a_threat.ipynb #7fa6d458
 import hashlib, warnings
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from .core import check_choice, check_number, generator
+from .evaluate import is_right
 
 # %% ../nbs/10a_threat.ipynb #aa8ec1be
 NORMS = 'linf', 'l2'
@@ -101,8 +102,7 @@ def check_model(
     modules = list(model.named_modules()) if isinstance(model, torch.nn.Module) else []
     if (late := [name or type(m).__name__ for name, m in modules if m.training]):
         raise ValueError(f'model: {late[0]} is in train mode, accepted: a model in eval mode (call model.eval())')
-    x = x[:32].clone()
-    given = x.clone()
+    given, x = x[:32], x[:32].clone()
     try:
         with torch.no_grad(): z = model(x)
     except RuntimeError as e: raise ValueError(f'x: the model cannot take images of {"x".join(map(str, x.shape[1:]))} ({str(e).splitlines()[0]}), accepted: the size and the channels that it was made for') from e
@@ -160,13 +160,6 @@ class ImageGradients(TorchFunctionMode):
         return _ImageConv.apply(input, weight, bias, pair(stride), pair(padding))
 
 # %% ../nbs/10a_threat.ipynb #7db5e8c7
-def misread(
-    z,  # logits (n, classes)
-    y,  # labels (n,)
-):
-    "Which answers are wrong, as (n,) bool: another class, or logits that are not finite."
-    return (z.argmax(1) != y) | ~z.isfinite().all(1)
-
 class Oracle:
     "A classifier as attacks see it: float32 logits and image gradients, counted in `.passes` (images); the model is never changed."
     def __init__(self,
@@ -212,7 +205,7 @@ class Oracle:
         self.blind.clear()
     def wrong(self, x, y, batch_size: int = 128):
         "Which images are not classified as `y`, as (n,) bool."
-        return torch.cat([misread(self.logits(a).to(b.device), b) for a, b in zip(x.split(batch_size), y.split(batch_size))])
+        return torch.cat([~is_right(self.logits(a).to(b.device), b) for a, b in zip(x.split(batch_size), y.split(batch_size))])
 
 # %% ../nbs/10a_threat.ipynb #02922568
 def image_keys(

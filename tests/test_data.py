@@ -1,5 +1,6 @@
 "Data sets on disk: every layout, the order of search, damaged files, downloads; all files are tiny and made on the spot."
-import gzip, os, pickle, struct, urllib.request
+import gzip, os, pickle, struct, threading, time, urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.error import URLError
@@ -281,6 +282,23 @@ def test_download_is_read_from_torchvisions_layout(tmp_path, monkeypatch):
     assert data.load('caltech101', root=root).classes == ('ant', 'bass')
     data.load('svhn', root=root)
     assert len(calls) == 2   # what is there is not downloaded again
+
+def test_two_that_find_nothing_download_once(tmp_path, monkeypatch):
+    calls, half = [], threading.Event()
+    def svhn(root, split, download):
+        if calls:   # the training images are there, the test images are not
+            half.set()
+            time.sleep(.3)
+        calls.append(split)
+        savemat(Path(root)/f'{split}_32x32.mat', dict(X=pixels(32, 32, 3, 10), y=np.arange(1, 11, dtype=np.uint8)[:, None]))
+    import torchvision
+    monkeypatch.setattr(torchvision, 'datasets', SimpleNamespace(SVHN=svhn))
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(data.load, 'svhn', root=tmp_path)
+        half.wait()
+        second = pool.submit(data.load, 'svhn', root=tmp_path)
+        assert len(first.result().x_test) == len(second.result().x_test) == 10
+    assert calls == ['train', 'test']
 
 
 # ---- Data

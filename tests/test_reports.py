@@ -3,7 +3,7 @@ import math
 
 import pytest, torch
 
-from robustnb import audit, foreign, models, report, results
+from robustnb import attacks, audit, foreign, models, report, results
 from robustnb.core import seed_all
 
 
@@ -54,6 +54,13 @@ def test_class_names_with_dollars(tmp_path): audit.save(audited(classes=('$', '$
 
 @pytest.mark.parametrize('channels', [1, 2, 3, 4])
 def test_pictures_of_any_number_of_channels(tmp_path, channels): audit.save(audited(channels, attack='none'), tmp_path)
+
+def test_a_model_in_half_precision_is_judged_but_nothing_is_proved():
+    seed_all(0)
+    net, x = models.MLP(n_classes=4, width=8).eval().bfloat16(), torch.rand(6, 1, 8, 8)
+    with pytest.raises(ValueError, match='half precision'): attacks.autoattack(net, x, torch.zeros(6, dtype=torch.long), certify=True, progress=False)
+    all_four, = attacks.accuracy_rows(net, x, torch.zeros(6, dtype=torch.long), 'linf', [.5], 'quick', topk=4, progress=False)
+    assert all_four['value'] == 1
 
 def test_radii_that_are_none_or_come_twice(tmp_path):
     for eps in {}, {'linf': ()}: assert not [r for r in audited(eps=eps).rows if r.get('norm')]

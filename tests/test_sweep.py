@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from robustnb.core import read_json
 from robustnb.sweep import Parameter, cluster, convert, dispatch, read_sweep
 
 SWEEP = 'experiment = "toy.ipynb"\n[[grid]]\nlr = [0.1, 0.2, 0.3]\nseed = [0, 1]\n'
@@ -114,6 +115,16 @@ def wait_for_the_others(job, folder, n):
 def test_a_long_run_holds_up_no_other(tmp_path):
     with cluster(2) as client:
         assert all(future.result() for _, future in dispatch(client, wait_for_the_others, [Job(str(i)) for i in range(12)], str(tmp_path), 12))
+
+
+def test_a_relative_data_folder_is_the_one_of_whoever_starts_the_sweep(tmp_path, experiment, robustnb, monkeypatch):
+    experiment('import os; value = float(os.path.isdir(os.environ["ROBUSTNB_DATA"]))')
+    (tmp_path/'mine').mkdir()
+    monkeypatch.setenv('ROBUSTNB_DATA', 'mine')
+    process = robustnb('run', 'toy.ipynb')
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert read_json(*results_of(tmp_path))['metrics'][0]['value'] == 1
 
 
 # --- sweep files with mistakes
