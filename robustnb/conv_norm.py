@@ -188,16 +188,15 @@ def _lanczos(apply, n, tol, delta, max_rounds=500):
 
 def _conv_norm_lanczos(weight, size, stride, padding, out, tol=5e-4, delta=1e-6):
     "Interval of the l2 norm: the lower end is proven (float64), the upper end fails with probability <= delta."
-    slim = weight.float()
     forward = lambda x, w: F.conv2d(x, w, stride=stride, padding=padding)
     back = lambda y, w: _adjoint(y, w, size, stride, padding)
     shape, there = (1, weight.shape[1], *size), (1, weight.shape[0], *out)
     small = math.prod(shape) <= math.prod(there)  # iterate on the smaller side
     (first, second), start = ((forward, back), shape) if small else ((back, forward), there)
-    scale = slim.abs().max().item()
+    scale = weight.abs().max().item()
     if _conv_norm_sums(weight, size, stride, padding, out, 1).upper == 0: return Interval(0., 0., 'exact')  # zero, or sees padding only
     if not math.isfinite(scale): return Interval()
-    slim = slim/scale
+    slim = (weight/scale).float()
     y, upper = _lanczos(lambda v: second(first(v.view(start), slim), slim).flatten(), math.prod(start), tol, delta)
     y = y.double().view(start)
     lower = (first(y, weight).norm()/y.norm()).item()*(1 - SAFETY*UNIT*(weight[0].numel() + len(weight)))

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from . import results
 from .core import check_choice, check_number, cores, digest, read_json, thread_env, write_json, write_text
-from .engine import run_isolated
+from .engine import check_limits, run_isolated
 
 # %% ../nbs/14b_sweep.ipynb #794abe15
 @dataclass(frozen=True)
@@ -359,6 +359,7 @@ def run_sweep(
 ) -> list:
     """Do the runs of `sweep` that are not done; returns the status of each run done now, see `execute_run`. Interrupted, it can be started again.
     A RuntimeError if another sweep holds `out` or the workers are lost."""
+    check_limits(timeout, memory)
     out, source, statuses = Path(out).resolve(), sweep.notebook.read_text(encoding='utf-8'), {}
     place = lambda run: out/run.experiment/run.id
     with locked(out):

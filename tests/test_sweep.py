@@ -69,6 +69,10 @@ def test_wrong_files_are_refused_before_anything_runs(tmp_path, experiment, robu
     _, err = process.communicate()
     assert process.returncode == 2 and "toy.toml:3: parameter of toy: got 'rate', accepted: 'lr', 'seed'" in err
     assert not (tmp_path/'runs').exists()
+    (tmp_path/'toy.toml').write_text(SWEEP)
+    process = robustnb('sweep', 'toy.toml', '--timeout', 0)
+    assert 'timeout: got 0.0, accepted: a finite number > 0' in process.communicate()[1] and process.returncode == 2
+    assert not (tmp_path/'runs').exists()
 
 
 def test_a_reader_that_leaves_early_is_no_error():
