@@ -333,9 +333,9 @@ def conv_norm_certified(
         circulant = conv_norm_circulant(*geometry[:4])
         known = Interval(known.lower, max(known.lower, circulant))
     affordable = seconds > 0 and _band_plan(geometry[0], geometry[1], geometry[2], geometry[4])[0] <= seconds*flops_per_second()/2
-    for slack in (2e-4, 1e-3) if affordable else ():
-        if slack == 1e-3: known = replace(known, lower=min(known.upper, max(known.lower, _conv_norm_lanczos(*geometry).lower)))  # perhaps the first stopped too early
-        guess = known.lower*(1 + slack)
+    for careful in (False, True) if affordable else ():
+        if careful: known = replace(known, lower=min(known.upper, max(known.lower, _conv_norm_lanczos(*geometry).lower)))  # the first may have stopped short
+        guess = known.lower*(1 + (1e-3 if careful else 2e-4))
         if guess >= known.upper: break
         if conv_norm_band(*geometry[:4], guess): return Interval(known.lower, guess)
     return known

@@ -9,6 +9,7 @@ __all__ = ['ALPHA_MAX', 'ETA', 'BETA', 'deepfool_batch', 'deepfool', 'hyperplane
 import torch
 
 from .core import check_choice, check_number
+from .evaluate import is_right
 from .pgd import TARGETS, gap, rank_targets
 from .threat import NORMS, TINY, Adversarial, Oracle, Rows, column, distance, length, on_correct, steepest
 
@@ -25,7 +26,7 @@ def deepfool_batch(net, x, y, norm, steps, overshoot, classes):
             closer = way < near
             near[closer], move[closer] = way[closer], (column(way, w)*steepest(w, norm))[closer]
         s.at = (s.at + (1 + overshoot*k)*move).clamp_(0, 1)
-        hit = net.logits(s.at).argmax(1) != s.y
+        hit = ~is_right(net.logits(s.at), s.y)
         x_adv[here[hit]], fooled[here[hit]] = s.at[hit], True
         if hit.all(): break
         here, s = here[~hit], s.keep(~hit)
@@ -98,7 +99,7 @@ def fab_run(net, x, y, keys, run, norm, eps, steps=100):
         alpha = (a/(a + b)).clamp_(max=ALPHA_MAX)[:, None]
         at = there.mul_(ETA).add_(at).lerp_(back.mul_(ETA).add_(clean), alpha).clamp_(0, 1)
         s.at = at.view_as(s.x)
-        wrong = net.logits(s.at).argmax(1) != s.y
+        wrong = ~is_right(net.logits(s.at), s.y)
         off = at - clean
         far = length(off, norm)
         nearer = wrong & (far < s.far)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from .core import check_choice, check_number
+from .evaluate import is_right
 from .threat import NORMS, TINY, Adversarial, Ball, Oracle, Rows, column, on_correct, random_start, steepest
 
 # %% ../nbs/10b_pgd.ipynb #e7d85b6f
@@ -99,7 +100,7 @@ def pgd_batch(net, x, y, norm, eps, loss, start, steps, step):
     here, s = torch.arange(len(x), device=x.device), Rows(y=y, at=start, ball=Ball(x, eps, norm))
     for k in range(steps + 1):
         z, _, grad = net.gradient(s.at, lambda z: loss(z, s.y))
-        hit = z.argmax(1) != s.y
+        hit = ~is_right(z, s.y)
         x_adv[here], fooled[here[hit]] = s.at, True
         if k == steps or hit.all(): break
         if hit.any(): here, grad, s = here[~hit], grad[~hit], s.keep(~hit)
@@ -165,7 +166,7 @@ def climb(
         else:
             z, grad = net.logits(s.at), s.grad
             s.best = torch.where(column(f(z) > s.best_value, x), s.at, s.best)
-        hit = z.argmax(1) != s.y
+        hit = ~is_right(z, s.y)
         if hit.any() or k == steps:
             x_adv[here[hit]], fooled[here[hit]] = s.at[hit], True
             if k == steps or hit.all(): break

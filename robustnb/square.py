@@ -13,6 +13,7 @@ from functools import lru_cache
 import torch
 
 from .core import check_choice, check_number
+from .evaluate import is_right
 from .threat import NORMS, TINY, Adversarial, Ball, Oracle, Rows, draw, on_correct
 
 # %% ../nbs/10d_square.ipynb #796740d2
@@ -155,10 +156,9 @@ def margin(
     z,  # logits (n, classes)
     y,  # labels (n,)
 ):
-    "Logit of the label minus the largest other logit, as (n,); `TINY` for a tie that the label wins as the first of equals, so that what is not above 0 is misclassified."
+    "Logit of the label minus the largest other logit, as (n,), above 0 exactly where the answer `is_right`: `TINY` for a tie that the label wins, 0 for logits that are not finite."
     m = z.gather(1, y[:, None]).squeeze(1) - z.scatter(1, y[:, None], -torch.inf).amax(1)
-    if (tied := m == 0).any(): m[tied & (z.argmax(1) == y)] = TINY
-    return m
+    return torch.where(is_right(z, y), m.clamp(min=TINY), m.clamp(max=0).nan_to_num())
 
 def square_run(net, x, y, keys, run, norm, eps, queries=5000, seed=0, best=None):
     "Block number `run` of Square on correctly classified images (n, c, h, w), going on from the images `best`; also returns where it stands."

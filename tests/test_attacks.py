@@ -250,3 +250,18 @@ def test_digits_survivors_are_those_of_pyautoattack(digits):
         counts, robust = official(net, x, y, norm, eps, 0)
         ev = attacks.autoattack(net, x, y, norm, eps, progress=False)
         assert all(abs(ev.survivors[a] - n) <= 1 for a, n in counts.items()) and (ev.robust != robust).sum() <= 1
+
+
+# ---- one rule for a right answer
+
+@pytest.mark.parametrize('norm, eps', [('linf', .1), ('l2', 1.)])
+def test_logits_that_are_not_finite_are_a_wrong_answer_to_every_attack(norm, eps):
+    def overflows(x):
+        "Class 0 everywhere, less surely the brighter the image is; and no finite logits for those that are too bright."
+        bright = x.flatten(1).mean(1)
+        z = torch.stack([1 - bright, *[torch.zeros_like(bright)]*3], 1)
+        return z.masked_fill((bright > .55)[:, None], torch.nan)
+    x, y = torch.full((3, 1, 8, 8), .5), torch.zeros(3, dtype=torch.long)
+    for attack in attacks.pgd, attacks.apgd, attacks.fab, attacks.square: assert attack(overflows, x, y, norm, eps).fooled.all(), attack
+    assert attacks.deepfool(overflows, x, y, norm).fooled.all()
+    assert not attacks.autoattack(overflows, x, y, norm, eps, 'quick', progress=False).robust.any()
