@@ -7,7 +7,7 @@ __all__ = ['ATTACKS', 'QUERIES', 'stages', 'Evaluation', 'autoattack', 'accuracy
            'accuracy_curve', 'fgsm', 'pgd', 'apgd', 'deepfool', 'fab', 'square', 'certify']
 
 # %% ../nbs/10f_attacks.ipynb #81251802
-import hashlib, json, math, threading, time
+import hashlib, json, math, threading, time, warnings
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -21,13 +21,13 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
 from .certify import certify, certify_batch, plain_layers
-from .core import Stopwatch, atomic_path, check_choice, check_number, cores, keep_freed_memory, set_threads
-from .evaluate import is_right
+from .core import Stopwatch, atomic_path, check_choice, check_number, cores, generator, keep_freed_memory, set_threads
+from .evaluate import is_right, plain_mode, plain_tensor
 from .fab import deepfool, fab, fab_run
 from .pgd import TARGETS, apgd, apgd_run, climb, dlr_targeted, fgsm, gap, pgd
 from .results import accuracy_row, row
 from .square import blocks, square, square_run
-from .threat import NORMS, Oracle, batches, column, confirmed, distance, image_keys, random_start
+from .threat import NORMS, Oracle, batches, column, confirmed, distance, image_keys, masked, random_start
 
 _all_ = ['fgsm', 'pgd', 'apgd', 'deepfool', 'fab', 'square', 'certify']
 
@@ -60,6 +60,7 @@ class Evaluation:
     passes: dict = field(default_factory=dict)  # {attack: {'forward': images, 'gradient': images}}
     cpu_s: dict = field(default_factory=dict)   # {attack: CPU seconds}
     certify: bool = False                       # whether proofs were asked for
+    vanished: dict = field(default_factory=dict)  # {loss: [starts where its gradient vanished, all starts]}
 
     @property
     def name(self) -> str:
@@ -87,6 +88,20 @@ class Evaluation:
         "Images still classified correctly before any attack and after each."
         last = {attack: s for s, (attack, *_) in enumerate(stages(self.version, self.classes), 1)}
         return {attack: int(((self.by < 0) | (self.by > s)).sum()) for attack, s in {'clean': 0, **last}.items()}
+    @property
+    def by_square(self) -> tuple:
+        "Images that Square fooled, and images that it was given: those that no gradient had led to."
+        last = max((s for s, (attack, *_) in enumerate(stages(self.version, self.classes), 1) if attack != 'square'))
+        return int((self.by > last).sum()), int(((self.by < 0) | (self.by > last)).sum())
+    @property
+    def doubts(self) -> tuple:
+        """Sentences: why the robust accuracy may be too high. Cross-entropy that saturates is none, since the targeted
+        losses do not; nor is a share of Square below 1% of the images."""
+        found = masked({loss: seen for loss, seen in self.vanished.items() if loss != 'ce'})
+        hits, given = self.by_square
+        if hits <= .01*len(self.by): return found
+        return *found, (f'square, which needs no gradient, fooled {hits:,} of {given:,} images that the gradients had not led to: '
+                        'gradients may be masked, and other attacks may find more')
     def __str__(self):
         "A small table."
         head = f'{self.name}, {self.norm} eps {self.eps:.4g}: {self.accuracy:.1%} of {len(self.by)} robust'
@@ -95,22 +110,35 @@ class Evaluation:
         for a in [*self.survivors, *(['certify'] if 'certify' in self.passes else [])]:
             p = self.passes.get(a, {})
             lines.append(f'{a:9}{self.survivors.get(a, ""):>10}{p.get("forward", 0):>10}{p.get("gradient", 0):>10}{self.cpu_s.get(a, 0):>8.2f}')
-        return '\n'.join([head, *lines])
+        return '\n'.join([head, *lines, *(f'in doubt: {doubt}' for doubt in self.doubts)])
 
 # %% ../nbs/10f_attacks.ipynb #c7d75cfb
 def _fingerprint(model, x, y, **settings):
-    "What an evaluation's state belongs to: a module's weights, or the answers of a callable."
+    "What an evaluation's state belongs to, as far as it can be compared to the last bit."
     weights = hashlib.blake2b(digest_size=8)
-    known = model.state_dict() if isinstance(model, torch.nn.Module) else {'': model(x[:32].float())}
+    known = model.state_dict() if isinstance(model, torch.nn.Module) else {}
     for name, v in known.items(): weights.update(name.encode() + v.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     images = hashlib.blake2b(' '.join([*image_keys(x), *map(str, y.tolist())]).encode(), digest_size=8)
     return dict(settings, images=images.hexdigest(), model=weights.hexdigest())
 
+def _answers(net, x):
+    "Logits at the first images and at as many random ones: what the model computes, whatever its weights are called."
+    some = x[:32].float()
+    drawn = torch.rand(some.shape, generator=generator(0, 'state'))
+    with torch.no_grad(): return torch.cat([net._ask(images).cpu() for images in (some, drawn)]).nan_to_num()
+
+def _same_function(a, b, dtype):
+    "Are two sets of answers equal up to what another number of threads may change?"
+    tolerance = min(.05, 1e3*torch.finfo(dtype).eps)
+    return a is not None and a.shape == b.shape and bool((a - b).abs().max() <= tolerance*b.abs().max())
+
+# %% ../nbs/10f_attacks.ipynb #3b3d8306
 class _State:
     "The file that an evaluation can go on from."
     every = 10.  # seconds between two writes, at least
-    def __init__(self, path, belongs):
+    def __init__(self, path, belongs, net, x):
         self.path, self.belongs, self.due = Path(path) if path else None, belongs, time.monotonic() + self.every
+        self.answers, self.dtype = _answers(net, x) if path else None, net.dtype
     def load(self, ev, best):
         "Fill the evaluation `ev` and Square's images `best` from the file, if there is one."
         if not (self.path and self.path.exists()): return
@@ -120,14 +148,18 @@ class _State:
         for name, ours in self.belongs.items():
             if meta['belongs'].get(name) != ours:
                 raise ValueError(f'{self.path}: belongs to another evaluation ({name} {meta["belongs"].get(name)!r}, here {ours!r}); delete it or use another path')
+        if not _same_function(t.get('answers'), self.answers, self.dtype):
+            raise ValueError(f'{self.path}: belongs to another evaluation (the model gives other logits for the same images); delete it or use another path')
         ev.by, ev.done, ev.proof, ev.passes, ev.cpu_s = t['by'], t['done'], t['proof'], meta['passes'], meta['cpu_s']
+        ev.vanished = meta['vanished']
         ev.x_adv[ev.by > 0], best[ev.by < 0] = t['fooled'], t['best']
     def save(self, ev, best, now=False):
         "Write the state if it is time to."
         if not self.path or time.monotonic() < self.due and not now: return
         start = time.monotonic()
-        tensors = dict(by=ev.by, done=ev.done, proof=ev.proof, fooled=ev.x_adv[ev.by > 0], best=best[ev.by < 0])
-        with atomic_path(self.path) as tmp: save_file({k: v.contiguous() for k, v in tensors.items()}, tmp, {'robustnb': json.dumps(dict(belongs=self.belongs, passes=ev.passes, cpu_s=ev.cpu_s))})
+        tensors = dict(by=ev.by, done=ev.done, proof=ev.proof, fooled=ev.x_adv[ev.by > 0], best=best[ev.by < 0], answers=self.answers)
+        meta = json.dumps(dict(belongs=self.belongs, passes=ev.passes, cpu_s=ev.cpu_s, vanished=ev.vanished))
+        with atomic_path(self.path) as tmp: save_file({k: v.contiguous() for k, v in tensors.items()}, tmp, {'robustnb': meta})
         self.due = time.monotonic() + max(self.every, 20*(time.monotonic() - start))
 
 # %% ../nbs/10f_attacks.ipynb #8bdce040
@@ -138,6 +170,7 @@ def _stage(net, attack, run, x, y, keys, ev, best):
     loss = 'ce' if attack == 'apgd-ce' else 'dlr-targeted' if ev.classes > 3 else 'gap-targeted'
     return apgd_run(net, x, y, keys, run, ev.norm, ev.eps, loss, seed=ev.seed)
 
+@plain_mode()
 def autoattack(
     model,                      # module or callable in eval mode: images -> logits (n, classes), see `threat.check_model`
     x,                          # images (n, c, h, w), float in [0,1]
@@ -157,13 +190,18 @@ def autoattack(
     check_choice(norm, 'norm', NORMS), check_number(eps, 'eps', above=0), check_choice(version, 'version', ATTACKS)
     check_number(seed, 'seed', low=0, integer=True), check_number(batch_size, 'batch_size', low=1, integer=True), check_number(workers, 'workers', low=1, integer=True)
     net = Oracle(model, x, y)
+    x, y = plain_tensor(x), plain_tensor(y)
     if certify: plain_layers(model)
     if version == 'standard' and x.ndim != 4: raise ValueError(f'x: got shape {tuple(x.shape)}, accepted: images (n, c, h, w)')
-    ev = Evaluation(norm, eps, version, seed, net.classes, x.detach().clone().float(), *(torch.full((len(x),), -1) for _ in range(3)), certify=certify)
+    ev = Evaluation(norm, eps, version, seed, net.classes, x.clone().float(), *(torch.full((len(x),), -1) for _ in range(3)), certify=certify)
     if known is not None: _adopt(ev, known, x)
     options = dict(norm=norm, eps=eps, version=version, seed=seed, certify=certify)
-    if workers > 1 and len(x) > 1: return _share(model, x, y, min(workers, len(x)), ev, state, progress, batch_size=batch_size, **options)
-    return _run(net, x, y, ev, _State(state, _fingerprint(model, x, y, **options) if state else {}), batch_size, _Bar(progress))
+    if workers > 1 and len(x) > 1: ev = _share(model, x, y, min(workers, len(x)), ev, state, progress, batch_size=batch_size, **options)
+    else:
+        belongs = _fingerprint(model, x, y, **options) if state else {}
+        ev = _run(net, x, y, ev, _State(state, belongs, net, x), batch_size, _Bar(progress))
+    for doubt in ev.doubts: warnings.warn(doubt, stacklevel=2)
+    return ev
 
 def _adopt(ev, known, x):
     "Take over what is fooled at a smaller radius."
@@ -184,6 +222,7 @@ def _run(net, x, y, ev, state, batch_size, bar):
         ev.cpu_s[attack] = ev.cpu_s.get(attack, 0) + watch.cpu
     plan, keys, best = stages(ev.version, ev.classes), image_keys(x), x.detach().clone().float()
     state.load(ev, best)
+    net.vanished = ev.vanished
     if (ev.done < 0).any():
         with charged('clean'): ev.by[net.wrong(x, y, batch_size)] = 0
         ev.done[:] = 0
@@ -207,8 +246,6 @@ def _run(net, x, y, ev, state, batch_size, bar):
             bar.advance(price*len(rows) + todo[s]*int(hit.sum()), int(hit.sum()))
     state.save(ev, best, now=True)
     bar.close()
-    del net.blind['ce']
-    net.warn()
     return ev
 
 # %% ../nbs/10f_attacks.ipynb #179e2740
@@ -241,7 +278,8 @@ def _begin(queue, threads):
 def _part(work):
     "In a new process: one part of the images."
     model, x, y, ev, state, belongs, batch_size = cloudpickle.loads(work)
-    return cloudpickle.dumps(_run(Oracle(model, x, y), x, y, ev, _State(state, belongs), batch_size, _Bar(False, _queue)))
+    net = Oracle(model, x, y)
+    return cloudpickle.dumps(_run(net, x, y, ev, _State(state, belongs, net, x), batch_size, _Bar(False, _queue)))
 
 def _share(model, x, y, workers, ev, state, progress, batch_size, **options):
     "Attack the images in several processes and put the parts together."
@@ -267,6 +305,7 @@ def _share(model, x, y, workers, ev, state, progress, batch_size, **options):
         for name in 'x_adv by done proof'.split(): getattr(ev, name)[part] = getattr(mine, name)
         for attack, spent in mine.passes.items(): ev.passes[attack] = dict(Counter(ev.passes.get(attack, {})) + Counter(spent))
         for attack, s in mine.cpu_s.items(): ev.cpu_s[attack] = ev.cpu_s.get(attack, 0) + s
+        for loss, seen in mine.vanished.items(): ev.vanished[loss] = [a + b for a, b in zip(ev.vanished.get(loss, [0, 0]), seen)]
     return ev
 
 # %% ../nbs/10f_attacks.ipynb #2dc2dd11
@@ -280,7 +319,8 @@ def accuracy_rows(
     topk: int = 1,              # count as right if the label is among the k largest logits at the adversarial image
     **kw,                       # seed, batch_size, progress, certify, workers, passed on to `autoattack`; not state
 ) -> list:
-    """Robust accuracy at each radius, ascending, as rows for `results.save`: attack 'autoattack' or 'quick', '-nonstandard' appended for three classes or fewer.
+    """Robust accuracy at each radius, ascending, as rows for `results.save`: attack 'autoattack' or 'quick', '-nonstandard' appended for three classes or fewer;
+    with the field `doubt` where the attack may have missed something.
     With certify=True each is followed by a row of metric 'certified_accuracy', attack 'crown'."""
     rows, known, net = [], None, Oracle(model, x, y)
     check_number(topk, 'topk', low=1, high=net.classes, integer=True)
@@ -288,7 +328,8 @@ def accuracy_rows(
         known = autoattack(model, x, y, norm, e, version, known=known, **kw)
         attack = ('autoattack' if version == 'standard' else version) + ('' if known.classes > 3 else '-nonstandard')
         right = known.robust if topk == 1 else torch.cat([is_right(net.logits(a).to(b.device), b, topk) for a, b in zip(known.x_adv.split(512), y.split(512))])
-        rows.append(accuracy_row(right, norm=norm, eps=e, attack=attack))
+        doubt = {'doubt': '; '.join(known.doubts)} if known.doubts else {}
+        rows.append(accuracy_row(right, norm=norm, eps=e, attack=attack, **doubt))
         if kw.get('certify'): rows.append(row('certified_accuracy', known.certified_accuracy, len(x), norm=norm, eps=e, attack='crown'))
     return rows
 
@@ -298,7 +339,9 @@ class Nearest:
     "Nearest misclassified images found, and how far they are."
     x_adv: torch.Tensor   # (n, ...)
     radius: torch.Tensor  # (n,) distance; 0 where the image itself is misclassified, inf where nothing was found
+    doubts: tuple = ()    # sentences: why the search may have missed something
 
+@plain_mode()
 def minimal_norm(
     model,                  # module or callable in eval mode: images -> logits (n, classes), see `threat.check_model`
     x,                      # images (n, ...), float in [0,1]
@@ -313,7 +356,9 @@ def minimal_norm(
     check_number(rounds, 'rounds', low=0, integer=True), check_number(steps, 'steps', low=1, integer=True)
     x = x.float() if torch.is_tensor(x) else x
     net = Oracle(model, x, y)
-    x_adv, fooled = fab(net, x, y, norm, batch_size=batch_size)
+    x, y = plain_tensor(x), plain_tensor(y)
+    first = fab(net, x, y, norm, batch_size=batch_size)
+    x_adv, fooled = first
     radius = distance(x_adv, x, norm).masked_fill(~fooled, torch.inf)
     low, keys = radius/2, image_keys(x)
     loss = dlr_targeted if net.classes > 3 else gap
@@ -326,7 +371,7 @@ def minimal_norm(
             hit = found.fooled.to(rows.device)
             x_adv[rows[hit]], radius[rows[hit]] = found.x_adv[found.fooled].to(x.device), distance(found.x_adv, clean, norm)[found.fooled].to(x.device)
             low[rows[~hit]] = middle[~found.fooled].to(low.device)
-    return Nearest(x_adv, radius)
+    return Nearest(x_adv, radius, first.doubts)
 
 def accuracy_curve(
     radius,  # (n,) from `minimal_norm`

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from .core import check_number, generator
 from .data import Data, to_float
 from .dct import dct_matrix
-from .evaluate import _device_of, correct, gaussian_noise
+from .evaluate import correct, gaussian_noise, takes
 from .results import bootstrap
 from .spectrum import band_masks, confine, keep
 
@@ -62,7 +62,7 @@ def band_accuracy(
     clean, right = torch.zeros(len(x), dtype=torch.bool), torch.zeros(repeats, n_bands, len(x), dtype=torch.bool)
     for start in range(0, len(x), batch_size):
         part = slice(start, min(start + batch_size, len(x)))
-        batch = to_float(x[part], _device_of(model))
+        batch = to_float(x[part], takes(model)[0])
         judge = lambda images: correct(model, images, y[part], topk, batch_size=batch_size)
         clean[part] = judge(batch)
         for r in range(repeats):
@@ -84,7 +84,7 @@ def sensitivity_map(
     """Loss of accuracy (a fraction) to each single DCT frequency, (ceil(H/step), ceil(W/step)) float64: a Fourier heat map (Yin et al. 2019) in the DCT.
     The frequency is added to every image with l2 norm `eps` and a random sign per image and channel, not clamped."""
     check_number(eps, 'eps', low=0), check_number(step, 'step', low=1, integer=True)
-    device = _device_of(model)
+    device = takes(model)[0]
     (n, c, h, w), images = x.shape, to_float(x, device)
     signs = torch.randint(2, (n, c, 1, 1), generator=generator(seed, 'signs')).to(device)*2. - 1
     Ch, Cw = dct_matrix(h, device=device)[::step], dct_matrix(w, device=device)[::step]

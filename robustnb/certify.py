@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .core import check_choice, check_number
+from .evaluate import plain_mode, plain_tensor, takes
 from .models import behaves_as
 from .threat import NORMS, TINY, check_images, check_model, image_gradient
 
@@ -177,6 +178,7 @@ def certify_batch(
     bounds = Crown(model, x, norm, eps)
     return bounds.margins(y) > SLACK*torch.maximum(*bounds.out).abs().amax(1).clamp_min(1)
 
+@plain_mode()
 def certify(
     model,                 # nn.Sequential of layers that can be bounded, in eval mode
     x,                     # images (n, ...), float in [0,1]
@@ -189,6 +191,6 @@ def certify(
     A ValueError for a model or images that it cannot judge, see `check_model`, `check_images`, `plain_layers`."""
     check_choice(norm, 'norm', NORMS), check_number(eps, 'eps', above=0), check_number(batch_size, 'batch_size', low=1, integer=True)
     check_images(x, y), plain_layers(model)
-    x = x.to(next(model.parameters(), x).dtype)
+    x, y = plain_tensor(x).to(*takes(model, x)), plain_tensor(y)
     check_model(model, x, y)
     return torch.cat([certify_batch(model, *part, norm, eps) for part in zip(x.split(batch_size), y.split(batch_size))])

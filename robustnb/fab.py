@@ -22,6 +22,7 @@ def deepfool_batch(net, x, y, norm, steps, overshoot, classes):
         near, move = torch.full((len(s.at),), torch.inf, device=x.device), torch.zeros_like(s.at)
         for target in s.ranks.unbind(1):
             z, f, w = net.gradient(s.at, lambda z: gap(z, s.y, target))
+            if k == 1: net.notice(w, 'gap')
             way = (f.abs() + 1e-4*z.abs().amax(1))/(length(w, 'l2') if norm == 'l2' else w.flatten(1).abs().sum(1)).clamp_min(TINY)
             closer = way < near
             near[closer], move[closer] = way[closer], (column(way, w)*steepest(w, norm))[closer]

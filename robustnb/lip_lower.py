@@ -12,6 +12,7 @@ import numpy as np, torch
 from torch import nn
 
 from .core import Stopwatch, check_number, generator
+from .evaluate import plain_mode, plain_tensor, takes
 from .conv_norm import UNIT, Interval, check_ord
 from .lip_bounds import in_flux, relu_chain, selector
 
@@ -36,8 +37,8 @@ def jacobians(
     "Jacobians at `x`: (N, rows, features), one row per selected output."
     found = []
     for part in x.split(batch):
-        part = part.detach().requires_grad_()
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+            part = plain_tensor(part).requires_grad_()
             y = model(part)
             rows = selector(output, y.shape[1])
             if rows is not None: y = y@rows.to(y).T
@@ -95,6 +96,7 @@ def quotient(
     return ratio.max().item(), ends[ratio.argmax()]
 
 # %% ../nbs/11c_lip_lower.ipynb #b98e3256
+@plain_mode()
 def lip_lower(
     model,               # nn.Module N,... -> N,outputs in eval mode, or [(W, b), ...]
     x,                   # points to start from (N, ...)
@@ -115,7 +117,6 @@ def lip_lower(
     check_number(rounds, 'rounds', low=0, integer=True)
     if not isinstance(model, nn.Module): model = chain_module(model)
     if (late := [name or type(m).__name__ for name, m in model.named_modules() if in_flux(m)]): raise ValueError(f'model: {late[0]} is in train mode or without running statistics, accepted: a model in eval mode (call model.eval())')
-    like = next(model.parameters())
     def inside(points):
         if ball is not None: points = _into_ball(points, *ball)
         return points if box is None else points.clamp(*[torch.as_tensor(b).to(points) for b in box])
@@ -123,7 +124,7 @@ def lip_lower(
         points = inside(points)
         return points, jacobian_norms(jacobians(model, points, output, batch), ord).nan_to_num(-1.)
     with Stopwatch() as watch:
-        points, norms = look(x.detach().to(like))
+        points, norms = look(plain_tensor(x).to(*takes(model, x)))
         spread = _spread(points, box, ball)
         best = norms.topk(min(keep, len(norms)))
         points, norms, draw = points[best.indices], best.values, generator(seed, 'lip_lower')

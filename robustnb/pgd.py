@@ -100,6 +100,7 @@ def pgd_batch(net, x, y, norm, eps, loss, start, steps, step):
     here, s = torch.arange(len(x), device=x.device), Rows(y=y, at=start, ball=Ball(x, eps, norm))
     for k in range(steps + 1):
         z, _, grad = net.gradient(s.at, lambda z: loss(z, s.y))
+        if k == 0: net.notice(grad, loss.__name__)
         hit = ~is_right(z, s.y)
         x_adv[here], fooled[here[hit]] = s.at, True
         if k == steps or hit.all(): break
