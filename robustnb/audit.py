@@ -7,7 +7,7 @@ __all__ = ['EPS', 'SURE', 'accuracy_row', 'loss_row', 'relabelling', 'suspicions
            'measures', 'audit_page', 'save']
 
 # %% ../nbs/13c_audit.ipynb #024a6487
-import html, json, math
+import copy, html, json, math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from scipy.optimize import linear_sum_assignment
+from scipy.stats import binom
 
 from . import plots, results
 from .attacks import autoattack
@@ -23,10 +25,10 @@ from .core import Stopwatch, check_choice, check_number, generator, provenance, 
 from .core import device as pick_device
 from .data import to_float
 from .bands import band_accuracy
-from .evaluate import correct, gaussian_noise, is_right, logits, noise_correct
+from .evaluate import correct, eval_mode, gaussian_noise, is_right, logits, noise_correct, plain_mode, plain_tensor, takes
 from .lip_bounds import lip_product
 from .lip_lower import lip_lower
-from .report import figure, page, provenance_table, table_html
+from .report import figure, markdown_text, page, provenance_table, table_html, table_markdown
 from .threat import check_model
 
 # %% ../nbs/13c_audit.ipynb #382bbec7
@@ -56,7 +58,6 @@ def relabelling(
     n_outputs: int, # outputs of the model
 ) -> tuple:
     "(accuracy after the best one-to-one relabelling, {label: output})."
-    from scipy.optimize import linear_sum_assignment
     counts = torch.zeros(n_outputs, n_outputs).index_put_((y, predicted), torch.ones(len(y)), accumulate=True)
     rows, columns = linear_sum_assignment(-counts.numpy())
     return counts[rows, columns].sum().item()/len(y), {int(r): int(c) for r, c in zip(rows, columns) if counts[r].sum() > 0}
@@ -69,15 +70,27 @@ def suspicions(
 ) -> list:
     "Sentences about labels and images that do not seem to fit the model."
     name = lambda i: classes[i] if i < len(classes) else str(i)
-    right, found = (predicted == y).float().mean().item(), []
+    right, present = (predicted == y).float().mean().item(), y.unique().numel()
+    if present == 1: return []
+    if exchanged := _exchange(predicted, y, n_outputs, name): return [exchanged]
+    if binom.cdf(int((predicted == y).sum()), len(y), 1/n_outputs) < .025:
+        return [f'The model is right on {right:.1%} of the images, less often than guessing (1 in {n_outputs:,}). Labels, normalisation '
+                '(mean and std) or size probably differ from its training; the other figures then mean nothing.']
+    if predicted.unique().numel() == 1:
+        return [f'The model gives every image the class {name(int(predicted[0]))}. Normalisation or size may differ from its training.']
+    return []
+
+def _exchange(predicted, y, n_outputs, name):
+    "The sentence that proposes another order of the labels; '' where nothing speaks for one."
+    n, present = len(y), y.unique().numel()
+    if 2*present <= n_outputs or n < 3*present: return ''
+    right = (predicted == y).float().mean().item()
     best, mapping = relabelling(predicted, y, n_outputs)
-    if best > max(.5, right + .2, 2*right):
-        whole = json.dumps({name(a): b for a, b in sorted(mapping.items())})
-        found.append(f'With its labels exchanged the model would be right on {best:.0%} of the images instead of {right:.0%}. The classes may be in another order: put {whole} into a file and name it by --label-map.')
-    elif right < results.wilson(1/len(y.unique()), len(y))[0]:
-        found.append(f'The model is right on {right:.0%} of the images, less often than guessing. Labels, normalisation (mean and std) or size probably differ from its training; the other figures then mean nothing.')
-    elif predicted.unique().numel() == 1 and y.unique().numel() > 1: found.append(f'The model gives every image the class {name(int(predicted[0]))}. Normalisation or size may differ from its training.')
-    return found
+    clearly_better = results.wilson(best, n)[0] > results.wilson(right, n)[1]
+    if best <= max(.5, right + .2) or not clearly_better: return ''
+    whole = json.dumps({name(a): b for a, b in sorted(mapping.items())}, ensure_ascii=False)
+    return (f'With its labels exchanged the model would be right on {best:.0%} of the images instead of {right:.0%}. The classes may be '
+            f'in another order: put {whole} into a file and name it by --label-map.')
 
 # %% ../nbs/13c_audit.ipynb #3cb8d529
 EPS = dict(linf=(1/255, 2/255, 4/255, 8/255), l2=(.1, .3, .5, 1.))
@@ -88,7 +101,7 @@ class Audit:
     name: str      # of the model
     rows: list     # see `results.row`, with `lower` and `upper`
     config: dict   # what was asked
-    notes: list    # what could not be done, and what is suspicious
+    notes: list    # sentences: what could not be done, what is suspicious, and what makes a number doubtful
     made: dict     # provenance and cost
     pictures: dict = field(default_factory=dict)  # clean, noisy and attacked images with their predicted classes
 
@@ -105,9 +118,14 @@ def _check(images, labels, variances, bands, attack, eps, n_attack):
     for what, given in dict(images=images, labels=labels).items():
         if not isinstance(given, torch.Tensor): raise ValueError(f'{what}: got {type(given).__name__}, accepted: a tensor (torch.from_numpy)')
     if not len(images): raise ValueError('images: got none, accepted: at least one (does the label map leave any class?)')
-    if labels.is_floating_point(): raise ValueError(f'labels: got {labels.dtype}, accepted: whole numbers')
     if images.ndim != 4: raise ValueError(f'images: got shape {tuple(images.shape)}, accepted: (N,C,H,W)')
-    if images.is_floating_point() and not (0 <= images.min() and images.max() <= 1): raise ValueError(f'images: got floats from {images.min():.3g} to {images.max():.3g}, accepted: [0, 1], or uint8')
+    to_float(images[:1])  # refuses what is neither uint8 nor floating
+    if images.is_floating_point() and not (0 <= images.min() and images.max() <= 1):
+        raise ValueError(f'images: got floats from {images.min():.3g} to {images.max():.3g}, accepted: [0, 1], or uint8')
+    whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    if not whole: raise ValueError(f'labels: got {labels.dtype}, accepted: whole numbers')
+    if labels.shape != images.shape[:1]:
+        raise ValueError(f'labels: got shape {tuple(labels.shape)} for {len(images)} images, accepted: one label an image')
 
 def _noise_rows(model, x, y, clean, variances, bands, band_var, seed, batch_size):
     "Rows of accuracy, and of what is lost, under Gaussian noise and under noise in each band."
@@ -124,24 +142,27 @@ def _pictures(x, show, var, seed):
     return dict(clean=to_float(x[show]), noise=(to_float(x[show]) + noise).clamp(0, 1))
 
 def _attacked(model, x, y, attack, eps, prove, seed, batch_size, progress):
-    "Rows of robust and proved accuracy for every norm and radius, and the last evaluation."
-    rows, last = [], None
+    "Rows of robust and proved accuracy for every norm and radius, notes, and the last evaluation."
+    rows, notes, last = [], [], None
     for norm, radii in eps.items():
-        known = None
+        known, doubted = None, ()
         for e in sorted(radii):
             known = last = autoattack(model, x, y, norm, e, attack, seed, batch_size, progress, certify=prove, known=known)
             called = ('autoattack' if attack == 'standard' else attack) + ('' if known.classes > 3 else '-nonstandard')
             if e == min(radii): rows.append(accuracy_row(known.by != 0, norm=norm, eps=0., attack=called))  # the same images, not attacked
-            rows.append(accuracy_row(known.robust, norm=norm, eps=e, attack=called))
+            doubt = {'doubt': '; '.join(known.doubts)} if known.doubts else {}
+            rows.append(accuracy_row(known.robust, norm=norm, eps=e, attack=called, **doubt))
             if prove: rows.append({**accuracy_row(known.certified, norm=norm, eps=e, attack='proof'), 'metric': 'certified_accuracy'})
-    return rows, last
+            if known.doubts: doubted = [f'Attack, {norm}, radius {plots.fraction(e, norm)}: {d}.' for d in known.doubts]
+        notes += doubted
+    return rows, notes, last
 
 def _lipschitz(model, x, right, margin, seed, seconds):
     "Rows of the l2 Lipschitz constant of the logits and of proved radii, and notes."
     rows, notes = [], []
     row = lambda metric, value, n=1, **kw: results.row(metric, value, n, '', norm='l2', **kw)
     try: rows.append(row('lipschitz_lower', lip_lower(model, x[:64], box=(0., 1.), rounds=20, seed=seed, seconds=seconds).lower))
-    except (ValueError, RuntimeError, StopIteration) as e: notes.append(f'No lower bound of the Lipschitz constant: {e or type(e).__name__}.')
+    except (ValueError, RuntimeError) as e: notes.append(f'No lower bound of the Lipschitz constant: {e or type(e).__name__}.')
     try: upper = lip_product(model, tuple(x.shape[1:]), seconds=seconds)
     except ValueError as e: return rows, [*notes, f'No upper bound of the Lipschitz constant, so nothing is proved by it: {e}.']
     rows.append(row('lipschitz_upper', upper.upper))
@@ -149,6 +170,7 @@ def _lipschitz(model, x, right, margin, seed, seconds):
     return [*rows, row('certified_radius', radius.median().item(), len(radius))], notes
 
 # %% ../nbs/13c_audit.ipynb #875dddc9
+@plain_mode()
 def audit(
     model,                 # torch module, images (N,C,H,W) in [0,1] -> logits (N,K); see `foreign.prepared` for normalisation
     images,                # (N,C,H,W), uint8 or float in [0,1]
@@ -167,19 +189,22 @@ def audit(
     device: str = 'auto',  # see `core.device`
     source: str = '',      # where the images came from, for the page
     progress: bool = True, # show bars
+    notes=(),              # what is doubtful about images and model already, see `foreign.Images`
 ) -> Audit:
-    "Measure one model's accuracy and robustness; a ValueError names what it cannot judge (softmax outputs, random models, labels that it has no output for)."
+    """Measure one model's accuracy and robustness; the model comes back as it was given. A ValueError names what cannot be judged:
+    softmax outputs, random models, labels that it has no output for."""
     eps, device = EPS if eps is None else eps, pick_device(device)
     _check(images, labels, variances, bands, attack, eps, n_attack)
     eps = {norm: sorted(set(radii)) for norm, radii in eps.items() if len(radii)}
     if not eps: attack = 'none'
-    model, x, y = model.to(device).eval(), images, labels.long().cpu()
+    if takes(model)[0] != device: model = copy.deepcopy(model).to(device)
+    x, y = plain_tensor(images), plain_tensor(labels).long().cpu()
     if band_var is None: band_var = .1 if x.shape[1] == 1 else .01
-    with Stopwatch() as watch:
-        n_outputs = check_model(model, to_float(x[:32], device), y.to(device))
+    with Stopwatch() as watch, eval_mode(model):
+        n_outputs = check_model(model, to_float(x[:32]).to(*takes(model)), y)
         z = logits(model, x, batch_size)
         clean = is_right(z, y)
-        rows, notes = [accuracy_row(clean)], suspicions(z.argmax(1), y, n_outputs, classes)
+        rows, notes = [accuracy_row(clean)], [*notes, *suspicions(z.argmax(1), y, n_outputs, classes)]
         rows += _noise_rows(model, x, y, clean, variances, bands, band_var, seed, batch_size)
         some = torch.randperm(len(x), generator=generator(seed, 'audit', 'attack'))[:n_attack]
         show = some[clean[some]][:6]
@@ -189,14 +214,14 @@ def audit(
             except ValueError as e:
                 prove = False
                 notes.append(f'At the radii of the attacks no image is proved robust: {str(e).removeprefix("model: ")}.')
-            found, last = _attacked(model, to_float(x[some]), y[some], attack, eps, prove, seed, batch_size, progress)
-            rows += found
+            found, said, last = _attacked(model, to_float(x[some]), y[some], attack, eps, prove, seed, batch_size, progress)
+            rows, notes = rows + found, notes + said
             if pictures: pictures['attack'] = last.x_adv[clean[some].nonzero()[:6, 0]].cpu()
         if lipschitz:
             top = z.topk(2, 1).values
             found, said = _lipschitz(model, to_float(x[some], device), clean, top[:, 0] - top[:, 1], seed, lipschitz)
             rows, notes = rows + found, notes + said
-    for kind in list(pictures): pictures[kind] = pictures[kind], logits(model, pictures[kind]).argmax(1)
+        for kind in list(pictures): pictures[kind] = pictures[kind], logits(model, pictures[kind]).argmax(1)
     config = dict(model=name, images=source, n=len(x), classes=n_outputs, shape=list(x.shape[1:]), variances=list(variances), bands=bands, band_var=band_var, attack=attack,
                   eps={k: list(v) for k, v in eps.items()} if attack != 'none' else {}, n_attack=len(some) if attack != 'none' else 0, names=list(classes))
     return Audit(name, rows, {**config, 'seed': seed}, notes, {**provenance(device), **watch.seconds(), 'experiment': 'audit'}, pictures)
@@ -272,8 +297,8 @@ def _pictures_figure(found):
         for ax, image, p in zip(line, images, predicted.tolist()):
             if len(image) not in (1, 3): image = image.mean(0, keepdim=True)
             ax.imshow(image.permute(1, 2, 0).numpy(), cmap='gray', vmin=0, vmax=1)
-            label = (names[p] if p < len(names) else str(p)).replace('$', r'\$')
-            ax.set_title(label if len(label) < 12 else label[:10] + '…', fontsize=7)
+            label = names[p] if p < len(names) and plots.drawable(names[p]) else str(p)
+            ax.set_title(plots.as_text(label if len(label) < 12 else label[:10] + '…'), fontsize=7)
     return fig
 
 def drawings(
@@ -285,7 +310,7 @@ def drawings(
     kinds = set(plots.accuracies(tidy).kind)
     if found.pictures:
         rows = dict(clean='as they are', noise=f'with Gaussian noise of variance {max(found.config["variances"], default=.01):g}', attack='attacked with the largest radius of the last norm')
-        made.append(figure(_pictures_figure(found), f'Images that the model gets right, by row: {"; ".join(rows[k] for k in found.pictures)}. Above each: the predicted class.'))
+        made.append(figure(_pictures_figure(found), f'Images that the model gets right, by row: {"; ".join(rows[k] for k in found.pictures)}. Above each: the predicted class, or its number where the font lacks its name.'))
     if 'noise' in kinds: made.append(figure(plots.strength_curves(accuracy, 'noise'), 'Accuracy against noise variance, 95% intervals.'))
     if 'band' in kinds: made.append(figure(_bands_figure(tidy), 'What noise in one band of frequencies costs, 95% bootstrap intervals.'))
     for norm in [k for k in ('linf', 'l2') if k in kinds]:
@@ -337,7 +362,11 @@ def save(
     folder = Path(folder)
     cost = {k: v for k, v in found.made.items() if k.endswith('_s')}
     made = {k: v for k, v in found.made.items() if k not in (*cost, 'experiment')}
-    write_json(folder/'audit.json', dict(schema=results.SCHEMA, experiment='audit', config={k: v for k, v in found.config.items() if k not in results.RESERVED}, provenance=made, cost=cost, metrics=found.rows))
-    words = [f'# Robustness of {found.name}\n', *(f'> {n}\n' for n in found.notes), *(f'- **{topic}.** {s}' for topic, s in sentences(found))]
-    write_text(folder/'audit.md', '\n'.join([*words, '', measures(found).to_markdown(index=False), '']))
+    config = {k: v for k, v in found.config.items() if k not in results.RESERVED}
+    write_json(folder/'audit.json', dict(schema=results.SCHEMA, experiment='audit', config=config, provenance=made, cost=cost,
+                                         metrics=found.rows, notes=found.notes))
+    head = f'# Robustness of {markdown_text(found.name)}\n'
+    warnings = [f'> {markdown_text(note)}\n' for note in found.notes]
+    words = [f'- **{topic}.** {markdown_text(sentence)}' for topic, sentence in sentences(found)]
+    write_text(folder/'audit.md', '\n'.join([head, *warnings, *words, '', table_markdown(measures(found)), '']))
     return write_text(folder/'audit.html', audit_page(found))

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'RESERVED', 'KEYS', 'PAPER', 'PAPER_SETTINGS', 'row', 'pack', 'unpack', 'accuracy_row', 'hits', 'save',
-           'load', 'find', 'table', 'failures', 'summary', 'settings', 'best_rates', 'at_best_rates', 'wilson',
-           'bootstrap', 'welch', 'compare', 'student', 'ratio', 'with_interval', 'verdict', 'paper', 'differences']
+           'load', 'doubts', 'find', 'table', 'failures', 'summary', 'settings', 'best_rates', 'at_best_rates',
+           'wilson', 'bootstrap', 'welch', 'compare', 'student', 'ratio', 'with_interval', 'verdict', 'paper',
+           'differences']
 
 # %% ../nbs/03_results.ipynb #47a86a00
 import base64, json, math, re, zlib
@@ -16,7 +17,7 @@ from .core import check_choice, check_number, derive_seed, provenance, read_json
 # %% ../nbs/03_results.ipynb #3855b31c
 SCHEMA = 1
 
-RESERVED = 'run experiment metric value n split norm eps noise var attack band hits'.split()  # columns of metric rows, no names for parameters
+RESERVED = 'run experiment metric value n split norm eps noise var attack band hits doubt'.split()  # columns of metric rows, no names for parameters
 
 def row(
     metric: str,           # what was measured, e.g. 'accuracy'
@@ -66,12 +67,15 @@ def save(
     config: dict,              # every parameter of the run
     metrics: list,             # rows made by `row`
     cost: dict | None = None,  # seconds, as `Stopwatch.seconds()` gives them
+    notes=(),                  # sentences: what makes all of the run's numbers doubtful, such as `Data.notes`
     **made,                    # device and precision, passed on to `provenance`
 ) -> dict:
     "Write one run's result atomically and return it; a config key named like a column of metric rows is refused, the table could not hold both."
     for key in config:
-        if key in RESERVED or any(key in r for r in metrics): raise ValueError(f'config: got the key {key!r}, which names a column of metric rows; call it otherwise')
+        if key in RESERVED or any(key in r for r in metrics):
+            raise ValueError(f'config: got the key {key!r}, which names a column of metric rows; call it otherwise')
     result = dict(schema=SCHEMA, experiment=experiment, config=config, provenance=provenance(**made), cost=cost or {}, metrics=list(metrics))
+    if notes: result['notes'] = list(notes)
     if path: write_json(path, result)
     return result
 
@@ -89,6 +93,18 @@ def load(
     for r in result['metrics']:
         if not {'metric', 'value', 'n'} <= set(r): raise ValueError(f'{path}: metric row {r} lacks metric, value or n')
     return result
+
+# %% ../nbs/03_results.ipynb #8444fb7f
+def doubts(
+    result: dict,  # from `load` or `save`
+) -> list:
+    "Sentences: what the run's numbers are in doubt for."
+    found = list(result.get('notes', ()))
+    for r in result['metrics']:
+        if not r.get('doubt'): continue
+        under = ' '.join(f'{r[k]:.4g}' if k == 'eps' else str(r[k]) for k in ('attack', 'norm', 'eps') if k in r)
+        found.append(f'{r["metric"]} under {under}: {r["doubt"]}' if under else f'{r["metric"]}: {r["doubt"]}')
+    return found
 
 # %% ../nbs/03_results.ipynb #ec44f760
 def find(
