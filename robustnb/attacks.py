@@ -200,7 +200,7 @@ def autoattack(
     else:
         belongs = _fingerprint(model, x, y, **options) if state else {}
         ev = _run(net, x, y, ev, _State(state, belongs, net, x), batch_size, _Bar(progress))
-    for doubt in ev.doubts: warnings.warn(doubt, stacklevel=2)
+    for doubt in ev.doubts: warnings.warn(doubt, stacklevel=3)
     return ev
 
 def _adopt(ev, known, x):

@@ -260,7 +260,7 @@ class Oracle:
         "What the gradients seen since the last call leave in doubt, as sentences; each is a warning, too."
         found = masked(self.vanished)
         self.vanished = {}
-        for doubt in found: warnings.warn(doubt, stacklevel=3)
+        for doubt in found: warnings.warn(doubt, stacklevel=5)  # the line that called the attack
         return found
     def wrong(self, x, y, batch_size: int = 128):
         "Which images are not classified as `y`, as (n,) bool."

@@ -265,3 +265,90 @@ def test_logits_that_are_not_finite_are_a_wrong_answer_to_every_attack(norm, eps
     for attack in attacks.pgd, attacks.apgd, attacks.fab, attacks.square: assert attack(overflows, x, y, norm, eps).fooled.all(), attack
     assert attacks.deepfool(overflows, x, y, norm).fooled.all()
     assert not attacks.autoattack(overflows, x, y, norm, eps, 'quick', progress=False).robust.any()
+
+
+# --- who asks, and how
+
+def every_attack(net, x, y):
+    "Results of all attacks, each with its doubts."
+    return {**{f.__name__: f(net, x, y, 'linf', .1) for f in (attacks.fgsm, attacks.pgd, attacks.apgd, attacks.deepfool, attacks.fab)},
+            'square': attacks.square(net, x, y, 'linf', .1, queries=50), 'minimal_norm': attacks.minimal_norm(net, x, y, 'linf', 1),
+            'autoattack': attacks.autoattack(net, x, y, 'linf', .1, 'quick', progress=False)}
+
+def test_inference_mode_and_images_with_a_gradient_change_nothing(digits):
+    net, x, y = digits
+    x, y = x[:8], y[:8]
+    usual = every_attack(net, x, y)
+    with torch.inference_mode(): inside = every_attack(net, x.clone(), y.clone())
+    wanting = every_attack(net, x.clone().requires_grad_(), y)
+    with torch.inference_mode(): made_inside = copy.deepcopy(net)
+    for others in inside, wanting, every_attack(made_inside, x, y):
+        for name, found in others.items():
+            assert torch.equal(found.x_adv, usual[name].x_adv), name
+            assert not found.x_adv.requires_grad
+
+class Rounds(nn.Module):
+    "Rounds images to five grey levels: no gradient anywhere."
+    def forward(self, x): return (4*x).round()/4
+
+class Saturates(nn.Module):
+    "Logits of -1 and 4 only, as a sigmoid on large numbers gives them."
+    def forward(self, z): return 5*(1e4*(z - z.amax(1, keepdim=True) + 1e-3)).sigmoid() - 1
+
+class Faint(nn.Module):
+    "Logits so small that their gradients cannot be followed."
+    def forward(self, z): return 1e-20*z
+
+@pytest.mark.filterwarnings('ignore:.*vanished')
+@pytest.mark.parametrize('mask', ['rounds', 'saturates', 'faint'])
+def test_every_attack_that_sees_no_gradient_says_so(digits, mask):
+    net, x, y = digits
+    masked = dict(rounds=nn.Sequential(Rounds(), net), saturates=nn.Sequential(net, Saturates()), faint=nn.Sequential(net, Faint()))[mask].eval()
+    right = masked(x).argmax(1) == y
+    assert right.sum() > 20
+    for name, found in every_attack(masked, x[right], y[right]).items():
+        seeing = ('square', 'autoattack') if mask == 'faint' else ('square',)  # dlr measures logits by their own scale
+        if name not in seeing: assert found.doubts and 'vanished' in found.doubts[0], name
+    for name, found in every_attack(net, x[right], y[right]).items(): assert found.doubts == (), name
+
+def test_a_doubt_is_a_field_of_the_row(digits):
+    net, x, y = digits
+    with pytest.warns(UserWarning, match='vanished'):
+        rows = attacks.accuracy_rows(nn.Sequential(Rounds(), net).eval(), x, y, 'linf', [.05, .1], 'quick', progress=False)
+    assert all('dlr_targeted' in r['doubt'] for r in rows)
+    assert not any('doubt' in r for r in attacks.accuracy_rows(net, x, y, 'linf', [.05], 'quick', progress=False))
+
+@pytest.mark.parametrize('other', ['gain', 'activation', 'callable'])
+def test_a_state_belongs_to_a_function_not_to_weights(digits, tmp_path, other):
+    net, x, y = digits
+    x, y = x[:8], y[:8]
+    path = tmp_path/'state'
+    class Scaled(nn.Module):
+        gain = 1.
+        def __init__(self):
+            super().__init__()
+            self.net = net
+        def forward(self, x): return self.net((x - .1)*self.gain)
+    model = Scaled().eval()
+    if other == 'callable': model = model.forward
+    attack = lambda model: attacks.autoattack(model, x, y, 'linf', .1, 'quick', state=path, progress=False)
+    first = attack(model)
+    assert torch.equal(attack(model).by, first.by)  # its own state it does accept
+    if other == 'gain': model.gain = .97
+    elif other == 'callable':
+        Scaled.gain = .97
+    else:
+        model = copy.deepcopy(model)
+        for parent in list(model.modules()):
+            for name, child in parent.named_children():
+                if isinstance(child, nn.ReLU): setattr(parent, name, nn.LeakyReLU(.1).eval())
+    with pytest.raises(ValueError, match='other logits'): attack(model)
+
+def test_a_failing_model_is_not_called_a_wrong_size(digits):
+    net, x, y = digits
+    with pytest.raises(ValueError, match='cannot take images of 1x4x8 .*such as 1x8x8'): attacks.fgsm(net, x[:, :, :4], y)
+    with pytest.raises(ValueError, match='cannot take images of 3x8x8 .*such as 1x8x8'): attacks.fgsm(net, x.expand(-1, 3, -1, -1), y)
+    for error in RuntimeError('size of the pipe'), TypeError('no'), IndexError('shape'), torch.OutOfMemoryError('too large'):
+        def fails(x): raise error
+        with pytest.raises(ValueError) as raised: attacks.fgsm(fails, x, y)
+        assert str(raised.value).startswith('model: failed on') and str(error) in str(raised.value)

@@ -1,9 +1,9 @@
 "Reports and audits of runs and models that are odd, but legal."
-import math
+import csv, math
 
 import pytest, torch
 
-from robustnb import attacks, audit, foreign, models, report, results
+from robustnb import attacks, audit, data, foreign, models, report, results, train
 from robustnb.core import seed_all
 
 
@@ -80,3 +80,62 @@ def test_a_program_with_batch_norm_of_features(tmp_path):
     again = foreign.load_model(tmp_path/'net.pt2', in_channels=1, input_size=8)
     torch.testing.assert_close(again(x), net(x))
     assert isinstance(again, torch.nn.Sequential)
+
+def test_the_audited_model_comes_back_as_it_was():
+    seed_all(0)
+    model, x = models.SmallCNN(width=4).train(), torch.rand(20, 1, 8, 8)
+    model[0].eval()
+    modes, place = [m.training for m in model.modules()], [p.device for p in model.parameters()]
+    audit.audit(model, x, torch.arange(20) % 10, attack='none', lipschitz=0, bands=0, variances=())
+    assert modes == [m.training for m in model.modules()] and place == [p.device for p in model.parameters()]
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+def test_audits_in_other_precisions(dtype):
+    seed_all(0)
+    model, x, y = models.SmallCNN(width=4).eval(), torch.rand(20, 1, 8, 8), torch.arange(20) % 10
+    options = dict(eps=dict(linf=(.01,)), n_attack=5, lipschitz=1, progress=False)
+    kept = audit.audit(model, x, y, **options)
+    found = audit.audit(model.to(dtype), x, y, **options)
+    assert [r['metric'] for r in found.rows][:5] == [r['metric'] for r in kept.rows][:5]
+    with torch.inference_mode(): inside = audit.audit(model, x.clone(), y.clone(), **options)
+    values = lambda a: [r['value'] for r in a.rows if 'accuracy' in r['metric']]
+    assert values(inside) == values(found)
+
+@pytest.mark.parametrize('kind', [torch.int16, torch.int32, torch.int64, torch.bool, torch.complex64])
+def test_images_of_other_kinds_are_refused_by_name(kind):
+    with pytest.raises(ValueError, match=str(kind).removeprefix('torch.')): audit.audit(models.SmallCNN(width=4), torch.zeros(4, 1, 8, 8).to(kind), torch.arange(4), progress=False)
+
+@pytest.mark.filterwarnings('ignore:.*vanished')
+def test_what_is_in_doubt_stands_in_every_file_of_an_audit(tmp_path):
+    class Rounds(torch.nn.Module):
+        def forward(self, x): return (4*x).round()/4
+    digits = data.load('digits').subset(400, 60)
+    net = train.fit(models.SmallCNN(width=4), digits, train.Config('adam', .005, 8, 64)).model
+    options = dict(eps=dict(linf=(.1,), l2=(.5,)), lipschitz=0, bands=0, variances=(), progress=False)
+    rounding = torch.nn.Sequential(Rounds(), net).eval()
+    page = audit.save(audit.audit(rounding, digits.x_test, digits.y_test, **options), tmp_path)
+    for text in page.read_text(), (tmp_path/'audit.md').read_text(), (tmp_path/'audit.json').read_text(): assert 'vanished' in text
+    saved = results.load(tmp_path/'audit.json')
+    assert all('vanished' in note for note in saved['notes'][-2:]) and any('vanished' in said for said in results.doubts(saved))
+    plain = audit.save(audit.audit(net, digits.x_test, digits.y_test, **options), tmp_path)
+    assert 'vanished' not in plain.read_text()
+
+def test_hostile_names_are_text_in_every_file(tmp_path):
+    classes = ('<script>alert(1)</script>', 'a|b', '[x](javascript:alert(1))', '_hidden', '猫', '=1+1', r'$\frac{', 'tab\there', 'no\nline', '--><b>')
+    found = audited(classes=classes, name='<img src=x onerror=alert(1)>', attack='none', notes=['class <b>x</b> | y'])
+    page = audit.save(found, tmp_path).read_text()
+    words = (tmp_path/'audit.md').read_text()
+    for text in page, words: assert not any(bad in text for bad in ('<script', '<img', '<b>'))
+    assert '](javascript' not in words
+
+def test_a_spreadsheet_finds_no_formula(tmp_path):
+    html([fake(o, lr, .9) for o in ('=cmd()', '@sum', '+1', '-x', 'a|<b>') for lr in (.1, .3)], tmp_path)
+    cells = [cell for line in csv.reader((tmp_path/'runs.csv').open()) for cell in line]
+    assert not [cell for cell in cells if cell[:1] in ('=', '@', '+', '-') and not is_number(cell)]
+    assert "'=cmd()" in cells and "'-x" in cells
+    assert '<b>' not in (tmp_path/'table.md').read_text()
+
+def is_number(text):
+    try: float(text)
+    except ValueError: return False
+    return True
