@@ -4,7 +4,7 @@
     python tools/notebooks.py check              fail if a notebook is stale, has errors, leaks a local path or is too large
     python tools/notebooks.py readme [--check]   write README.md from nbs/index.ipynb, or fail if it differs
 """
-import argparse, asyncio, base64, hashlib, os, posixpath, re, subprocess, sys
+import argparse, ast, asyncio, base64, hashlib, os, posixpath, re, subprocess, sys
 from pathlib import Path
 
 import nbformat
@@ -52,6 +52,13 @@ def execute(path):
     subprocess.run(['nbdev_clean', '--fname', str(path)], check=True, cwd=ROOT)
 
 
+def mixes_imports(cell):
+    "Does a cell import and do something else? nbdev runs every cell that imports when it makes the docs, so such a cell would run alone."
+    if cell.cell_type != 'code' or re.search(r'^#\|\s*export', cell.source, re.M): return False
+    body = ast.parse(cell.source).body
+    imports = [node for part in body for node in ast.walk(part) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    return bool(imports) and not all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in body)
+
 def problems(path):
     "What is wrong with one committed notebook, as sentences."
     nb, name = nbformat.read(path, 4), path.relative_to(ROOT)
@@ -60,6 +67,7 @@ def problems(path):
     for i, cell in enumerate(nb.cells):
         outputs = cell.get('outputs', [])
         if any(o.output_type == 'error' for o in outputs): yield f'{name}: cell {i} stored an error'
+        if mixes_imports(cell): yield f'{name}: cell {i} mixes imports with other code; give the imports a cell of their own'
         if found := LOCAL_PATH.search(cell.source + str(outputs)): yield f'{name}: cell {i} names a local path, {found[0]}'
 
 
