@@ -12,13 +12,13 @@ cfg = parser['DEFAULT']
 
 
 class WithExperiments(build_py):
-    "Copies the experiment notebooks and sweep files into the package that is built, so that an installed one can run them."
+    "Copies experiments, sweep files and results into the package that is built, so that an installed one can run and show them."
     def run(self):
         super().run()
         if self.editable_mode: return
-        for folder, kind in ('nbs/experiments', '*.ipynb'), ('sweeps', '*.toml'):
+        for folder, kind in ('nbs/experiments', '*.ipynb'), ('sweeps', '*.toml'), ('results', '*/*.json'):
             for path in (root/folder).glob(kind):
-                target = Path(self.build_lib)/cfg['lib_name']/Path(folder).name/path.name
+                target = Path(self.build_lib)/cfg['lib_name']/Path(folder).name/path.relative_to(root/folder)
                 self.mkpath(str(target.parent))
                 self.copy_file(str(path), str(target))
 

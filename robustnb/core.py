@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LIBRARIES', 'check_choice', 'check_number', 'digest', 'derive_seed', 'generator', 'seed_all', 'device', 'cores',
            'thread_env', 'keep_freed_memory', 'set_threads', 'atomic_path', 'write_text', 'write_json', 'read_json',
-           'provenance', 'Stopwatch']
+           'shipped', 'provenance', 'Stopwatch']
 
 # %% ../nbs/00_core.ipynb #97f27ce3
 import ctypes, hashlib, json, math, os, platform, random, subprocess, sys, tempfile, time
@@ -185,6 +185,17 @@ def read_json(
     decode = lambda d: float(d['$float']) if set(d) == {'$float'} else d
     try: return json.loads(Path(path).read_text(encoding='utf-8'), object_hook=decode)
     except (json.JSONDecodeError, UnicodeDecodeError) as e: raise ValueError(f'{path}: not a complete JSON file ({e}); delete it to have it made again') from e
+
+# %% ../nbs/00_core.ipynb #5948dcde
+_PLACES = dict(experiments='nbs/experiments', sweeps='sweeps', results='results')
+
+def shipped(
+    kind: str,  # 'experiments', 'sweeps' or 'results'
+) -> Path:
+    "Folder of this book's experiments, sweep files or results: the checkout's, or the copy in an installed package."
+    package = Path(robustnb.__file__).resolve().parent
+    checkout = package.parent/_PLACES[check_choice(kind, 'kind', _PLACES)]
+    return checkout if (package.parent/'settings.ini').is_file() else package/kind
 
 # %% ../nbs/00_core.ipynb #93f9c5f1
 LIBRARIES = 'robustnb torch torchvision numpy scipy'.split()

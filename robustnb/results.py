@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'RESERVED', 'KEYS', 'PAPER', 'PAPER_SETTINGS', 'row', 'pack', 'unpack', 'accuracy_row', 'hits', 'save',
-           'load', 'doubts', 'find', 'table', 'failures', 'summary', 'settings', 'best_rates', 'at_best_rates',
-           'wilson', 'bootstrap', 'welch', 'compare', 'student', 'ratio', 'with_interval', 'verdict', 'paper',
-           'differences']
+           'load', 'doubts', 'find', 'table', 'published', 'failures', 'summary', 'settings', 'best_rates',
+           'at_best_rates', 'wilson', 'bootstrap', 'welch', 'compare', 'student', 'ratio', 'with_interval', 'verdict',
+           'paper', 'differences']
 
 # %% ../nbs/03_results.ipynb #47a86a00
-import base64, json, math, re, zlib
+import base64, itertools, json, math, re, zlib
 from pathlib import Path
 
-from .core import check_choice, check_number, derive_seed, provenance, read_json, write_json
+from .core import check_choice, check_number, derive_seed, provenance, read_json, shipped, write_json
 
 # %% ../nbs/03_results.ipynb #3855b31c
 SCHEMA = 1
@@ -130,6 +130,18 @@ def table(
         config = {k: json.dumps(v, sort_keys=True) if isinstance(v, dict) else v for k, v in result['config'].items()}
         lines += [dict(run=run, experiment=result['experiment'], **config, **cost, **r) for r in result['metrics']]
     return pd.DataFrame(lines)
+
+# %% ../nbs/03_results.ipynb #4eb749ab
+def published(
+    *names,  # of sweeps of this book
+):
+    "Tidy pandas table of their committed results; a FileNotFoundError says which are missing and how to make them."
+    folders = {name: shipped('results')/name for name in names}
+    paths = {name: find(folder) if folder.is_dir() else [] for name, folder in folders.items()}
+    if missing := [name for name, found in paths.items() if not found]:
+        commands = '; '.join(f'robustnb sweep {name} --publish' for name in missing)
+        raise FileNotFoundError(f'{", ".join(missing)}: no published results of this sweep. In the folder of the checkout this makes them: {commands}')
+    return table(itertools.chain(*paths.values()))
 
 # %% ../nbs/03_results.ipynb #af777b8f
 def failures(

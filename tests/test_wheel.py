@@ -5,7 +5,7 @@ import pytest
 
 from conftest import ROOT
 
-COPIED = ['robustnb', 'nbs/experiments', 'sweeps', 'setup.py', 'settings.ini', 'MANIFEST.in', 'README.md', 'LICENSE']
+COPIED = ['robustnb', 'nbs/experiments', 'sweeps', 'results', 'setup.py', 'settings.ini', 'MANIFEST.in', 'README.md', 'LICENSE']
 
 
 @pytest.fixture(scope='module')
@@ -29,6 +29,7 @@ def test_a_wheel_brings_experiments_and_sweeps(installed, tmp_path):
     shipped = lambda folder, kind: {p.name for p in folder.glob(kind)}
     assert shipped(installed/'robustnb/experiments', '*.ipynb') == shipped(ROOT/'nbs/experiments', '*.ipynb') != set()
     assert shipped(installed/'robustnb/sweeps', '*.toml') == shipped(ROOT/'sweeps', '*.toml') != set()
+    assert {p.parent.name for p in (installed/'robustnb/results').glob('*/*.json')} == {p.name for p in (ROOT/'results').iterdir() if p.is_dir()}
     assert len(robustnb('sweep', 'demo', '--dry-run', '--json')['runs']) == 28
     robustnb('run', 'fig08_energy', '--json')
     result, = tmp_path.glob('runs/fig08_energy/*/result.json')
