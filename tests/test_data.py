@@ -134,7 +134,7 @@ def test_other_files_in_class_folders_are_left_alone(tmp_path):
 def test_lossy_images_are_counted(tmp_path):
     write_npz(tmp_path/'mine', pixels(4, 6, 6, 3), np.arange(4) % 2, lossy_index=np.array([1, 3]))
     found = data.load('mine', root=tmp_path)
-    assert not found.lossless and '4 images marked lossy' in found.source   # two in each file
+    assert not found.lossless and found.notes == ('2 images of train.npz marked lossy', '2 images of test.npz marked lossy')
 
 
 # ---- where it is looked for
