@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DIGITS', 'BANDS', 'MAX_CLASSES', 'IMAGE_FILES', 'IMAGE_FORMATS', 'MAX_PIXELS', 'MAX_RATIO', 'GROUNDS', 'FASHION',
            'CIFAR10', 'IMAGENETTE', 'KNOWN', 'MADE', 'NAMES', 'Data', 'to_float', 'show_images', 'split_by_class',
-           'radial_amplitude', 'quantile_band', 'Labelled', 'read_npz', 'read_idx', 'resize', 'read_folder',
-           'data_root', 'load', 'take', 'save']
+           'radial_amplitude', 'quantile_band', 'nfc', 'regular_file', 'Labelled', 'read_npz', 'read_idx', 'resize',
+           'read_folder', 'data_root', 'is_there', 'load', 'take', 'save']
 
 # %% ../nbs/06_data.ipynb #e7a96e88
 import fcntl, inspect, math, os, pickle, unicodedata, zipfile, zlib
@@ -248,9 +248,11 @@ def _check_labels(labels, where):
                  'count them from 0, and take images without a label out')
 
 # %% ../nbs/06_data.ipynb #efae4847
+def nfc(name): return unicodedata.normalize('NFC', str(name))
+
 def _names(names, where):
     "Class names as a tuple in Unicode form NFC; a ValueError unless all can be printed and differ."
-    plain = [unicodedata.normalize('NFC', name) for name in names]
+    plain = [nfc(name) for name in names]
     for name in plain:
         odd = any(unicodedata.category(c) in ('Cc', 'Cs', 'Zl', 'Zp') for c in name)
         if odd or not name.strip():
@@ -274,8 +276,10 @@ def _fits(n_bytes, where):
                      f'images of {n_bytes//10**6:,} MB, but half of this machine\'s memory is {limit//10**6:,} MB',
                      'take fewer or smaller ones')
 
-def _regular(path):
-    "The path of a regular file, or an error: opening a pipe would wait for ever, reading a device would never end."
+def regular_file(
+    path,  # str or Path
+) -> Path:
+    "The path of a regular file; a FileNotFoundError for none, a ValueError for a pipe or device, which may never end."
     path = Path(path)
     if path.is_file(): return path
     if not path.exists(): raise FileNotFoundError(f'{_shown(path)}: no such file')
@@ -340,7 +344,7 @@ def read_npz(
     path,  # file with `images` (uint8, N,H,W or N,H,W,C), `labels` (N), maybe `class_names`, `lossy_index`, `notes`
 ) -> Labelled:
     "Images and labels of one .npz file; a ValueError for a faulty file, a FileNotFoundError if there is none."
-    path = _regular(path)
+    path = regular_file(path)
     arrays = _npz_arrays(path)
     x, y = _tensors(arrays['images'], arrays['labels'], path)
     names = _names(_text_array(arrays, 'class_names', path), path)
@@ -391,7 +395,7 @@ def read_idx(
     path: Path,  # IDX file of unsigned bytes, compressed if it ends in .gz
 ) -> np.ndarray:
     "The uint8 array of an IDX file; a ValueError for a faulty one."
-    path = _regular(path)
+    path = regular_file(path)
     packed = path.suffix == '.gz'
     with open(path, 'rb') as file: head = file.read(1024)
     shape, start = _idx_header(_unpacked(path, head, 20) if packed else head, path)
@@ -456,7 +460,7 @@ class _ArraysOnly(pickle.Unpickler):
 def _read_batch(path, key):
     "`data` as N,32,32,3 and the labels under `key` from one of CIFAR's pickles."
     try:
-        with open(_regular(path), 'rb') as file: batch = _ArraysOnly(file, encoding='latin1').load()
+        with open(regular_file(path), 'rb') as file: batch = _ArraysOnly(file, encoding='latin1').load()
         return batch['data'].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), np.asarray(batch[key])
     except Exception as e:   # damaged pickles raise many kinds
         raise _fault(path, f'not a complete CIFAR batch ({type(e).__name__}: {e})', 'delete its folder and load again') from e
@@ -507,22 +511,26 @@ def _is_image(name): return os.path.splitext(name)[1].lower() in IMAGE_FILES
 
 def _unreadable(e): raise _fault(e.filename, f'cannot be read ({e.strerror})', 'change its rights, or remove it') from e
 
+def _identity(folder):
+    "What two paths to the same folder have in common."
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
 def _walk(folder):
     "(folder, names of its files) of `folder` and all below, in order, each real folder once, hidden names left out."
-    seen = set()
+    seen = {_identity(Path(folder).parent)}   # a link back to where we come from
     for place, folders, files in os.walk(folder, onerror=_unreadable, followlinks=True):
-        status = os.stat(place)
-        if (status.st_dev, status.st_ino) in seen:
+        if (identity := _identity(place)) in seen:
             folders.clear()
             continue
-        seen.add((status.st_dev, status.st_ino))
+        seen.add(identity)
         folders[:] = sorted(name for name in folders if not _hidden(name))
         yield Path(place), [name for name in files if not _hidden(name)]
 
 def _subfolders(folder, ignore=()):
     "Folders in `folder` that are not hidden, by name."
     found = [p for p in Path(folder).iterdir() if p.is_dir() and not _hidden(p.name) and p.name not in ignore]
-    return sorted(found, key=lambda p: unicodedata.normalize('NFC', p.name))
+    return sorted(found, key=lambda p: nfc(p.name))
 
 # %% ../nbs/06_data.ipynb #8bf9858b
 @dataclass(frozen=True)
@@ -601,7 +609,7 @@ def _head(image):
 def _open(path, use):
     "`use(image)` for the PIL image in a regular file of one of our formats."
     from PIL import Image
-    with Image.open(_regular(path), formats=IMAGE_FORMATS) as image: return use(image)
+    with Image.open(regular_file(path), formats=IMAGE_FORMATS) as image: return use(image)
 
 # %% ../nbs/06_data.ipynb #c1d9d2e1
 def _fit(image, size, enlarge=False):
@@ -694,7 +702,7 @@ def _refusal(faults, where):
     if see_through:
         fault = f'{_counted(len(see_through), "image")} with transparent pixels, and the colour behind them is unknown'
         remedy = "say which it is, ground='white', 'black' or a grey level 0 to 255 (robustnb audit --ground white)"
-        said.append(f'{_shown(where)}: {fault}; {remedy}:{_list([_shown(path) for path in see_through])}')
+        said.append(f'{_shown(where)}: {fault}; {remedy}:{_list([_shown(path) for path in see_through], 5)}')
     return ValueError('\n'.join(said))
 
 def _counts(done, ground):
@@ -864,7 +872,7 @@ def _locate(name, root):
 
 def _located_own(folder):
     "The reader of a folder or file of one's own, or None."
-    if folder.exists() and not folder.is_dir(): return _Whole(read_npz, _regular(folder))
+    if folder.exists() and not folder.is_dir(): return _Whole(read_npz, regular_file(folder))
     if reader := _located_tree(folder, None): return reader
     beside = Path(f'{folder}.npz')
     if not beside.is_file(): return None
@@ -925,6 +933,14 @@ def _reader(name, root, download):
     with _held(root): reader = _locate(name, root)
     if reader is None: raise _missing(name, root, why)
     return reader
+
+def is_there(
+    name: str,  # of a data set
+    root=None,  # see `data_root`
+) -> bool:
+    "Whether a data set of that name can be had without a download, faulty or not."
+    try: return name in MADE or _locate(name, data_root(root)) is not None
+    except (ValueError, OSError): return True
 
 def _options(function):
     "Names of a function's keyword-only parameters."
