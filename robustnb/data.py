@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DIGITS', 'BANDS', 'MAX_CLASSES', 'IMAGE_FILES', 'IMAGE_FORMATS', 'MAX_PIXELS', 'MAX_RATIO', 'GROUNDS', 'FASHION',
            'CIFAR10', 'IMAGENETTE', 'KNOWN', 'MADE', 'NAMES', 'Data', 'to_float', 'show_images', 'split_by_class',
-           'radial_amplitude', 'quantile_band', 'nfc', 'regular_file', 'Labelled', 'read_npz', 'read_idx', 'resize',
-           'read_folder', 'data_root', 'is_there', 'load', 'take', 'save']
+           'radial_amplitude', 'quantile_band', 'nfc', 'regular_file', 'Labelled', 'read_npz', 'read_idx', 'read_mat',
+           'resize', 'read_folder', 'data_root', 'is_there', 'load', 'take', 'save']
 
 # %% ../nbs/06_data.ipynb #e7a96e88
 import fcntl, inspect, math, os, pickle, unicodedata, zipfile, zlib
@@ -484,6 +484,54 @@ def _cifar_names(meta):
         return _names(names, meta)
     except Exception as e: raise _fault(meta, f'not a complete CIFAR file ({type(e).__name__}: {e})', 'delete its folder and load again') from e
 
+# %% ../nbs/06_data.ipynb #f5107475
+_MAT_TYPES = {1: 'i1', 2: 'u1', 3: '<i2', 4: '<u2', 5: '<i4', 6: '<u4', 7: '<f4', 9: '<f8', 12: '<i8',
+              13: '<u8'}   # of numbers
+_MAT_MATRIX, _MAT_COMPRESSED = 14, 15
+
+def _mat_element(raw, start):
+    "(kind, content, where the next one starts) of the element of a MATLAB file at `start`."
+    if start + 8 > len(raw): raise ValueError('it ends in the middle of an element')
+    kind, size = np.frombuffer(raw, '<u4', 2, start).tolist()
+    if kind >> 16:   # a small one: size, kind and content in 8 bytes
+        size, kind, begin, end = kind >> 16, kind & 0xffff, start + 4, start + 8
+    else:
+        begin = start + 8
+        end = begin + size if kind == _MAT_COMPRESSED else begin + -(-size//8)*8
+    if begin + size > len(raw): raise ValueError(f'it announces an element of {size:,} bytes, and ends before')
+    return kind, raw[begin:begin + size], end
+
+def _mat_array(raw):
+    "(name, array) of a matrix element's content."
+    _, flags, at = _mat_element(raw, 0)
+    _, shape, at = _mat_element(raw, at)
+    _, name, at = _mat_element(raw, at)
+    kind, numbers, _ = _mat_element(raw, at)
+    shape = np.frombuffer(shape, '<i4').tolist()
+    array = np.frombuffer(bytearray(numbers), _MAT_TYPES[kind])   # a copy that may be written to
+    if len(shape) > 4 or min(shape) < 0 or math.prod(shape) != array.size:
+        raise ValueError(f'{array.size:,} numbers for {shape}')
+    return bytes(name).decode('ascii'), array.reshape(shape, order='F')
+
+def read_mat(
+    path,  # MATLAB file, version 5 to 7, of arrays of numbers
+) -> dict:
+    "The arrays of a MATLAB file by name; a ValueError for a faulty one."
+    try:
+        raw, at, found = memoryview(regular_file(path).read_bytes()), 128, {}
+        if bytes(raw[124:128]) != b'\0\1IM': raise ValueError('it does not start as one')
+        limit = psutil.virtual_memory().total//2
+        while at < len(raw):
+            kind, content, at = _mat_element(raw, at)
+            if kind == _MAT_COMPRESSED:
+                stream = zlib.decompressobj()
+                kind, content, _ = _mat_element(memoryview(stream.decompress(content, limit)), 0)
+                if not stream.eof: raise ValueError('a compressed array is cut off, or too large for this machine')
+            if kind == _MAT_MATRIX: found.update([_mat_array(content)])
+    except (ValueError, KeyError, IndexError, zlib.error, MemoryError) as e:
+        raise _fault(path, f'not a complete MATLAB file ({type(e).__name__}: {e})', 'delete it and load again') from e
+    return found
+
 def _svhn_set(base):
     "Reader of SVHN's .mat files, or None if they are not in `base`."
     paths = _needed(base, ['train_32x32.mat', 'test_32x32.mat'])
@@ -491,14 +539,13 @@ def _svhn_set(base):
 
 def _read_svhn(paths):
     "The parts of a Data from SVHN's two files; the digit 0 carries label 10 in them."
-    from scipy.io import loadmat
     splits = []
     for path in paths:
-        try:
-            mat = loadmat(path, variable_names=['X', 'y'])
-            images, labels = mat['X'].transpose(3, 0, 1, 2), mat['y'].ravel()
-        except Exception as e: raise _fault(path, f'not a complete SVHN file ({type(e).__name__}: {e})', 'delete it and load again') from e
-        splits.append((*_tensors(images, np.where(labels == 10, 0, labels), path), path))
+        arrays = read_mat(path)
+        images, labels = arrays.get('X', np.empty(0)), arrays.get('y', np.empty(0)).ravel()
+        if images.ndim != 4:
+            raise _fault(path, f'not a complete SVHN file (arrays {sorted(arrays)})', 'delete it and load again')
+        splits.append((*_tensors(images.transpose(3, 0, 1, 2), np.where(labels == 10, 0, labels), path), path))
     return dict(train=splits[0], test=splits[1], classes=None, source='train_32x32.mat and test_32x32.mat', lossless=True)
 
 # %% ../nbs/06_data.ipynb #71cbeb18
