@@ -144,12 +144,14 @@ def cmd_audit(args) -> int:
     from robustnb import audit as audits, foreign
     from robustnb.core import check_number
     foreign.check_readable(args.model, args.arch)
-    images = foreign.read_images(args.images, args.size, args.label_map, args.n, args.seed, args.root, args.channels)
+    images = foreign.read_images(args.images, args.size, args.label_map, args.n, args.seed, args.root, args.channels,
+                                 args.ground, args.split)
     for v in args.mean or []: check_number(v, 'mean')
     model = foreign.load_model(args.model, args.arch, images.x.shape[1], images.x.shape[-1], **parse_set(args.option, '--option'))
     eps = {norm: radii for norm, radii in dict(linf=args.linf, l2=args.l2).items() if radii} or None
     found = audits.audit(foreign.prepared(model, args.mean, args.std), images.x, images.y, args.name or Path(args.model).name, images.classes, args.variances, args.band_var, args.bands, args.attack, eps,
                          args.n_attack, args.lipschitz, args.seed, args.batch_size, args.device, images.source, progress=not args.json)
+    found.notes = [*images.notes, *found.notes]
     path = audits.save(found, args.to)
     words = [f'warning: {n}' for n in found.notes] + [f'{topic}: {sentence}' for topic, sentence in audits.sentences(found)]
     say(args, '\n\n'.join([*words, f'page: {path}']), page=path, notes=found.notes, sentences=dict(audits.sentences(found)), metrics=found.rows, config=found.config)
@@ -195,7 +197,8 @@ def cmd_data(args) -> int:
     for name in args.names or data.NAMES:
         try:
             d = data.load(name, root=args.root, download=args.download)
-            found.append(dict(name=name, train=len(d.x_train), test=len(d.x_test), shape=d.shape, classes=d.n_classes, source=d.source, lossless=d.lossless))
+            found.append(dict(name=name, train=len(d.x_train), test=len(d.x_test), shape=d.shape, classes=d.n_classes,
+                              source=d.source, split=d.split, lossless=d.lossless, notes=d.notes))
             lines.append(str(d))
         except (ValueError, OSError) as e:
             found.append(dict(name=name, error=str(e)))
@@ -274,7 +277,9 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument('--title', default='Robustness report', help='heading of the page')
     p = _command(commands, 'audit', cmd_audit, 'how robust is a model, what does that mean, and how sure is it')
     p.add_argument('model', help='.safetensors or .pt2 file')
-    p.add_argument('--images', required=True, metavar='SOURCE', help='folder of class folders, .npz file (images, labels), or name of a data set: its test images')
+    p.add_argument('--images', required=True, metavar='SOURCE', help='folder of class folders, .npz file (images, labels), or name of a data set')
+    p.add_argument('--split', default='auto', choices=['auto', 'all', 'train', 'test'], help='which images: auto takes the test images where there is a split, else all (default: auto)')
+    p.add_argument('--ground', metavar='COLOUR', help='what lies behind transparent images: white, black, or a grey level 0 to 255 (default: they are refused)')
     p.add_argument('--arch', default='', metavar='NAME', help='architecture of a .safetensors file: twolayercnn, preactresnet18, mlp, smallcnn, or torchvision/NAME')
     p.add_argument('--option', action='append', default=[], metavar='KEY=VALUE', help='option of the architecture, e.g. width=32 or norm=batch; may be repeated')
     p.add_argument('--size', type=int, metavar='PIXELS', help='resize images to this height and width')

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OPERATIONS', 'file_kind', 'refuse_pickle', 'architecture', 'load_weights', 'Program', 'as_layers', 'check_readable',
-           'load_model', 'prepared', 'Images', 'resize', 'mapped', 'read_images']
+           'load_model', 'prepared', 'Images', 'read_label_map', 'mapped', 'read_images']
 
 # %% ../nbs/13b_foreign.ipynb #91839d91
 import inspect, json, math, operator, zipfile
@@ -313,31 +313,39 @@ def prepared(
 @dataclass(frozen=True)
 class Images:
     "Test images for a model."
-    x: torch.Tensor  # uint8 N,C,H,W
-    y: torch.Tensor  # int64 N, outputs of the model
-    classes: tuple   # names by output
-    source: str      # where they came from
+    x: torch.Tensor    # uint8 N,C,H,W
+    y: torch.Tensor    # int64 N, outputs of the model
+    classes: tuple     # names by output
+    source: str        # where they came from
+    notes: tuple = ()  # doubts, in plain sentences
 
-def _whole(source, root, size):
-    "All images of a folder or file without a split, else the test part: (x, y, classes, source)."
-    path = Path(source).expanduser()
-    if path.suffix == '.npz' and path.is_file():
-        x, y, names, _ = data.read_npz(path)
-        return x, y, names or tuple(map(str, range(int(y.max()) + 1))), path.name
-    options = dict(size=size) if size and path.is_dir() and not (path/'test.npz').exists() else {}
-    found = data.load(str(path.resolve()) if path.is_dir() else str(source), root, download=False, **options)
-    if path.is_dir() and 'split with seed' in found.source: return torch.cat([found.x_train, found.x_test]), torch.cat([found.y_train, found.y_test]), found.classes, path.name
-    return found.x_test, found.y_test, found.classes, f'{found.name}, test images'
+def _meant(source, root):
+    "What `source` means to `data.take`: a path as typed, or a name in the root; a ValueError where it may be both."
+    text, path = str(source), Path(source).expanduser()
+    if not text or not path.exists(): return text
+    here = path.resolve() if '..' in path.parts else path.absolute()   # a link keeps its name
+    is_path = isinstance(source, Path) or '/' in text or text.startswith(('.', '~'))
+    if is_path or not data.is_there(text, root): return str(here)
+    if root is not None: return text
+    if text not in data.MADE and (data.data_root()/text).resolve() == here.resolve(): return str(here)
+    raise ValueError(f'images: got {text!r}, which is here in the working folder, and a data set as well, '
+                     f'accepted: ./{text} for the one, and for the other {text} with the root of the data sets (root=, --root)')
 
-def resize(
-    x,          # images, uint8 N,C,H,W
-    size: int,  # height and width wanted
+# %% ../nbs/13b_foreign.ipynb #2ee91b90
+def _once(pairs):
+    "A dict from (class, output) pairs; a ValueError for a class that comes twice."
+    kept = {}
+    for name, output in pairs:
+        if data.nfc(name) in kept: raise ValueError(f'label_map: got {data.nfc(name)!r} twice, accepted: each class once')
+        kept[data.nfc(name)] = output
+    return kept
+
+def read_label_map(
+    path,  # JSON file
 ):
-    "Shorter side to 256/224 of `size` and central square if the images are larger, else plain bilinear scaling."
-    from torchvision.transforms.v2 import functional as F
-    if tuple(x.shape[2:]) == (size, size): return x
-    large = min(x.shape[2:]) > size
-    return F.center_crop(F.resize(x, [round(size*256/224)], antialias=True), [size]) if large else F.resize(x, [size, size], antialias=True)
+    "A label map for `mapped`; a ValueError that names the file if it is none."
+    try: return json.loads(data.regular_file(path).read_text(encoding='utf-8'), object_pairs_hook=_once)
+    except (ValueError, RecursionError) as e: raise ValueError(f'{path}: got no label map ({e}), accepted: JSON') from e
 
 def mapped(
     y,               # labels, int64
@@ -346,37 +354,46 @@ def mapped(
 ) -> tuple:
     "(output of each image or -1, class names by output)."
     if label_map is None: return y, classes
-    if not isinstance(label_map, (list, dict)): raise ValueError(f'label_map: got {label_map!r}, accepted: {{class: output or null}}, or a list with the class of each output')
-    if isinstance(label_map, list): label_map = {name: i for i, name in enumerate(label_map)}
-    keys = {str(k): v for k, v in label_map.items()}
-    outputs = [keys.get(name, keys.get(str(i), 'absent')) for i, name in enumerate(classes)]
-    if absent := [c for c, o in zip(classes, outputs) if o == 'absent']: raise ValueError(f'label_map: lacks {", ".join(map(repr, absent[:5]))}; accepted: each class of the images, with an output of the model or null')
+    if not isinstance(label_map, (list, dict)):
+        raise ValueError(f'label_map: got {label_map!r}, accepted: {{class: output or null}}, or a list with the class of each output')
+    pairs = label_map.items() if isinstance(label_map, dict) else zip(label_map, range(len(label_map)))
+    outputs_of = _once(pairs)
+    outputs = [outputs_of.get(data.nfc(name), outputs_of.get(str(i), 'absent')) for i, name in enumerate(classes)]
+    if absent := [c for c, o in zip(classes, outputs) if o == 'absent']:
+        raise ValueError(f'label_map: lacks {", ".join(map(repr, absent[:5]))}; '
+                         'accepted: each class of the images, with an output of the model or null')
     for c, o in zip(classes, outputs):
-        if o is not None: check_number(o, f'label_map of {c!r}', low=0, integer=True)
+        if o is not None: check_number(o, f'label_map of {c!r}', low=0, high=data.MAX_CLASSES, integer=True)
     names = {o: c for c, o in zip(classes, outputs) if o is not None}
-    return torch.tensor([-1 if o is None else o for o in outputs])[y], tuple(names.get(i, str(i)) for i in range(max(names, default=-1) + 1))
+    if not names: raise ValueError('label_map: leaves every class out, accepted: an output for one class at least')
+    return torch.tensor([-1 if o is None else o for o in outputs])[y], tuple(names.get(i, str(i)) for i in range(max(names) + 1))
 
-# %% ../nbs/13b_foreign.ipynb #6fe6c607
+# %% ../nbs/13b_foreign.ipynb #461df5ff
 def read_images(
-    source,               # folder of class folders, .npz file, or name of a data set
+    source,                   # folder of class folders, .npz file, or name of a data set
     size: int | None = None,  # height and width for the model; None leaves them
-    label_map=None,       # see `mapped`, or the path of a JSON file with it
-    n: int | None = None, # images at most, drawn with the seed; None takes all
-    seed: int = 0,        # of the choice of n images
-    root=None,            # where named data sets are looked for, see `data.data_root`
+    label_map=None,           # see `mapped`, or the path of a JSON file with it
+    n: int | None = None,     # images at most, drawn with the seed; None takes all
+    seed: int = 0,            # of the choice of n images
+    root=None,                # where named data sets are looked for, see `data.data_root`
     channels: int | None = None,  # 1: make them grey, 3: colour; None leaves them
+    ground=None,              # behind transparent images: 'black', 'white', or a grey level 0..255; None refuses them
+    split: str = 'auto',      # 'auto': test images where there is a split, else all; 'all', 'train' or 'test'
 ) -> Images:
-    "Images and the outputs that they should give: all of a folder or file without a split, else the test images. A ValueError or FileNotFoundError says what is wrong."
-    x, y, classes, name = _whole(source, root, size)
-    if isinstance(label_map, (str, Path)): label_map = read_json(label_map)
-    y, classes = mapped(y, tuple(classes), label_map)
-    x, y = x[y >= 0], y[y >= 0]
-    if n is not None and n < len(x):
+    "Images and the outputs that they should give; a ValueError or FileNotFoundError says what is wrong."
+    check_choice(channels, 'channels', [1, 3, None])
+    taken = data.take(_meant(source, root), root, split, size=size, ground=ground)
+    if isinstance(label_map, (str, Path)): label_map = read_label_map(label_map)
+    y, classes = mapped(taken.y, tuple(taken.classes), label_map)
+    x, y = taken.x[y >= 0], y[y >= 0]
+    if n is not None and check_number(n, 'n', low=1, integer=True) < len(x):
         from robustnb.core import generator
-        index = torch.randperm(len(x), generator=generator(seed, 'audit', 'images'))[:check_number(n, 'n', low=1, integer=True)]
+        index = torch.randperm(len(x), generator=generator(seed, 'audit', 'images'))[:n]
         x, y = x[index], y[index]
-    if channels is not None and check_choice(channels, 'channels', [1, 3, None]) != x.shape[1]: x = _grey(x) if channels == 1 else x.expand(-1, 3, -1, -1).contiguous()
-    return Images(resize(x, size) if size else x, y, classes, name)
+    if size is not None: x = data.resize(x, size)
+    if channels == 1 and x.shape[1] == 3: x = _grey(x)
+    if channels == 3 and x.shape[1] == 1: x = x.expand(-1, 3, -1, -1).contiguous()
+    return Images(x, y, classes, taken.source, taken.notes)
 
 def _grey(x):
     "Luminance of colour images."

@@ -1,5 +1,5 @@
 "Data sets on disk: every layout, the order of search, damaged files, downloads; all files are tiny and made on the spot."
-import gzip, os, pickle, struct, threading, time, urllib.request
+import gzip, os, pickle, struct, threading, time, urllib.request, zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -103,7 +103,7 @@ def test_svhn(tmp_path):
     assert found.x_test[7, 2, 5, 9] == images[5, 9, 2, 7]
     path = tmp_path/'test_32x32.mat'
     path.write_bytes(path.read_bytes()[:-1000])
-    assert 'test_32x32.mat: not a complete SVHN file' in complaint('svhn', tmp_path)
+    assert 'test_32x32.mat: not a complete MATLAB file' in complaint('svhn', tmp_path)
 
 def test_caltech_leaves_background_out(tmp_path):
     folder = tmp_path/'caltech101'/'101_ObjectCategories'
@@ -134,7 +134,7 @@ def test_other_files_in_class_folders_are_left_alone(tmp_path):
 def test_lossy_images_are_counted(tmp_path):
     write_npz(tmp_path/'mine', pixels(4, 6, 6, 3), np.arange(4) % 2, lossy_index=np.array([1, 3]))
     found = data.load('mine', root=tmp_path)
-    assert not found.lossless and '4 images marked lossy' in found.source   # two in each file
+    assert not found.lossless and found.notes == ('2 images of train.npz marked lossy', '2 images of test.npz marked lossy')
 
 
 # ---- where it is looked for
@@ -375,3 +375,188 @@ def test_spectra_differ_only_inside_the_bands():
     inside = data.quantile_band(28, 'low') | data.quantile_band(28, 'high')
     difference = np.sqrt(((low - high)**2).mean(0))
     assert difference[~inside].max() < .01 and difference[inside].min() > .015
+
+
+# ---- what is doubtful is said, or refused
+
+def test_transparent_images_of_every_kind(tmp_path):
+    "White ink on nothing: right on black, refused without a ground, and counted."
+    ink = np.zeros((8, 8), np.uint8)
+    ink[2:5, 3] = 255
+    alpha = Image.fromarray(ink)
+    grey, colour = Image.new('L', (8, 8), 255), Image.new('RGB', (8, 8), 'white')
+    both = Image.merge('LA', (grey, alpha))
+    palette = Image.fromarray(ink//255)
+    palette.putpalette([255]*6)
+    kinds = dict(LA=(both, {}), RGBA=(both.convert('RGBA'), {}), palette=(palette, dict(transparency=0)),
+                 level=(alpha, dict(transparency=0)), colour=(alpha.convert('RGB'), dict(transparency=(0, 0, 0))))
+    for name, (image, options) in kinds.items():
+        (tmp_path/name).mkdir()
+        for i in range(2): image.save(tmp_path/name/f'{i}.png', **options)
+    message = complaint(tmp_path, None)
+    assert '10 images with transparent pixels' in message and 'LA/0.png' in message and "ground='white'" in message
+    found = data.load(tmp_path, ground='black')
+    assert found.notes == ('10 images composited on black',) and not found.lossless and 'untouched' not in repr(found)
+    x = torch.cat([found.x_train, found.x_test])
+    assert (x == torch.from_numpy(ink)).all()
+    assert (data.read_folder(tmp_path, ground=255).x[:6] == 255).all()
+    with pytest.raises(ValueError, match='ground: got'): data.load(tmp_path, ground='blue')
+    colour.convert('RGBA').save(tmp_path/'LA'/'0.png')   # opaque everywhere: nothing is doubtful
+    (tmp_path/'opaque'/'a').mkdir(parents=True)
+    colour.convert('RGBA').save(tmp_path/'opaque'/'a'/'0.png')
+    opaque = data.read_folder(tmp_path/'opaque')
+    assert (opaque.x == 255).all() and opaque.notes == () and opaque.lossy == 0
+
+def test_colours_of_more_than_8_bits_are_refused(tmp_path):
+    "Also where Pillow would silently keep 8 of 16."
+    number = lambda n: struct.pack('>I', n)
+    def chunk(kind, body): return number(len(body)) + kind + body + number(zlib.crc32(kind + body))
+    def png(depth, colour, row, *more):
+        head = chunk(b'IHDR', struct.pack('>IIBBBBB', 1, 1, depth, colour, 0, 0, 0))
+        body = chunk(b'IDAT', zlib.compress(b'\0' + row)) + chunk(b'IEND', b'')
+        return b'\x89PNG\r\n\x1a\n' + head + b''.join(more) + body
+    deep = {'rgb.png': png(16, 2, bytes(6)), 'rgba.png': png(16, 6, bytes(8)), 'la.png': png(16, 4, bytes(4)),
+            'l.png': png(16, 0, bytes(2)),
+            'rgb.ppm': b'P6 1 1 1023\n' + bytes(6), 'l.pgm': b'P5 1 1 65535\n' + bytes(2),
+            'text.ppm': b'P3 1 1 1000\n1000 3 3\n'}
+    for name, content in deep.items():
+        (tmp_path/name/'a').mkdir(parents=True)
+        (tmp_path/name/'a'/name).write_bytes(content)
+        with pytest.raises(ValueError, match='more than 8 bits') as error: data.read_folder(tmp_path/name)
+        assert name in str(error.value)
+    (tmp_path/'float'/'a').mkdir(parents=True)
+    Image.fromarray(np.ones((2, 2), np.float32)).save(tmp_path/'float'/'a'/'x.tif')
+    with pytest.raises(ValueError, match='more than 8 bits'): data.read_folder(tmp_path/'float')
+    (tmp_path/'few'/'a').mkdir(parents=True)
+    (tmp_path/'few'/'a'/'x.png').write_bytes(png(4, 0, b'\xf0'))
+    (tmp_path/'few'/'a'/'y.ppm').write_bytes(b'P5 1 1 15\n\x0f')
+    assert data.read_folder(tmp_path/'few').x.tolist() == [[[[255]]]]*2   # fewer than 8 bits are read right
+    (tmp_path/'few'/'a'/'z.png').write_bytes(png(4, 0, b'\xf0', chunk(b'tRNS', b'\0\x0f')))
+    with pytest.raises(ValueError, match='z.png.*fewer than 8 bits'): data.read_folder(tmp_path/'few', ground='white')
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'TIFF', 'WEBP'])
+def test_photographs_are_turned_by_their_tag(tmp_path, kind):
+    upright = np.zeros((16, 16), np.uint8)
+    upright[:4] = 255   # light comes from above
+    for tag, steps in (1, 0), (3, 2), (6, 1), (8, 3):
+        exif = Image.Exif()
+        exif[274] = tag
+        (tmp_path/str(tag)).mkdir()
+        lying = Image.fromarray(np.rot90(upright, steps).copy()).convert('RGB')
+        lying.save(tmp_path/str(tag)/f'x.{kind.lower()}', kind, exif=exif, quality=95)
+    found = data.read_folder(tmp_path)
+    assert found.notes == ('3 images turned by their EXIF tag',)
+    assert (found.x[:, :, 1:3] > 200).all() and (found.x[:, :, 5:] < 60).all()
+
+def test_other_suffixes_other_files_and_pictures_of_several(tmp_path):
+    (tmp_path/'a'/'b'/'c').mkdir(parents=True)
+    frames = [Image.new('L', (4, 4), level) for level in (10, 90)]
+    frames[0].save(tmp_path/'a'/'one.JFIF', 'JPEG')
+    frames[0].save(tmp_path/'a'/'b'/'c'/'deep.PNG')
+    for suffix in 'gif', 'tif', 'apng': frames[0].save(tmp_path/'a'/f'several.{suffix}', dict(apng='PNG').get(suffix),
+                                                       save_all=True, append_images=frames[1:])
+    for name in 'notes.txt list.csv a.heic b.raw .hidden Thumbs.db .DS_Store'.split(): (tmp_path/'a'/name).write_text('x')
+    found = data.read_folder(tmp_path)
+    assert len(found.x) == 5 and (found.x.float() - 10).abs().max() <= 2
+    assert found.notes == ('4 files skipped: a/a.heic, a/b.raw, a/list.csv, ...',
+                           '1 image taken from subfolders of class folders',
+                           'first picture taken of 3 files with several')
+    assert found.lossy == 1
+
+def test_content_decides_what_is_lossy(tmp_path):
+    (tmp_path/'a').mkdir()
+    image = Image.fromarray(pixels(8, 8, 3))
+    image.save(tmp_path/'a'/'jpeg.png', 'JPEG')
+    image.save(tmp_path/'a'/'png.jpg', 'PNG')
+    image.save(tmp_path/'a'/'packed.tif', compression='jpeg')
+    assert data.read_folder(tmp_path).lossy == 2
+
+def test_cmyk_is_refused(tmp_path):
+    (tmp_path/'a').mkdir()
+    Image.new('CMYK', (4, 4)).save(tmp_path/'a'/'print.jpg')
+    with pytest.raises(ValueError, match='print.jpg.*CMYK'): data.read_folder(tmp_path)
+
+def test_all_broken_files_are_named_at_once(tmp_path):
+    write_tree(tmp_path, ['a'], pixels(30, 9, 9))
+    paths = [tmp_path/'a'/f'{i}.png' for i in range(30)]
+    for path in paths[:12]: path.write_bytes(path.read_bytes()[:-40])   # found when decoded
+    for path in paths[12:25]: path.write_text('no image')               # found at once
+    with pytest.raises(ValueError) as error: data.read_folder(tmp_path)
+    message = str(error.value)
+    assert '25 files cannot be read' in message and 'and 5 more' in message
+    assert sum(path.name in message for path in paths) >= 20
+
+def test_what_exists_as_typed_wins(tmp_path):
+    write_tree(tmp_path/'photos', ['a', 'b'], pixels(2, 4, 4))
+    np.savez(tmp_path/'photos.npz', images=pixels(10, 4, 4), labels=np.arange(10) % 2)
+    sizes = lambda name: len(data.take(name, tmp_path).x)
+    assert [sizes(name) for name in ('photos', 'photos.npz')] == [4, 10]
+    assert [sizes(tmp_path/name) for name in ('photos', 'photos.npz')] == [4, 10]
+    (tmp_path/'empty').mkdir()
+    (tmp_path/'photos.npz').rename(tmp_path/'empty.npz')
+    assert 'empty.npz for the file' in complaint('empty', tmp_path)
+    (tmp_path/'empty').rmdir()
+    assert sizes('empty') == 10
+    (tmp_path/'empty').write_text('a file of another kind')
+    assert f'{tmp_path/"empty"}: not a complete .npz' in complaint('empty', tmp_path)
+
+def test_two_sets_in_one_folder_are_ambiguous(tmp_path):
+    write_npz(tmp_path/'mine', pixels(10, 4, 4), np.arange(10) % 2)
+    for split in 'train', 'test': write_tree(tmp_path/'mine'/split, ['0', '1'], pixels(2, 4, 4))
+    assert 'move one of the two' in complaint('mine', tmp_path)
+    (tmp_path/'mine'/'train').rename(tmp_path/'train')
+    assert len(data.load('mine', tmp_path).x_test) == 10
+
+def test_train_as_a_class_and_as_a_part(tmp_path):
+    write_tree(tmp_path/'vehicles', ['bus', 'train', 'tram'], pixels(3, 4, 4))
+    assert data.load('vehicles', tmp_path).classes == ('bus', 'train', 'tram')
+    for split in 'train', 'test': write_tree(tmp_path/'split'/split, ['a', 'b'], pixels(2, 4, 4))
+    (tmp_path/'split'/'annotations').mkdir()
+    (tmp_path/'split'/'annotations'/'x.xml').write_text('x')
+    assert data.load('split', tmp_path).split == 'given'
+    write_tree(tmp_path/'split', ['bus'], pixels(2, 4, 4))
+    assert "'bus'" in complaint('split', tmp_path)
+    for split in 'Training', 'Validation': write_tree(tmp_path/'odd'/split, ['a', 'b'], pixels(2, 4, 4))
+    assert 'call them train and test' in complaint('odd', tmp_path)
+
+def test_class_names_in_two_forms(tmp_path):
+    write_tree(tmp_path/'cafes'/'train', ['caf\u00e9', 'tea'], pixels(2, 4, 4))
+    write_tree(tmp_path/'cafes'/'test', ['cafe\u0301', 'tea'], pixels(2, 4, 4))
+    assert data.load('cafes', tmp_path).classes == ('caf\u00e9', 'tea')
+    write_tree(tmp_path/'cafes'/'train', ['cafe\u0301'], pixels(2, 4, 4))
+    message = complaint('cafes', tmp_path)
+    assert "'caf\\xe9'" in message and "'cafe\\u0301'" in message
+
+def test_names_that_cannot_be_shown(tmp_path):
+    for i, name in enumerate([b'\xff\xfe', b'bell\x07', b'two\nlines']):
+        write_tree(tmp_path/str(i), ['tea'], pixels(2, 4, 4))
+        os.rename(tmp_path/str(i)/'tea', os.fsencode(tmp_path/str(i)) + b'/' + name)
+        complaint(str(i), tmp_path).encode()   # what is printed can be
+    write_tree(tmp_path/'odd', ['$x_', '_y', '$\\frac', '東京', 'a%b{'], pixels(2, 4, 4))
+    found = data.load('odd', tmp_path)
+    fig = data.show_images(found)
+    fig.canvas.draw()
+    assert [ax.get_title() for ax in fig.axes[:5]] == list(found.classes)
+    os.rename(tmp_path/'odd'/'_y'/'0.png', os.fsencode(tmp_path/'odd'/'_y') + b'/\xff.txt')
+    repr(data.read_folder(tmp_path/'odd')._replace(x=None, y=None)).encode()
+    assert '\\udcff.txt' in data.read_folder(tmp_path/'odd').notes[0]
+
+def test_images_of_other_integers_are_refused():
+    digits = data.load().subset(20, 10)
+    for kind in torch.int16, torch.int32, torch.int64, torch.bool, torch.complex64, torch.int8:
+        with pytest.raises(ValueError, match=f'{kind}'): data.to_float(digits.x_test.to(kind))
+    assert torch.equal(data.to_float(digits.x_test), digits.x_test.float()/255)
+
+def test_folder_and_npz_give_the_same_pixels(tmp_path):
+    "At every size, square or not, smaller or larger."
+    for i, (h, w) in enumerate([(30, 47), (47, 30), (16, 16), (9, 12), (224, 300)]):
+        for c in 1, 3:
+            images = pixels(2, h, w, c) if c == 3 else pixels(2, h, w)
+            for name, image in zip('ab', images):
+                path = tmp_path/f'{i}{c}'/name
+                path.mkdir(parents=True)
+                Image.fromarray(image).save(path/'x.png')
+            np.savez(tmp_path/f'{i}{c}.npz', images=images, labels=[0, 1])
+            whole = data.read_npz(tmp_path/f'{i}{c}.npz').x
+            for size in 8, 16, 32, 224: assert torch.equal(data.read_folder(tmp_path/f'{i}{c}', size=size).x,
+                                                           data.resize(whole, size))
