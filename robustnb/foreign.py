@@ -519,6 +519,9 @@ class _Meter(TorchDispatchMode):
         self.most = ALIVE[0] + n*ALIVE[1]
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = _tensors_of(args)
+        if given and not any(t.is_meta for t in given):  # it would take memory now
+            raise ValueError(f'got a program with {func} of numbers alone, accepted: of tensors')
         result = func(*args, **(kwargs or {}))
         packet = func.overloadpacket
         tensors = _tensors_of(result)
@@ -540,6 +543,7 @@ class _Meter(TorchDispatchMode):
     def hold(self, value):
         "Count the storages of a value that is kept."
         for t in _tensors_of(value):
+            if not t.numel(): raise ValueError('got a result without elements, accepted: some in each')
             storage = t.untyped_storage()
             key = storage._cdata
             self.users[key] = self.users.get(key, 0) + 1
@@ -600,7 +604,10 @@ class _Node:
             raise ValueError(f'got a program with the operation {target!r}, accepted: operations whose results are tensors')
         if kinds == {'List[Tensor]'} and not isinstance(results, list): raise ValueError(f'got a program with {target} without a list of results, accepted: a name for each')
         args, options = _arguments(schema, inputs)
-        _refuse_training(name, dict(zip([a.name for a in schema.arguments], args), **options))
+        known = {a.name: a for a in schema.arguments}
+        if 'device' in known and not any(isinstance(a.type, torch.TensorType) for a in known.values()):
+            options['device'] = torch.device  # that of the images, also where none is named
+        _refuse_training(name, dict(zip(known, args), **options))
         written = [a.alias_info is not None and a.alias_info.is_write for a in schema.arguments]
         changes = {arg for arg, w in zip(args, written) if w and isinstance(arg, _Name)}
         plain = not any(form in ('as_sym_int', 'as_sym_float', 'as_sym_bool') for form, _ in forms)
@@ -622,6 +629,7 @@ class _Node:
             if isinstance(arg, _Name): return values[arg]
             return device if arg is torch.device else arg
         args = [look(a) for a in self.args]
+        if dry and not all(t.numel() for t in _tensors_of(args)): raise ValueError('got a tensor without elements, accepted: some in each')
         if dry and isinstance(self.results, list):
             name = self.function._schema.name.partition('::')[2]
             n = _pieces(name, args[0], args[1:])
@@ -680,8 +688,8 @@ class Program(nn.Module):
         path,  # .pt2 file; a ValueError that names it unless it is a program within the limits
     ):
         super().__init__()
-        path = regular_file(path)
-        try: self._read(path)
+        self.path = regular_file(path)
+        try: self._read(self.path)
         except Exception as e:  # damaged files make zipfile, json and torch raise a dozen kinds
             reason = str(e) if type(e) is ValueError else f'not a program that can be read ({type(e).__name__}: {_short(str(e))})'
             raise ValueError(f'{path}: {reason}') from e
@@ -783,9 +791,9 @@ class Program(nn.Module):
         seen = self.checked.get(rest, set())
         if n in seen or (self.plain_sizes and max(seen, default=0) > n): return
         images = min(n, _FIXED) if self.batch else n
+        values = self._values(torch.empty(shape, dtype=self.dtype, device='meta'))
+        values |= {k: values[k].detach().to('meta') for k in self.weights}
         with torch.no_grad(), _Meter(images) as meter:
-            values = self._values(torch.empty(shape, dtype=self.dtype, device='meta'))
-            values |= {k: values[k].to('meta') for k in self.weights}
             meter.know([values[k] for k in self.weights])
             meter.hold(values[self.image])
             for i, (node, free) in enumerate(zip(self.nodes, self.free)):
@@ -808,10 +816,15 @@ class Program(nn.Module):
 
     def _run(self, x):
         "Logits of one batch."
-        self._try(tuple(x.shape))
+        shape = tuple(x.shape)
+        try: self._try(shape)
+        except ValueError as e: raise ValueError(f'{self.path}: {e}') from e
         values = self._values(x.clone())
-        for node, free in zip(self.nodes, self.free):
-            node.run(values, x.device)
+        for i, (node, free) in enumerate(zip(self.nodes, self.free)):
+            try: node.run(values, x.device)
+            except torch.OutOfMemoryError: raise
+            except Exception as e:  # what depends on values, not on shapes: an index beyond a table
+                raise ValueError(f'{self.path}: node {i} ({node.target}) fails for images {_times(shape)}: {_short(str(e), 200)}') from e
             for name in free: values.pop(name)
         return values[self.logits]
 

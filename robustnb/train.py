@@ -292,12 +292,14 @@ def regular_file(
     return path
 
 # %% ../nbs/09_train.ipynb #24e4af51
+def _kind_of(tensor): return f'{tensor.dtype} {list(tensor.shape)}'
+
 def _pack(value, name, tensors):
     "`value` as JSON; its tensors go into `tensors`, each with its memory order, which decides how later sums are rounded."
     if isinstance(value, torch.Tensor):
         order = sorted(range(value.ndim), key=lambda i: -value.stride(i))
         tensors[name] = value.detach().permute(order).contiguous()
-        return {'tensor': name, 'order': order}
+        return {'tensor': name, 'order': order, 'kind': _kind_of(tensors[name])}
     if isinstance(value, dict): return {'dict': [[k, _pack(v, f'{name}.{k}', tensors)] for k, v in value.items()]}
     if isinstance(value, (list, tuple)): return [_pack(v, f'{name}.{i}', tensors) for i, v in enumerate(value)]
     return value
@@ -309,6 +311,7 @@ def _unpack(value, name, tensors):
     if 'dict' in value: return {k: _unpack(v, f'{name}.{k}', tensors) for k, v in value['dict']}
     t, order = tensors[name], value['order']
     if value['tensor'] != name or sorted(order) != list(range(t.ndim)): raise ValueError(f'{name} is described wrongly')
+    if value.get('kind', _kind_of(t)) != _kind_of(t): raise ValueError(f'{name} is {_kind_of(t)}, was {value["kind"]}')
     return t.permute(sorted(range(t.ndim), key=order.__getitem__)).clone()
 
 def save_checkpoint(
