@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'AUGMENTS', 'PRECISIONS', 'lr_factor', 'flip', 'crop', 'resized', 'augment', 'resolve_precision',
-           'Config', 'Fit', 'weight_norm', 'filter_bands', 'fit', 'save_checkpoint', 'load_checkpoint']
+           'Config', 'Fit', 'weight_norm', 'filter_bands', 'fit', 'regular_file', 'save_checkpoint', 'load_checkpoint']
 
 # %% ../nbs/09_train.ipynb #c148a2dc
-import json, math
+import errno, json, math, os, stat
 from dataclasses import asdict, dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 
 import torch
@@ -97,6 +98,39 @@ def resolve_precision(
     can = getattr(torch.cpu, 'get_capabilities', dict)()
     return 'bf16' if can.get('avx512_bf16') or can.get('amx_bf16') else 'fp32'
 
+# %% ../nbs/09_train.ipynb #6f634747
+def _brief(value):
+    "A text of `value` for a message, on one line of at most 60 characters."
+    if isinstance(value, Integral) and abs(value) > 10**50: return 'a whole number of more than 50 digits'
+    text = ' '.join(repr(value).split())
+    return text if len(text) <= 60 else f'{text[:57]}...'
+
+def _plain(value, name):
+    "A number as Python's int, float or bool, which a checkpoint can hold; anything else as it is. A ValueError for arrays of other than one value, and for numbers beyond those of floating point."
+    if hasattr(value, 'item'):
+        n = value.numel() if hasattr(value, 'numel') else getattr(value, 'size', 1)
+        if n != 1: raise ValueError(f'{name}: got {_brief(value)}, accepted: one value')
+        value = value.item()
+    if isinstance(value, Integral) and not isinstance(value, (bool, int)): value = int(value)
+    if isinstance(value, Real) and not isinstance(value, (bool, int, float)): value = float(value)
+    if isinstance(value, int) and abs(value) > 10**50: raise ValueError(f'{name}: got {_brief(value)}, accepted: fewer digits')
+    return value
+
+def _check_option(value, default, name):
+    "An optimizer's option as plain numbers; a ValueError unless it is of the kind of its default."
+    if isinstance(default, tuple):
+        if isinstance(value, (list, tuple)) and len(value) == len(default):
+            return type(value)(_check_option(v, d, name) for v, d in zip(value, default))
+        raise ValueError(f'{name}: got {_brief(value)}, accepted: {len(default)} numbers, e.g. {default}')
+    value = _plain(value, name)
+    if default is None and (value is None or isinstance(value, str)): return value
+    if isinstance(default, bool):
+        if isinstance(value, bool): return value
+        raise ValueError(f'{name}: got {_brief(value)}, accepted: True or False')
+    if not isinstance(value, Real): raise ValueError(f'{name}: got {_brief(value)}, accepted: a number')
+    return check_number(value, name, integer=isinstance(default, int))
+
+# %% ../nbs/09_train.ipynb #5b431c30
 @dataclass(frozen=True)
 class Config:
     "Everything that decides a training run besides the data and the initial weights."
@@ -114,17 +148,23 @@ class Config:
     options: dict = field(default_factory=dict)  # further options of the optimizer, e.g. {'momentum': .9}
 
     def __post_init__(self):
-        for name, value in vars(self).items():
-            if hasattr(value, 'item'): object.__setattr__(self, name, value.item())  # NumPy's numbers, which a checkpoint could not hold
-        check_choice(self.optimizer, 'optimizer', optim.OPTIMIZERS)
-        for name in self.options: check_choice(name, f'option of {self.optimizer}', optim.OPTIMIZERS[self.optimizer].options)
-        check_choice(self.schedule, 'schedule', SCHEDULES)
-        check_choice(self.augment, 'augment', AUGMENTS)
-        check_choice(self.precision, 'precision', PRECISIONS)
+        for name, value in vars(self).items(): object.__setattr__(self, name, _plain(value, name))
+        accepted = dict(optimizer=optim.OPTIMIZERS, schedule=SCHEDULES, augment=AUGMENTS, precision=PRECISIONS)
+        for name, choices in accepted.items():
+            value = getattr(self, name)
+            check_choice(value if value is None or isinstance(value, str) else _brief(value), name, choices)
+        object.__setattr__(self, 'options', self._checked_options())
         for name in 'lr warmup'.split(): check_number(getattr(self, name), name, low=0)
         if self.weight_decay is not None: check_number(self.weight_decay, 'weight_decay', low=0)
         check_number(self.label_smoothing, 'label_smoothing', low=0, high=1)
         for name, low in dict(epochs=0, batch_size=1, seed=0).items(): check_number(getattr(self, name), name, low=low, integer=True)
+
+    def _checked_options(self):
+        "The optimizer's options, each of the kind of its default."
+        if not isinstance(self.options, dict): raise ValueError(f"options: got {_brief(self.options)}, accepted: a dict, e.g. {{'momentum': .9}}")
+        defaults = optim.OPTIMIZERS[self.optimizer].options
+        for name in self.options: check_choice(name if isinstance(name, str) else _brief(name), f'option of {self.optimizer}', defaults)
+        return {name: _check_option(value, defaults[name], f'option {name} of {self.optimizer}') for name, value in self.options.items()}
 
 # %% ../nbs/09_train.ipynb #47ed99e0
 @dataclass(repr=False)
@@ -236,22 +276,43 @@ def fit(
     return Fit(model.eval(), config, curves, diverged, watch.seconds(), precision)
 
 # %% ../nbs/09_train.ipynb #44918e6a
+def regular_file(
+    path,
+) -> Path:
+    "The path of a file with content. A FileNotFoundError if nothing is there; a ValueError for a folder, a pipe or device, an empty file, and one that may not be read."
+    path = Path(path)
+    try: found = path.stat()
+    except FileNotFoundError: raise FileNotFoundError(errno.ENOENT, 'no such file', str(path)) from None
+    except (OSError, ValueError) as e: raise ValueError(f'{path}: cannot be read ({getattr(e, "strerror", None) or e})') from None
+    kinds = {stat.S_IFDIR: 'a folder', stat.S_IFIFO: 'a pipe', stat.S_IFSOCK: 'a socket'}
+    kind = stat.S_IFMT(found.st_mode)
+    if kind != stat.S_IFREG: raise ValueError(f'{path}: got {kinds.get(kind, "a device")}, accepted: a regular file')
+    if not found.st_size: raise ValueError(f'{path}: got an empty file, accepted: one with content')
+    if not os.access(path, os.R_OK): raise ValueError(f'{path}: cannot be read (Permission denied)')
+    return path
+
+# %% ../nbs/09_train.ipynb #24e4af51
+def _kind_of(tensor): return f'{tensor.dtype} {list(tensor.shape)}'
+
 def _pack(value, name, tensors):
     "`value` as JSON; its tensors go into `tensors`, each with its memory order, which decides how later sums are rounded."
     if isinstance(value, torch.Tensor):
         order = sorted(range(value.ndim), key=lambda i: -value.stride(i))
         tensors[name] = value.detach().permute(order).contiguous()
-        return {'tensor': name, 'order': order}
+        return {'tensor': name, 'order': order, 'kind': _kind_of(tensors[name])}
     if isinstance(value, dict): return {'dict': [[k, _pack(v, f'{name}.{k}', tensors)] for k, v in value.items()]}
     if isinstance(value, (list, tuple)): return [_pack(v, f'{name}.{i}', tensors) for i, v in enumerate(value)]
     return value
 
-def _unpack(value, tensors):
-    "What `_pack` packed; tuples come back as lists."
-    if isinstance(value, list): return [_unpack(v, tensors) for v in value]
+def _unpack(value, name, tensors):
+    "What `_pack` packed under that name; tuples come back as lists. A ValueError for what it never writes."
+    if isinstance(value, list): return [_unpack(v, f'{name}.{i}', tensors) for i, v in enumerate(value)]
     if not isinstance(value, dict): return value
-    if 'dict' in value: return {k: _unpack(v, tensors) for k, v in value['dict']}
-    return tensors[value['tensor']].permute(sorted(range(len(value['order'])), key=value['order'].__getitem__)).clone()
+    if 'dict' in value: return {k: _unpack(v, f'{name}.{k}', tensors) for k, v in value['dict']}
+    t, order = tensors[name], value['order']
+    if value['tensor'] != name or sorted(order) != list(range(t.ndim)): raise ValueError(f'{name} is described wrongly')
+    if value.get('kind', _kind_of(t)) != _kind_of(t): raise ValueError(f'{name} is {_kind_of(t)}, was {value["kind"]}')
+    return t.permute(sorted(range(t.ndim), key=order.__getitem__)).clone()
 
 def save_checkpoint(
     path,         # .safetensors file, replaced atomically
@@ -265,22 +326,47 @@ def save_checkpoint(
     state = _pack(opt.state_dict(), 'optim', tensors)
     with atomic_path(path) as tmp: save_file(tensors, tmp, {'robustnb': json.dumps(dict(config=asdict(config), curves=curves, optim=state))})
 
+def _read_checkpoint(path):
+    "(config, curves, packed optimizer state, tensors) of a checkpoint; a ValueError unless each is of its kind."
+    path = regular_file(path)
+    with safe_open(path, 'pt') as f:
+        meta = json.loads((f.metadata() or {}).get('robustnb', 'null'))
+        tensors = {k: f.get_tensor(k) for k in f.keys()}
+    kinds = dict(config=dict, curves=list, optim=dict)
+    wrong = [k for k, kind in kinds.items() if not isinstance(meta, dict) or not isinstance(meta.get(k), kind)]
+    if wrong: raise ValueError(f'its metadata lack {", ".join(wrong)}')
+    for i, line in enumerate(meta['curves']):
+        numbers = [line.get(k) for k in ('loss', 'accuracy', 'weight_norm', 'lr')] if isinstance(line, dict) else [None]
+        if any(type(v) not in (int, float) for v in numbers) or line.get('epoch') != i: raise ValueError(f'line {i} of its curves is damaged')
+    return meta['config'], meta['curves'], meta['optim'], tensors
+
+def _fill(model, tensors):
+    "Load a model's weights; a ValueError unless names, shapes and types are its own."
+    weights = {k.removeprefix('model.'): v for k, v in tensors.items() if k.startswith('model.')}
+    for name, own in model.state_dict().items():
+        if name in weights and weights[name].dtype != own.dtype: raise ValueError(f'{name} is {weights[name].dtype}, not {own.dtype}')
+    model.load_state_dict(weights)
+
 def load_checkpoint(
     path,         # file from `save_checkpoint`
     model,        # filled in place
     opt,          # filled in place
     config: Config,  # must be the one the checkpoint was made with
 ) -> list:
-    "Fill model and optimizer from `path`; returns the curves so far. A ValueError for another config or model, or an incomplete file."
-    try:
-        with safe_open(path, 'pt') as f:
-            meta, tensors = json.loads(f.metadata()['robustnb']), {k: f.get_tensor(k) for k in f.keys()}
-    except Exception as e: raise ValueError(f'{path}: not a complete checkpoint ({e}); delete it to start anew') from e
-    theirs, ours = meta['config'], json.loads(json.dumps(asdict(config)))
+    "Fill model and optimizer from `path`; returns the curves so far. A ValueError for another config or model, or a damaged file, which stays as it is."
+    try: theirs, curves, state, tensors = _read_checkpoint(path)
+    except FileNotFoundError: raise
+    except Exception as e:  # a damaged file makes safetensors and json raise a dozen kinds
+        reason = ' '.join(str(e).split()).removeprefix(f'{path}: ')[:200] or type(e).__name__
+        raise ValueError(f'{path}: not a complete checkpoint ({reason}); delete it to start anew, or use another path') from e
+    ours = json.loads(json.dumps(asdict(config)))
     if differ := [k for k in ours if theirs.get(k) != ours[k]]:
-        raise ValueError(f'{path}: made with {differ[0]}={theirs.get(differ[0])!r}, this run has {ours[differ[0]]!r}; delete it or use another path')
-    try:
-        model.load_state_dict({k.removeprefix('model.'): v for k, v in tensors.items() if k.startswith('model.')})
-        opt.load_state_dict(_unpack(meta['optim'], tensors))
+        raise ValueError(f'{path}: made with {differ[0]}={_brief(theirs.get(differ[0]))}, this run has {ours[differ[0]]!r}; delete it or use another path')
+    if len(curves) > config.epochs: raise ValueError(f'{path}: got {len(curves)} epochs, accepted: at most {config.epochs}; delete it or use another path')
+    try: _fill(model, tensors)
     except (RuntimeError, ValueError) as e: raise ValueError(f'{path}: made with another model ({" ".join(str(e).split())[:200]}); delete it or use another path') from e
-    return meta['curves']
+    try: opt.load_state_dict(_unpack(state, 'optim', tensors))
+    except Exception as e:  # torch checks little of what it loads, and fails in many ways
+        reason = ' '.join(str(e).split())[:200]
+        raise ValueError(f'{path}: its optimizer state does not fit ({type(e).__name__}: {reason}); delete it or use another path') from e
+    return curves
