@@ -102,6 +102,10 @@ class Evaluation:
         if hits <= .01*len(self.by): return found
         return *found, (f'square, which needs no gradient, fooled {hits:,} of {given:,} images that the gradients had not led to: '
                         'gradients may be masked, and other attacks may find more')
+    @property
+    def doubt(self) -> dict:
+        "The doubts as a field of a metric row, for `results.row`; empty where there are none."
+        return {'doubt': '; '.join(self.doubts)} if self.doubts else {}
     def __str__(self):
         "A small table."
         head = f'{self.name}, {self.norm} eps {self.eps:.4g}: {self.accuracy:.1%} of {len(self.by)} robust'
@@ -328,8 +332,7 @@ def accuracy_rows(
         known = autoattack(model, x, y, norm, e, version, known=known, **kw)
         attack = ('autoattack' if version == 'standard' else version) + ('' if known.classes > 3 else '-nonstandard')
         right = known.robust if topk == 1 else torch.cat([is_right(net.logits(a).to(b.device), b, topk) for a, b in zip(known.x_adv.split(512), y.split(512))])
-        doubt = {'doubt': '; '.join(known.doubts)} if known.doubts else {}
-        rows.append(accuracy_row(right, norm=norm, eps=e, attack=attack, **doubt))
+        rows.append(accuracy_row(right, norm=norm, eps=e, attack=attack, **known.doubt))
         if kw.get('certify'): rows.append(row('certified_accuracy', known.certified_accuracy, len(x), norm=norm, eps=e, attack='crown'))
     return rows
 

@@ -150,8 +150,7 @@ def _attacked(model, x, y, attack, eps, prove, seed, batch_size, progress):
             known = last = autoattack(model, x, y, norm, e, attack, seed, batch_size, progress, certify=prove, known=known)
             called = ('autoattack' if attack == 'standard' else attack) + ('' if known.classes > 3 else '-nonstandard')
             if e == min(radii): rows.append(accuracy_row(known.by != 0, norm=norm, eps=0., attack=called))  # the same images, not attacked
-            doubt = {'doubt': '; '.join(known.doubts)} if known.doubts else {}
-            rows.append(accuracy_row(known.robust, norm=norm, eps=e, attack=called, **doubt))
+            rows.append(accuracy_row(known.robust, norm=norm, eps=e, attack=called, **known.doubt))
             if prove: rows.append({**accuracy_row(known.certified, norm=norm, eps=e, attack='proof'), 'metric': 'certified_accuracy'})
             if known.doubts: doubted = [f'Attack, {norm}, radius {plots.fraction(e, norm)}: {d}.' for d in known.doubts]
         notes += doubted
