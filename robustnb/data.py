@@ -280,8 +280,8 @@ def regular_file(
     path,  # str or Path
 ) -> Path:
     "The path of a regular file; a FileNotFoundError for none, a ValueError for a pipe or device, which may never end."
-    path = Path(path)
-    if path.is_file(): return path
+    if not isinstance(path, Path): path = Path(path)
+    if os.path.isfile(path): return path
     if not path.exists(): raise FileNotFoundError(f'{_shown(path)}: no such file')
     raise _fault(path, 'not a regular file', 'wanted a file, no folder, pipe or device')
 
