@@ -971,7 +971,9 @@ NAMES = [*MADE, *KNOWN]
 
 def _reader(name, root, download):
     "The function that reads data by name, from a root; FileNotFoundError if it is nowhere."
-    if not isinstance(name, (str, Path)) or not str(name): raise ValueError(f'name: got {name!r}, accepted: {", ".join(NAMES)}, or your own folder')
+    is_name = isinstance(name, (str, Path)) and 0 < len(str(name))
+    if not is_name or any(len(os.fsencode(part)) > 255 for part in Path(name).parts):   # longer than file systems take
+        raise ValueError(f'name: got {name!r}, accepted: {", ".join(NAMES)}, or your own folder')
     name, root = str(name), data_root(root)
     with _held(root): reader = MADE.get(name) or _locate(name, root)
     if reader is not None: return reader

@@ -277,6 +277,12 @@ def test_a_home_is_left_as_it_was(tmp_path, monkeypatch):
     assert listing(home) == before
 
 
+NOTHING = ['', None, 3, 'a'*300, '~nobody-of-that-name/x', 'no\0pe', '/dev/null', 'nothing', '/nothing.npz']
+
+@pytest.mark.parametrize('source', NOTHING)
+def test_sources_that_are_none(source): assert refused(source)
+
+
 # ---- from the command line to the page
 
 def test_audit_of_white_ink(tmp_path, monkeypatch, capsys):
