@@ -280,8 +280,8 @@ def regular_file(
     path,  # str or Path
 ) -> Path:
     "The path of a regular file; a FileNotFoundError for none, a ValueError for a pipe or device, which may never end."
-    path = Path(path)
-    if path.is_file(): return path
+    if not isinstance(path, Path): path = Path(path)
+    if os.path.isfile(path): return path
     if not path.exists(): raise FileNotFoundError(f'{_shown(path)}: no such file')
     raise _fault(path, 'not a regular file', 'wanted a file, no folder, pipe or device')
 
@@ -971,7 +971,9 @@ NAMES = [*MADE, *KNOWN]
 
 def _reader(name, root, download):
     "The function that reads data by name, from a root; FileNotFoundError if it is nowhere."
-    if not isinstance(name, (str, Path)) or not str(name): raise ValueError(f'name: got {name!r}, accepted: {", ".join(NAMES)}, or your own folder')
+    is_name = isinstance(name, (str, Path)) and 0 < len(str(name))
+    if not is_name or any(len(os.fsencode(part)) > 255 for part in Path(name).parts):   # longer than file systems take
+        raise ValueError(f'name: got {name!r}, accepted: {", ".join(NAMES)}, or your own folder')
     name, root = str(name), data_root(root)
     with _held(root): reader = MADE.get(name) or _locate(name, root)
     if reader is not None: return reader

@@ -959,8 +959,12 @@ class Images:
 
 def _meant(source, root):
     "What `source` means to `data.take`: a path as typed, or a name in the root; a ValueError where it may be both."
-    text, path = str(source), Path(source).expanduser()
-    if not text or not path.exists(): return text
+    if not isinstance(source, (str, Path)) or not str(source): return source   # refused there
+    text = str(source)
+    try:
+        path = Path(source).expanduser()
+        if not path.exists(): return text
+    except (OSError, RuntimeError): return text   # a name too long for a path, a user who is not there
     here = path.resolve() if '..' in path.parts else path.absolute()   # a link keeps its name
     is_path = isinstance(source, Path) or '/' in text or text.startswith(('.', '~'))
     if is_path or not data.is_there(text, root): return str(here)

@@ -275,3 +275,41 @@ def test_a_home_is_left_as_it_was(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError): data.load('nothing')
     with pytest.raises(ValueError, match='has one image'): data.load('mine')
     assert listing(home) == before
+
+
+NOTHING = ['', None, 3, 'a'*300, '~nobody-of-that-name/x', 'no\0pe', '/dev/null', 'nothing', '/nothing.npz']
+
+@pytest.mark.parametrize('source', NOTHING)
+def test_sources_that_are_none(source): assert refused(source)
+
+
+# ---- from the command line to the page
+
+def test_audit_of_white_ink(tmp_path, monkeypatch, capsys):
+    "Digits written in white on nothing: refused, and with their ground as right as the digits themselves."
+    import json
+    from safetensors.torch import save_file
+    from robustnb import models, train
+    from robustnb.cli import main
+    monkeypatch.chdir(tmp_path)
+    digits, net = data.load('digits'), models.SmallCNN()
+    train.fit(net, digits, train.Config('adam', lr=1e-3, epochs=5))
+    save_file(net.state_dict(), 'net.safetensors')
+    x, y = digits.x_test[:60], digits.y_test[:60]
+    for i, (image, label) in enumerate(zip(x, y)):
+        path = tmp_path/'ink'/str(label.item())/f'{i}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        alpha = Image.fromarray(image[0].numpy())
+        Image.merge('LA', (Image.new('L', (8, 8), 255), alpha)).save(path)
+    (tmp_path/'ink'/'notes.txt').write_text('x')
+    command = 'audit net.safetensors --arch smallcnn --images ink --attack none --lipschitz 0 --bands 0 --variances .1'
+    command += ' --device cpu --json'
+    assert main(command.split()) == 2 and '60 images with transparent pixels' in capsys.readouterr().err
+    assert main([*command.split(), '--ground', 'black']) == 0
+    found = json.loads(capsys.readouterr().out)
+    doubts = ['1 file skipped: notes.txt', '60 images composited on black']
+    right = (net.eval()(data.to_float(x)).argmax(1) == y).double().mean().item()
+    clean = found['metrics'][0]   # the first row is the accuracy on clean images
+    assert found['notes'][:2] == doubts
+    assert clean['metric'] == 'accuracy' and clean['value'] == pytest.approx(right)
+    for page in 'audit.html', 'audit.md': assert all(doubt in (tmp_path/'audit'/page).read_text() for doubt in doubts)

@@ -240,7 +240,7 @@ def test_one_image_cannot_be_split(tmp_path):
     write_tree(tmp_path/'pets', ['cat', 'dog'], pixels(1, 8, 8))
     assert f'{tmp_path/"pets"}: class 0 has one image' in complaint('pets', tmp_path)
 
-@pytest.mark.parametrize('name', ['', None, 3])
+@pytest.mark.parametrize('name', ['', None, 3, 'a'*300])
 def test_names_that_are_none(tmp_path, name): assert complaint(name, tmp_path).startswith('name: got')
 
 def test_options_that_nothing_reads(tmp_path):
