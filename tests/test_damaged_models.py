@@ -1,4 +1,6 @@
-"""Model files that are damaged or made to harm: each gives an answer or one line with its name, never a traceback, a crash, a hang or a machine full of memory.
+"""Model files that are damaged or made to harm: each gives an answer or one line with its name.
+
+Never a traceback, a crash, a hang or a machine full of memory.
 
 Run as a script, this file is the child that reads them: a crash then ends the child and not the test."""
 import json, math, os, pickle, random, resource, struct, subprocess, sys, zipfile
@@ -31,7 +33,8 @@ class Attention(nn.Module):
         x = self.norm(self.patch(x).flatten(2).transpose(1, 2) + self.place)
         q, k, v = self.qkv(x).view(n, 16, 3, 8).unbind(2)
         scores = (q @ k.transpose(1, 2)/math.sqrt(8)).masked_fill(self.mask, -math.inf)
-        x = torch.einsum('nij,njc->nic', scores.double().softmax(2).float(), v) + torch.zeros(16, 8, dtype=torch.float32)
+        shares = scores.double().softmax(2).float()
+        x = torch.einsum('nij,njc->nic', shares, v) + torch.zeros(16, 8, dtype=torch.float32)
         a, b = x.chunk(2, dim=1)
         return self.out(torch.cat([a, b], 1).mean(1))
 
@@ -87,14 +90,15 @@ VALUES = [None, True, -1, 0, 1, 2, 7, 2**31, 2**62, 2**64, 10**30, 1e308, -.5, '
           [2**40]*3, ['x'], {'as_int': -1},
           {'as_none': True}, {'as_name': 'x'}, {'as_tensor': {'name': 'x'}}, {'as_ints': [2**33]},
           {'as_scalar_type': 99}, 'NaN', 'Infinity', math.nan]
-TARGETS = [f'torch.ops.aten.{n}.{o}' for n in sorted(foreign.OPERATIONS) if hasattr(torch.ops.aten,
-                                                                                    n) for o in getattr(torch.ops.aten, n).overloads()]
+PACKETS = {n: getattr(torch.ops.aten, n) for n in sorted(foreign.OPERATIONS) if hasattr(torch.ops.aten, n)}
+TARGETS = [f'torch.ops.aten.{n}.{o}' for n, packet in PACKETS.items() for o in packet.overloads()]
 TARGETS += ['_operator.mul', '_operator.pow', '_operator.getitem', 'torch.hub.load', 'torch.ops.aten.from_file.default',
             '']
 
 def places(tree):
     "(container, key) of everything in some JSON."
-    for key, value in list(tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()):
+    inside = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, value in list(inside):
         yield tree, key
         yield from places(value)
 
@@ -124,8 +128,7 @@ def mutate(tree, rng):
 def damaged_json(text, rng):
     tree = json.loads(text)
     root = tree
-    if isinstance(tree,
-                  dict) and 'graph_module' in tree and rng.random() < .9:  # most of a program's JSON are notes about its source
+    if isinstance(tree, dict) and 'graph_module' in tree and rng.random() < .9:  # most of it are notes on the source
         module = tree['graph_module']
         root = rng.choice([module['signature'],
                            [{k: n[k] for k in ('target', 'inputs', 'outputs')} for n in module['graph']['nodes']],
@@ -207,7 +210,8 @@ def child(folder, start, stop):
         print(json.dumps(dict(i=i, source=source.name, done=done)), flush=True)
         try: z, kind, text = answer(target, answers['x']), 'answer', ''
         except Exception as e: kind, text = type(e).__name__, str(e)
-        same = kind == 'answer' and z.shape == answers[source.name].shape and torch.allclose(z, answers[source.name], rtol=1e-4, atol=1e-5)
+        wanted = answers[source.name]
+        same = kind == 'answer' and z.shape == wanted.shape and torch.allclose(z, wanted, rtol=1e-4, atol=1e-5)
         kept = target.suffix != '.ckpt' or kind == 'answer' or target.read_bytes() == before
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) << 10
         found = dict(i=i, kind=kind, text=text, named=target.name in text, same=same, kept=kept, grown=grown)
@@ -243,9 +247,9 @@ class Casts(nn.Module):
         x = x.half().float() + x.to(torch.float64).float() + x.bfloat16().to('cpu', torch.float32)
         x = x.type_as(self.out.weight).to('cpu').to(dtype=torch.float32, memory_format=torch.channels_last, copy=True)
         steps = torch.arange(12, dtype=torch.float64, device=x.device).to(torch.int32).long()
-        more = torch.zeros(1, 12, dtype=torch.float32, device='cpu') + torch.full((1, 12), .5,
-                                                                                  dtype=torch.float32) + torch.ones_like(steps)[None].float()
-        more = more + x.new_zeros(12) + x.new_ones((12,), dtype=torch.float32) + torch.full_like(more, 2, dtype=torch.float64).float()
+        more = torch.zeros(1, 12, dtype=torch.float32, device='cpu') + torch.full((1, 12), .5, dtype=torch.float32)
+        more = more + torch.ones_like(steps)[None].float() + torch.full_like(more, 2, dtype=torch.float64).float()
+        more = more + x.new_zeros(12) + x.new_ones((12,), dtype=torch.float32)
         return self.out(x.flatten(1)*torch.tensor([1., 2, 3]*4) + more + steps.float())
 
 class Einsum(nn.Module):
@@ -279,15 +283,16 @@ def test_a_program_gives_the_logits_of_its_model(tmp_path, make, shape, kind):
     torch.testing.assert_close(again(x), plain(net(x)), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(again(x[:1]), plain(net(x[:1])), rtol=1e-4, atol=1e-5)
     assert again(x[:0]).shape == plain(net(x))[:0].shape
-    assert any('batches of exactly 4' in n for n in foreign.notes_of(foreign.prepared(again, [0.]*shape[0],
-                                                                                      [1.]*shape[0]))) == (kind == 'fixed')
+    notes = foreign.notes_of(foreign.prepared(again, [0.]*shape[0], [1.]*shape[0]))
+    assert any('batches of exactly 4' in n for n in notes) == (kind == 'fixed')
 
 @pytest.mark.parametrize('name, size',
                          [('resnet18', 64), ('mobilenet_v3_small', 64),
                           ('convnext_tiny', 32)] + [pytest.param('vit_b_16', 32, marks=pytest.mark.slow)])
 def test_programs_of_torchvision(tmp_path, name, size):
     from torchvision.models import get_model
-    net, x = get_model(name, weights=None, **(dict(image_size=size) if 'vit' in name else {})).eval(), torch.rand(5, 3, size, size)
+    net = get_model(name, weights=None, **(dict(image_size=size) if 'vit' in name else {})).eval()
+    x = torch.rand(5, 3, size, size)
     again = foreign.load_model(export(net, tmp_path/'net.pt2', x[:2], {0: N}))
     with torch.no_grad(): torch.testing.assert_close(again(x), net(x), rtol=1e-3, atol=1e-4)
 
@@ -343,11 +348,14 @@ def test_programs_that_classify_nothing(tmp_path, make, words):
         foreign.load_model(export(make(), tmp_path/'net.pt2', free={0: N}))
 
 def test_a_program_without_nodes_gives_its_inputs(tmp_path):
-    program, x = foreign.load_model(export(nn.Identity(), tmp_path/'net.pt2', torch.rand(4, 5), {0: N})), torch.rand(7, 5)
+    program = foreign.load_model(export(nn.Identity(), tmp_path/'net.pt2', torch.rand(4, 5), {0: N}))
+    x = torch.rand(7, 5)
     assert torch.equal(program(x), x)
 
 
 # --- archives of other kinds
+
+OLD = r'got a program in the layout of PyTorch 2.8 or older.*\n.*torch.export.save\(torch.export.load'
 
 def test_the_layouts_of_older_versions(originals, tmp_path):
     for name, members in dict(torch26={'serialized_exported_program.json': '{}', 'serialized_state_dict.pt': 'x',
@@ -357,8 +365,7 @@ def test_the_layouts_of_older_versions(originals, tmp_path):
         with zipfile.ZipFile(tmp_path/f'{name}.pt2', 'w') as z:
             for n, text in members.items(): z.writestr(n, text)
         for read in foreign.load_model, foreign.Program:
-            with pytest.raises(ValueError,
-                               match=rf'{name}.pt2: got a program in the layout of PyTorch 2.8 or older.*\n.*torch.export.save\(torch.export.load'):
+            with pytest.raises(ValueError, match=rf'{name}.pt2: {OLD}'):
                 read(tmp_path/f'{name}.pt2')
 
 def test_several_programs_in_one_file(originals, tmp_path):
@@ -380,7 +387,8 @@ def test_what_is_no_file(tmp_path, originals):
     (tmp_path/'empty.pt2').touch()
     (tmp_path/'link.pt2').symlink_to(originals/'chain.pt2')
     assert foreign.load_model(tmp_path/'link.pt2')
-    for read in foreign.load_model, foreign.Program, foreign.file_kind, lambda p: foreign.load_weights(p, 'smallcnn', 1, 8):
+    weights = lambda path: foreign.load_weights(path, 'smallcnn', 1, 8)
+    for read in foreign.load_model, foreign.Program, foreign.file_kind, weights:
         for name, words in dict(pipe='a pipe', empty='an empty file').items():
             path = tmp_path/(name if name == 'pipe' else f'{name}.pt2')
             with pytest.raises(ValueError, match=f'{path.name}: got {words}'): read(path)
@@ -403,7 +411,7 @@ def edited(originals, tmp_path, change, source='chain.pt2'):
 def name(n): return {'as_tensor': {'name': n}}
 
 def before_the_logits(*steps):
-    "A change that puts nodes (target, {argument: value}, result) before the last one, and adds their last result to it, for its memory to be needed."
+    "A change that puts nodes (target, {argument: value}, result) at the end, and adds the last result to the logits."
     def change(tree):
         graph = tree['graph_module']['graph']
         out = tree['graph_module']['signature']['output_specs'][0]['user_output']['arg']
@@ -429,8 +437,13 @@ def test_nodes_put_in_are_computed(originals, tmp_path):
     torch.testing.assert_close(changed(x), sound(x) + 2, rtol=1e-5, atol=1e-6)
 
 ints = lambda *v: {'as_ints': list(v)}
-DOUBLING = [full([1, 10])] + [('torch.ops.aten.cat.default', dict(tensors={'as_tensors': [{'name': a}]*2}),
-                               f'c{i}') for i, a in enumerate(['zeros', *(f'c{i}' for i in range(39))])]
+def chain_of(n, target, argument):
+    "Nodes z0, z1, ..., each of the result before it, and the first of zeros."
+    names = ['zeros', *(f'z{i}' for i in range(n))]
+    return [(f'torch.ops.aten.{target}', argument(a), b) for a, b in zip(names, names[1:])]
+
+DOUBLING = [full([1, 10])] + chain_of(40, 'cat.default', lambda a: dict(tensors={'as_tensors': [{'name': a}]*2}))
+SQUARES = [full([2**13, 2**13])] + chain_of(64, 'mm.default', lambda a: dict(self=name(a), mat2=name(a)))
 WIDE = [full([1, 1]), ('torch.ops.aten.expand.default', dict(self=name('zeros'), size=ints(2**20, 2**20)), 'wide')]
 NEEDS, WORKS, NUMBERS = 'GiB at one time', 'operations for each image', 'beyond 2..63'
 BOMBS = dict(
@@ -440,8 +453,7 @@ BOMBS = dict(
     clone=([*WIDE, ('torch.ops.aten.clone.default', dict(self=name('wide')), 'result')], f'{NEEDS}|{WORKS}'),
     sum=([*WIDE, ('torch.ops.aten.sum.default', dict(self=name('wide')), 'result')], WORKS),
     pieces=([*WIDE, ('torch.ops.aten.unbind.int', dict(self=name('wide')), 'result')], 'without a list of results'),
-    square=([full([2**13, 2**13])] + [('torch.ops.aten.mm.default', dict(self=name(a), mat2=name(a)), f'm{i}') for i,
-                                      a in enumerate(['zeros', *(f'm{i}' for i in range(63))])], WORKS),
+    square=(SQUARES, WORKS),
     window=(after_full([1, 1, 2**13, 2**13], 'avg_pool2d.default', kernel_size=ints(2**12, 2**12), stride=ints(1, 1)),
             WORKS),
     pad=(after_full([1, 1, 8, 8], 'constant_pad_nd.default', pad=ints(2**30, 2**30)), f'{NEEDS}|{WORKS}'),
@@ -490,7 +502,8 @@ INTS_FOR_TYPES = [('ones.default', dict(size=ints(1))), ('zeros.default', dict(s
                           {'as_sym_int': {'as_int': -1}}])
 @pytest.mark.parametrize('target, args', INTS_FOR_TYPES)
 def test_a_number_where_a_type_belongs(originals, tmp_path, target, args, wrong):
-    image = json.loads(zipfile.ZipFile(originals/'chain.pt2').read('chain/models/model.json'))['graph_module']['signature']['input_specs'][-1]['user_input']['arg']
+    module = json.loads(zipfile.ZipFile(originals/'chain.pt2').read('chain/models/model.json'))['graph_module']
+    image = module['signature']['input_specs'][-1]['user_input']['arg']
     args = {k: image if v == name('x') else v for k, v in args.items()}
     for dtype, words in (wrong, 'dtype: got a program'), ({'as_scalar_type': 7}, None):
         file = edited(originals, tmp_path,
@@ -576,8 +589,8 @@ def test_no_pickle_runs(originals, tmp_path):
     class Bomb:
         def __reduce__(self): return Path.touch, (ran,)
     bomb = pickle.dumps(Bomb())
-    inside = rewritten(originals/'chain.pt2', tmp_path/'inside.pt2', lambda n,
-                       b: b if n.endswith('.json') or 'archive' in n or 'byteorder' in n else bomb)
+    data_only = lambda n: n.endswith('.json') or 'archive' in n or 'byteorder' in n
+    inside = rewritten(originals/'chain.pt2', tmp_path/'inside.pt2', lambda n, b: b if data_only(n) else bomb)
     (tmp_path/'bare.pt2').write_bytes(bomb)
     (tmp_path/'bare.safetensors').write_bytes(bomb)
     torch.save(Bomb(), tmp_path/'saved.pt2')
@@ -607,10 +620,11 @@ def test_weights_of_other_types_and_numbers_of_classes(tmp_path):
     half = foreign.load_model(saved({k: v.half() for k, v in own.items()}, tmp_path/'half.safetensors'), **OPTIONS)
     torch.testing.assert_close(half(x), net(x), rtol=.01, atol=.01)
     first, bias = next(iter(own)), next(k for k in reversed(own) if k.endswith('bias'))
-    for change, words in ({first: own[first].long()}, 'is torch.int64'), ({first: own[first].to(torch.complex64)},
-                                                                          'is torch.complex64'), ({bias: torch.zeros(10**7)}, 'does not fit'), \
-                         ({bias: torch.zeros(0)}, 'does not fit|classes'), ({k: v[:0] for k, v in own.items()},
-                                                                            'does not fit|classes'):
+    for change, words in (({first: own[first].long()}, 'is torch.int64'),
+                          ({first: own[first].to(torch.complex64)}, 'is torch.complex64'),
+                          ({bias: torch.zeros(10**7)}, 'does not fit'),
+                          ({bias: torch.zeros(0)}, 'does not fit|classes'),
+                          ({k: v[:0] for k, v in own.items()}, 'does not fit|classes')):
         with pytest.raises(ValueError, match=f'bad.safetensors: .*({words})'):
             foreign.load_model(saved(own | change, tmp_path/'bad.safetensors'), **OPTIONS)
 
