@@ -24,17 +24,19 @@ from .core import check_choice, check_number, read_json
 from .train import regular_file
 
 # %% ../nbs/13b_foreign.ipynb #517a42be
-OLD_LAYOUT = ('got a program in the layout of PyTorch 2.8 or older, whose weights are a pickle; accepted: raw arrays, as later versions write them. '
-              'Reading a pickle runs the code it brings along. Where you trust the file, with PyTorch 2.9 or later:\n'
+OLD_LAYOUT = ('got a program in the layout of PyTorch 2.8 or older, whose weights are a pickle; '
+              'accepted: raw arrays, as later versions write them. Reading a pickle runs the code it brings along. Where you trust the file, with PyTorch 2.9 or later:\n'
               "  torch.export.save(torch.export.load('old.pt2'), 'new.pt2')")
 
 def _zip_kind(path) -> str:
     "What an archive holds, from the names in it; a ValueError for a damaged one."
     try:
-        with zipfile.ZipFile(path) as z: names, start = z.namelist(), min((e.header_offset for e in z.infolist()), default=0)
+        with zipfile.ZipFile(path) as z: entries = z.infolist()
     except Exception as e:  # a damaged directory makes zipfile raise half a dozen kinds
         raise ValueError(f'{path}: a damaged archive ({e}); get the file again') from e
-    if start: raise ValueError(f'{path}: an archive whose end is missing; get the file again')  # what was found lies inside it
+    names = [e.filename for e in entries]
+    if min((e.header_offset for e in entries), default=0):  # it begins later: another one that lies inside
+        raise ValueError(f'{path}: an archive whose end is missing; get the file again')
     if 'serialized_exported_program.json' in names: return 'old program'
     inside = [n.partition('/')[2] for n in names]
     if 'archive_format' in inside: return 'program'
@@ -44,19 +46,21 @@ def _zip_kind(path) -> str:
 def file_kind(
     path,  # of a model file; a FileNotFoundError if absent, a ValueError unless it is a regular file with content
 ) -> str:
-    "What a model file holds: 'safetensors', 'program' (torch.export), 'old program', 'pickle', 'torchscript' or 'unknown'."
+    "'safetensors', 'program' (torch.export), 'old program', 'pickle', 'torchscript' or 'unknown': what a model file holds."
     path = regular_file(path)
     with open(path, 'rb') as f: head = f.read(16)
     if zipfile.is_zipfile(path): return _zip_kind(path)
     if head[:4] == b'PK\3\4': raise ValueError(f'{path}: an archive whose end is missing; get the file again')
     if head[:1] == b'\x80' and head[1:2] in b'\x02\x03\x04\x05': return 'pickle'
-    return 'safetensors' if len(head) > 8 and head[8:9] == b'{' and int.from_bytes(head[:8], 'little') < 10**9 else 'unknown'
+    header = int.from_bytes(head[:8], 'little')
+    return 'safetensors' if head[8:9] == b'{' and header < 10**9 else 'unknown'
 
 # %% ../nbs/13b_foreign.ipynb #cbd7f121
 def refuse_pickle(path, kind):
     "Say why a pickle is not read, and what to do instead."
-    raise ValueError(f'{path}: got a file with a {kind} in it, accepted: safetensors, or a program from torch.export (.pt2). '
-                     'Reading a pickle runs the code it brings along, so robustnb never does that, whoever made the file. '
+    raise ValueError(f'{path}: got a file with a {kind} in it, '
+                     'accepted: safetensors, or a program from torch.export (.pt2). '
+                     'Reading a pickle runs the code it brings along, so robustnb never does that, whoever made it. '
                      'If you made it, convert it where you trust it:\n'
                      f"  from safetensors.torch import save_file; save_file(model.state_dict(), 'model.safetensors')\n"
                      f"  or torch.export.save(torch.export.export(model.eval(), (images,)), 'model.pt2')")
@@ -72,13 +76,16 @@ def architecture(
     "An untrained network by name; a ValueError for unknown names."
     if not name.startswith('torchvision/'): return models.create(name, n_classes, in_channels, input_size, **options)
     import torchvision
-    kind = check_choice(name.partition('/')[2], 'architecture torchvision/...', torchvision.models.list_models(module=torchvision.models))
+    known = torchvision.models.list_models(module=torchvision.models)
+    kind = check_choice(name.partition('/')[2], 'architecture torchvision/...', known)
     try: return torchvision.models.get_model(kind, weights=None, num_classes=n_classes, **options)
-    except TypeError as e: raise ValueError(f'options: got {options!r}, accepted: those of torchvision\'s {kind} ({e})') from e
+    except TypeError as e:
+        raise ValueError(f'options: got {options!r}, accepted: those of torchvision\'s {kind} ({e})') from e
 
 def _strip(tensors):
     "State dict without what training wrappers put before its names; from our own checkpoints the model's part."
-    if any(k.startswith('optim.') for k in tensors): tensors = {k: v for k, v in tensors.items() if k.startswith('model.')}
+    if any(k.startswith('optim.') for k in tensors):
+        tensors = {k: v for k, v in tensors.items() if k.startswith('model.')}
     for prefix in 'model.', 'module.', '_orig_mod.':
         if all(k.startswith(prefix) for k in tensors): tensors = {k.removeprefix(prefix): v for k, v in tensors.items()}
     return tensors
@@ -97,7 +104,8 @@ def _misfits(want, tensors, name) -> list:
     others = [f'holds {k}, which {name} lacks' for k in tensors if k not in want]
     both = [(k, tensors[k], v) for k, v in want.items() if k in tensors]
     shapes = [f'{k} is {tuple(t.shape)}, {name} wants {tuple(v.shape)}' for k, t, v in both if t.shape != v.shape]
-    kinds = [f'{k} is {t.dtype}, {name} wants {v.dtype}' for k, t, v in both if t.is_floating_point() != v.is_floating_point()]
+    others_kind = [(k, t, v) for k, t, v in both if t.is_floating_point() != v.is_floating_point()]
+    kinds = [f'{k} is {t.dtype}, {name} wants {v.dtype}' for k, t, v in others_kind]
     return missing + others + shapes + kinds
 
 # %% ../nbs/13b_foreign.ipynb #d4c28cc9
@@ -108,7 +116,8 @@ def load_weights(
     input_size: int,   # height and width of the images
     **options,         # the architecture's own: width, norm, ...
 ) -> nn.Module:
-    "The named architecture with the weights of the file, in evaluation mode; the number of classes is the file's. A ValueError says what does not fit."
+    """The named architecture with the weights of the file, in evaluation mode; the number of classes is the file's.
+    A ValueError says what does not fit."""
     path = regular_file(path)
     try:
         with safe_open(path, 'pt') as f: tensors = _strip({k: f.get_tensor(k) for k in f.keys()})
@@ -121,7 +130,8 @@ def load_weights(
     if n_classes < 1: raise ValueError(f'{path}: got weights for {n_classes} classes, accepted: at least one')
     if wrong := _misfits(layout(n_classes), tensors, name):
         more = f'; and {len(wrong) - 3} more' if len(wrong) > 3 else ''
-        raise ValueError(f'{path}: does not fit {name} for {in_channels} x {input_size} x {input_size} images: {"; ".join(wrong[:3])}{more}. '
+        images = f'{in_channels} x {input_size} x {input_size} images'
+        raise ValueError(f'{path}: does not fit {name} for {images}: {"; ".join(wrong[:3])}{more}. '
                          'Other options (width, norm, ...) or another architecture may fit')
     model = architecture(name, n_classes, in_channels, input_size, **options)
     model.load_state_dict(tensors)
@@ -143,7 +153,7 @@ OPERATIONS = set('''
     eq ne lt le gt ge logical_and logical_or logical_not where masked_fill masked_fill_ bitwise_and bitwise_not
     cat concat stack chunk split split_with_sizes unbind select slice narrow flatten unflatten view _unsafe_view
     reshape permute transpose t movedim unsqueeze squeeze expand expand_as repeat repeat_interleave roll flip
-    contiguous clone detach detach_ alias dropout dropout_ feature_dropout alpha_dropout pad constant_pad_nd
+    contiguous clone detach detach_ alias copy_ fill_ zero_ swapaxes dropout dropout_ feature_dropout alpha_dropout pad constant_pad_nd
     reflection_pad2d replication_pad2d pixel_shuffle pixel_unshuffle channel_shuffle
     upsample_nearest2d upsample_bilinear2d upsample_bicubic2d im2col unfold grid_sampler_2d
     index index_select gather tril triu
@@ -152,7 +162,8 @@ OPERATIONS = set('''
     sym_size sym_numel sym_stride
 '''.split())
 
-_SKIP = set('_assert_tensor_metadata _assert_scalar sym_constrain_range sym_constrain_range_for_size'.split())  # no result
+# checks without a result
+_SKIP = set('_assert_tensor_metadata _assert_scalar sym_constrain_range sym_constrain_range_for_size'.split())
 LARGEST = 2**63 - 1  # whole number in a program
 
 def _operation(target):
@@ -162,7 +173,8 @@ def _operation(target):
     known = name in OPERATIONS or name in _SKIP
     packet = getattr(torch.ops.aten, name, None) if known and not space else None
     if packet is None or overload not in packet.overloads():
-        raise ValueError(f'got a program with the operation {target[:100]!r}, accepted: the operations of foreign.OPERATIONS. '
+        raise ValueError(f'got a program with the operation {target[:100]!r}, '
+                         'accepted: the operations of foreign.OPERATIONS. '
                          'Add its name there if you know that it only computes')
     return getattr(packet, overload)
 
@@ -190,7 +202,8 @@ def _arithmetic(target, args):
                      'accepted: whole numbers below that, and floating-point ones')
 
 # %% ../nbs/13b_foreign.ipynb #2833a71a
-_TYPES = {1: 'uint8', 2: 'int8', 3: 'int16', 4: 'int32', 5: 'int64', 6: 'float16', 7: 'float32', 8: 'float64', 12: 'bool', 13: 'bfloat16'}
+_TYPES = {1: 'uint8', 2: 'int8', 3: 'int16', 4: 'int32', 5: 'int64', 6: 'float16', 7: 'float32', 8: 'float64',
+          12: 'bool', 13: 'bfloat16'}
 _FORMATS = {1: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels_last_3d, 4: torch.preserve_format}
 _INFINITE = {'Infinity': math.inf, '-Infinity': -math.inf, 'NaN': math.nan}
 
@@ -242,15 +255,16 @@ def _layout(value):
     if type(value) is int and value == 7: return torch.strided
     raise _wrong(value, 'the layout 7, a dense tensor')
 
-def _device(value):
-    "Whichever device was written: the one of the images takes its place."
-    _text(_field(value, 'type'))
-    return torch.device
-
+# %% ../nbs/13b_foreign.ipynb #653e72bb
 def _field(value, name):
     "`value[name]` of a piece of the archive's JSON."
     if isinstance(value, dict) and name in value: return value[name]
     raise ValueError(f'got a program where a field {name!r} is missing')
+
+def _device(value):
+    "Whichever device was written: the one of the images takes its place."
+    _text(_field(value, 'type'))
+    return torch.device
 
 def _named(value): return _Name(_text(_field(value, 'name')))
 
@@ -277,8 +291,8 @@ def _maybe(value):
 _READ = dict(as_none=lambda value: None, as_tensor=_named, as_optional_tensor=_maybe, as_int=_integer, as_float=_real,
              as_bool=_truth, as_string=_text, as_scalar_type=_type, as_memory_format=_format, as_layout=_layout,
              as_device=_device, as_sym_int=_symbol(_integer), as_sym_float=_symbol(_real), as_sym_bool=_symbol(_truth))
-_READ |= {f'{form}s': _listed(_READ[form])
-          for form in 'as_tensor as_optional_tensor as_int as_float as_bool as_sym_int as_sym_float as_sym_bool'.split()}
+_IN_LISTS = 'as_tensor as_optional_tensor as_int as_float as_bool as_sym_int as_sym_float as_sym_bool'.split()
+_READ |= {f'{form}s': _listed(_READ[form]) for form in _IN_LISTS}
 
 def _entry(item):
     "(form, value) of one piece of the archive's JSON, which is a dict of one."
@@ -297,11 +311,18 @@ def _argument(
 
 # %% ../nbs/13b_foreign.ipynb #4cc16909
 _NUMBER = 'as_int as_float as_bool as_sym_int as_sym_float as_sym_bool'.split()
-_FORMS = {'Tensor': ['as_tensor', 'as_optional_tensor', *_NUMBER], 'number': _NUMBER,  # torch makes tensors of numbers itself
-          'int': ['as_int', 'as_sym_int'], 'float': 'as_float as_int as_sym_float as_sym_int'.split(), 'bool': ['as_bool', 'as_sym_bool'],
-          'str': ['as_string'], 'List[Tensor]': ['as_tensors'], 'List[Optional[Tensor]]': ['as_optional_tensors', 'as_tensors'],
-          'List[int]': ['as_ints', 'as_sym_ints'], 'List[float]': ['as_floats', 'as_sym_floats'], 'List[bool]': ['as_bools', 'as_sym_bools'],
-          'ScalarType': ['as_scalar_type'], 'Layout': ['as_layout'], 'Device': ['as_device'], 'MemoryFormat': ['as_memory_format']}
+_FORMS = {kind: forms.split() for kind, forms in {
+    'int': 'as_int as_sym_int',
+    'float': 'as_float as_int as_sym_float as_sym_int',
+    'bool': 'as_bool as_sym_bool',
+    'str': 'as_string',
+    'List[Tensor]': 'as_tensors',
+    'List[Optional[Tensor]]': 'as_optional_tensors as_tensors',
+    'List[int]': 'as_ints as_sym_ints',
+    'List[float]': 'as_floats as_sym_floats',
+    'List[bool]': 'as_bools as_sym_bools',
+    'ScalarType': 'as_scalar_type', 'Layout': 'as_layout', 'Device': 'as_device', 'MemoryFormat': 'as_memory_format'}.items()}
+_FORMS |= {'number': _NUMBER, 'Tensor': ['as_tensor', 'as_optional_tensor', *_NUMBER]}  # torch makes tensors of numbers
 
 def _forms(
     argument,  # of an operation's schema
@@ -311,7 +332,9 @@ def _forms(
     optional = kind.startswith('Optional[')
     plain = kind[len('Optional['):-1] if optional else kind
     written_out = argument.alias_info is not None and argument.alias_info.is_write and argument.kwarg_only
-    if plain not in _FORMS or written_out: raise ValueError(f'got a program with an operation on a {kind} ({argument.name}), accepted: the usual ones of a classifier')
+    if plain not in _FORMS or written_out:
+        raise ValueError(f'got a program with an operation on a {kind} ({argument.name}), '
+                         'accepted: the usual ones of a classifier')
     single = ['as_int', 'as_sym_int'] if plain == 'List[int]' and argument.N else []
     return _FORMS[plain] + single + ['as_none']*optional
 
@@ -324,11 +347,14 @@ def _arguments(
     given = {}
     for item in inputs:
         name = _text(_field(item, 'name'))
-        if name not in known or name in given: raise ValueError(f'got a program with the argument {_short(name)!r} of {schema.name}, accepted: {", ".join(known)}, once each')
+        if name not in known or name in given:
+            raise ValueError(f'got a program with the argument {_short(name)!r} of {schema.name}, '
+                             f'accepted: {", ".join(known)}, once each')
         try: given[name] = _argument(_field(item, 'arg'), _forms(known[name]))
         except ValueError as e: raise ValueError(f'{schema.name}, {name}: {e}') from e
     if lacking := [n for n, a in known.items() if n not in given and not a.has_default_value()]:
-        raise ValueError(f'got a program with {schema.name} without {lacking[0]}, accepted: all of {", ".join(known)} that have no default')
+        raise ValueError(f'got a program with {schema.name} without {lacking[0]}, '
+                         f'accepted: all of {", ".join(known)} that have no default')
     positional = [a for a in schema.arguments if not a.kwarg_only]
     last = max((i for i, a in enumerate(positional) if a.name in given), default=-1)
     return ([given.get(a.name, a.default_value) for a in positional[:last + 1]],
@@ -342,7 +368,9 @@ GRAPH = 32*2**20   # bytes of a graph
 def _json(data):
     "Content of a JSON member; a ValueError if it is nested beyond what Python's reader takes."
     try: return json.loads(data)
-    except RecursionError: raise ValueError('got a program whose JSON is nested too deeply, accepted: what torch.export.save writes') from None
+    except RecursionError:
+        raise ValueError('got a program whose JSON is nested too deeply, '
+                         'accepted: what torch.export.save writes') from None
 
 class _Archive:
     "A .pt2 archive, its members read by name and within the limits."
@@ -353,11 +381,14 @@ class _Archive:
         self.zip = file
         entries = file.infolist()
         self.members = {e.filename: e for e in entries}
-        if len(self.members) < len(entries): raise ValueError('got an archive with two members of one name, accepted: each once')
+        if len(self.members) < len(entries):
+            raise ValueError('got an archive with two members of one name, accepted: each once')
         self.room = max(ROOM, GROWTH*Path(path).stat().st_size)
         if 'serialized_exported_program.json' in self.members: raise ValueError(OLD_LAYOUT)
         roots = [n.removesuffix('/archive_format') for n in self.members if n.endswith('/archive_format')]
-        if len(roots) != 1: raise ValueError(f'got an archive with {len(roots)} members called archive_format, accepted: one program from torch.export.save')
+        if len(roots) != 1:
+            raise ValueError(f'got an archive with {len(roots)} members called archive_format, '
+                             'accepted: one program from torch.export.save')
         self.root = roots[0]
 
     def names(self, folder, ending=''):
@@ -368,15 +399,17 @@ class _Archive:
         "Count `n` bytes; a ValueError once all together exceed the limit."
         self.room -= n
         if self.room < 0:
-            raise ValueError(f'got an archive whose {what} take more than {GROWTH} times its size and more than {ROOM >> 20} MiB, accepted: less. '
-                             'Save the program again by torch.export.save, without expanded weights')
+            raise ValueError(f'got an archive whose {what} take more than {GROWTH} times its size and more than '
+                             f'{ROOM >> 20} MiB, accepted: less. Save the program again by torch.export.save')
 
     def read(self, name, largest=None):
         "Bytes of a member."
         entry = self.members.get(f'{self.root}/{name}')
         if entry is None: raise ValueError(f'got an archive without {_short(name)!r}, accepted: a complete one')
-        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED): raise ValueError('got an archive that is packed in an unusual way, accepted: stored or deflated members')
-        if largest is not None and entry.file_size > largest: raise ValueError(f'got {_short(name)!r} of {entry.file_size:,} bytes, accepted: at most {largest:,}')
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError('got an archive that is packed in an unusual way, accepted: stored or deflated members')
+        if largest is not None and entry.file_size > largest:
+            raise ValueError(f'got {_short(name)!r} of {entry.file_size:,} bytes, accepted: at most {largest:,}')
         self.take(entry.file_size, 'members')
         return self.zip.read(entry)
 
@@ -395,7 +428,7 @@ class _Archive:
         for name, entry in entries:
             if not isinstance(entry, dict) or entry.get('use_pickle') or not entry.get('tensor_meta'):
                 raise ValueError(f'got a program whose {kind} {_short(name)!r} is a pickle, accepted: raw arrays. '
-                                 'Reading a pickle runs the code it brings along; export the model with plain tensors only')
+                                 'Reading a pickle runs the code it brings along; export the model with plain tensors')
             try: found[name] = array(entry)
             except ValueError as e: raise ValueError(f'{kind} {_short(name)}: {e}') from e
         return found
@@ -422,14 +455,17 @@ def _tensor(
     dtype = _type(_field(meta, 'dtype'))
     sizes, strides = (_listed(_natural)(_field(meta, k)) for k in ('sizes', 'strides'))
     offset = _natural(_field(meta, 'storage_offset'))
-    if len(sizes) != len(strides) or len(sizes) > 16: raise ValueError(f'got {len(sizes)} sizes and {len(strides)} strides, accepted: as many, at most 16')
+    if len(sizes) != len(strides) or len(sizes) > 16:
+        raise ValueError(f'got {len(sizes)} sizes and {len(strides)} strides, accepted: as many, at most 16')
     n = math.prod(sizes)
     if not n:
         if max(sizes) > LARGEST >> 32: raise _wrong(max(sizes), 'a size below 2**31 of a tensor without elements')
         return torch.empty(sizes, dtype=dtype)
     reach = offset + sum((size - 1)*stride for size, stride in zip(sizes, strides)) + 1
     held = len(raw)//dtype.itemsize
-    if reach > held: raise ValueError(f'got a tensor that reaches to element {reach:,} of a storage of {held:,}, accepted: within the storage')
+    if reach > held:
+        raise ValueError(f'got a tensor that reaches to element {reach:,} of a storage of {held:,}, '
+                         'accepted: within the storage')
     take(n*dtype.itemsize, 'weights')
     tensor = torch.frombuffer(raw, dtype=dtype, count=held).as_strided(sizes, strides, offset)
     return tensor if n == held and not copy else tensor.clone()
@@ -476,26 +512,29 @@ class _Size:
     def __str__(self):
         if not self.factor or self.low == self.high: return str(self.smallest)
         steps = f', in steps of {self.factor}' if self.factor > 1 else ''
-        return f'{self.smallest}..{self.largest}{steps}' if self.high < LARGEST >> 32 else f'{self.smallest} or more{steps}'
+        until = f'..{self.largest}' if self.high < LARGEST >> 32 else ' or more'
+        return f'{self.smallest}{until}{steps}'
 
 def _size(
     entry,   # {'as_int': 3} or {'as_expr': {'expr_str': ...}}
     ranges,  # {symbol: {min_val, max_val}}
 ) -> _Size:
-    "What a size of the images may be; a ValueError for an expression other than a multiple of one symbol plus a constant."
+    "What a size of the images may be; a ValueError for other than a number or a symbol times and plus a number."
     form, value = _entry(entry)
     if form == 'as_int': return _Size(None, 0, _natural(entry), 0, 0)
     text = _text(_field(value, 'expr_str'))
     try: factor, symbol, offset = _linear(ast.parse(text, mode='eval').body)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
-        raise ValueError(f'got images with a size {_short(text)!r}, accepted: a number, or a symbol times and plus a number. '
+        raise ValueError(f'got images with a size {_short(text)!r}, '
+                         'accepted: a number, or a symbol times and plus a number. '
                          'Export the program with fixed height and width (free batch at most)') from e
     bounds = ranges.get(symbol)
     bounds = bounds if isinstance(bounds, dict) else {}
     bound = lambda name, default: default if bounds.get(name) is None else _integer(bounds[name])
     low = max(bound('min_val', 1), -(-(1 - offset)//factor) if factor > 0 else 1)
     high = min(bound('max_val', LARGEST >> 24), LARGEST >> 24)
-    if symbol is None or factor < 1 or low > high: raise ValueError(f'got images with a size {_short(text)!r}, accepted: one that can be at least 1')
+    if symbol is None or factor < 1 or low > high:
+        raise ValueError(f'got images with a size {_short(text)!r}, accepted: one that can be at least 1')
     return _Size(symbol, factor, offset, low, high)
 
 # %% ../nbs/13b_foreign.ipynb #f4bd8ccc
@@ -528,13 +567,15 @@ class _Meter(TorchDispatchMode):
         self.work += _ELEMENT*sum(t.numel() for t in tensors)
         if packet in flop_registry: self.work += flop_registry[packet](*args, **(kwargs or {}), out_val=result)
         if packet.__name__ in _WINDOWS: self.work += tensors[0].numel()*math.prod(args[1])
-        if self.work > WORK*(self.n + 1): raise ValueError(f'got a program with more than {WORK:.0e} operations for each image, accepted: fewer')
+        if self.work > WORK*(self.n + 1):
+            raise ValueError(f'got a program with more than {WORK:.0e} operations for each image, accepted: fewer')
         for t in tensors: self._fits(t.numel()*t.itemsize if not t._is_view() else 0)
         return result
 
     def _fits(self, bytes):
         if bytes > self.most:
-            raise ValueError(f'got a program that needs {bytes/2**30:,.1f} GiB at one time for {self.n} images, accepted: at most {self.most/2**30:,.1f} GiB')
+            raise ValueError(f'got a program that needs {bytes/2**30:,.1f} GiB at one time for {self.n} images, '
+                             f'accepted: at most {self.most/2**30:,.1f} GiB')
 
     def know(self, weights):
         "Weights, whose memory does not count: it was there before."
@@ -574,6 +615,8 @@ def _pieces(name, x, args) -> int:
     size = -(-length//max(first, 1)) if name == 'chunk' else first
     return -(-length//max(size, 1))
 
+_RESULTS = 'as_tensor as_tensors as_sym_int as_sym_float as_sym_bool'.split()
+
 @dataclass
 class _Node:
     "One step of a program."
@@ -590,7 +633,7 @@ class _Node:
         "From the archive's JSON, all arguments checked; None for a check without a result."
         target, inputs = _text(_field(node, 'target')), _listed(lambda v: v)(_field(node, 'inputs'))
         forms = [_entry(_field(item, 'arg')) for item in inputs]
-        results = [_argument(o, ['as_tensor', 'as_tensors', 'as_sym_int', 'as_sym_float', 'as_sym_bool']) for o in _field(node, 'outputs')]
+        results = [_argument(o, _RESULTS) for o in _field(node, 'outputs')]
         results = results[0] if len(results) == 1 else tuple(results)
         if target in _ARITHMETIC:
             growing = target in ('_operator.add', '_operator.mul') and all(f != 'as_int' or v >= 0 for f, v in forms)
@@ -601,8 +644,10 @@ class _Node:
         if name in _SKIP: return None
         kinds = {str(r.real_type) for r in schema.returns}
         if not kinds <= ({'int'} if name.startswith('sym_') else {'Tensor', 'List[Tensor]'}):
-            raise ValueError(f'got a program with the operation {target!r}, accepted: operations whose results are tensors')
-        if kinds == {'List[Tensor]'} and not isinstance(results, list): raise ValueError(f'got a program with {target} without a list of results, accepted: a name for each')
+            raise ValueError(f'got a program with the operation {target!r}, '
+                             'accepted: operations whose results are tensors')
+        if kinds == {'List[Tensor]'} and not isinstance(results, list):
+            raise ValueError(f'got a program with {target} without a list of results, accepted: a name for each')
         args, options = _arguments(schema, inputs)
         known = {a.name: a for a in schema.arguments}
         if 'device' in known and not any(isinstance(a.type, torch.TensorType) for a in known.values()):
@@ -629,11 +674,13 @@ class _Node:
             if isinstance(arg, _Name): return values[arg]
             return device if arg is torch.device else arg
         args = [look(a) for a in self.args]
-        if dry and not all(t.numel() for t in _tensors_of(args)): raise ValueError('got a tensor without elements, accepted: some in each')
+        if dry and not all(t.numel() for t in _tensors_of(args)):
+            raise ValueError('got a tensor without elements, accepted: some in each')
         if dry and isinstance(self.results, list):
             name = self.function._schema.name.partition('::')[2]
             n = _pieces(name, args[0], args[1:])
-            if n != len(self.results): raise ValueError(f'got {n:,} pieces for {len(self.results)} names, accepted: a name for each')
+            if n != len(self.results):
+                raise ValueError(f'got {n:,} pieces for {len(self.results)} names, accepted: a name for each')
         if self.function is None: result = _arithmetic(self.target, args)
         else: result = self.function(*args, **{k: look(v) for k, v in self.options.items()})
         if isinstance(self.results, _Name): values[self.results] = result
@@ -674,16 +721,21 @@ def _last_uses(nodes, kept) -> list:
 def _only_program(archive) -> str:
     "Name of the program in an archive; a ValueError unless there is exactly one, with raw weights."
     names = [n.rpartition('/')[2].removesuffix('.json') for n in archive.names('models/', '.json')]
-    if not names and archive.names('data/aotinductor/'): raise ValueError('got compiled code (AOTInductor), accepted: a program from torch.export.save')
-    if len(names) != 1: raise ValueError(f'got {len(names)} programs in one file ({_short(", ".join(names))}), accepted: one. Save each in a file of its own')
+    if not names and archive.names('data/aotinductor/'):
+        raise ValueError('got compiled code (AOTInductor), accepted: a program from torch.export.save')
+    if len(names) != 1:
+        raise ValueError(f'got {len(names)} programs in one file ({_short(", ".join(names))}), '
+                         'accepted: one. Save each in a file of its own')
     if archive.names('data/weights/', '.pt'): raise ValueError(OLD_LAYOUT)
-    if f'{archive.root}/byteorder' in archive.members and archive.read('byteorder', 100) != b'little': raise ValueError('got big-endian weights, accepted: little-endian')
+    if f'{archive.root}/byteorder' in archive.members and archive.read('byteorder', 100) != b'little':
+        raise ValueError('got big-endian weights, accepted: little-endian')
     return names[0]
 
 # %% ../nbs/13b_foreign.ipynb #23e62944
 class Program(nn.Module):
     """A program from `torch.export`, images N,C,H,W -> logits N,K; differentiable towards the images, weights fixed.
-    `shape` is C,H,W of its images, None where a size is free; `batch` the one batch size it was exported with, None if that is free; `notes` what its user should know, in plain sentences."""
+    `shape` is C,H,W of its images, None where a size is free; `batch` the one batch size it was exported with, None if
+    that is free; `notes` what its user should know, in plain sentences."""
     def __init__(self,
         path,  # .pt2 file; a ValueError that names it unless it is a program within the limits
     ):
@@ -691,7 +743,8 @@ class Program(nn.Module):
         self.path = regular_file(path)
         try: self._read(self.path)
         except Exception as e:  # damaged files make zipfile, json and torch raise a dozen kinds
-            reason = str(e) if type(e) is ValueError else f'not a program that can be read ({type(e).__name__}: {_short(str(e))})'
+            reason = f'not a program that can be read ({type(e).__name__}: {_short(str(e))})'
+            if type(e) is ValueError: reason = str(e)
             raise ValueError(f'{path}: {reason}') from e
         self.eval()
 
@@ -704,7 +757,8 @@ class Program(nn.Module):
             tensors = {**archive.tensors('weights', 'weight', name), **archive.tensors('constants', 'constant', name)}
         version = program.get('schema_version')
         if isinstance(version, dict) and version.get('major') != 8:
-            raise ValueError(f'got a program of schema {_short(version.get("major"))}, accepted: 8, as PyTorch 2.9 to 2.14 write it')
+            raise ValueError(f'got a program of schema {_short(version.get("major"))}, '
+                             'accepted: 8, as PyTorch 2.9 to 2.14 write it')
         module = program['graph_module']
         graph = module['graph']
         self._read_inputs(module['signature']['input_specs'], tensors)
@@ -724,11 +778,15 @@ class Program(nn.Module):
             elif kind == 'constant_input': self.constants[_text(value['name'])] = _argument(value['value'])
             elif kind in ('parameter', 'buffer', 'tensor_constant'):
                 name = value[f'{kind}_name']
-                if name not in tensors: raise ValueError(f'got a program without the values of {_short(name)}, accepted: a complete one')
+                if name not in tensors:
+                    raise ValueError(f'got a program without the values of {_short(name)}, accepted: a complete one')
                 self._keep(f'w{i}', tensors[name])
                 used[_named(value['arg'])] = f'w{i}'
-            else: raise ValueError(f'got a program with an input of kind {_short(kind)!r}, accepted: parameters, buffers, constants and images')
-        if len(images) != 1 or not isinstance(images[0], _Name): raise ValueError(f'got a program with {len(images)} inputs, accepted: one, the images')
+            else:
+                raise ValueError(f'got a program with an input of kind {_short(kind)!r}, '
+                                 'accepted: parameters, buffers, constants and images')
+        if len(images) != 1 or not isinstance(images[0], _Name):
+            raise ValueError(f'got a program with {len(images)} inputs, accepted: one, the images')
         self.image, self.weights = images[0], set(used)
         self.constants |= used
 
@@ -741,25 +799,34 @@ class Program(nn.Module):
         "One output is the logits."
         outputs = [_entry(spec) for spec in specs]
         kinds = [k for k, _ in outputs]
-        if 'buffer_mutation' in kinds: raise ValueError('got a program in train mode, or one that changes its own weights; accepted: one exported after model.eval()')
+        if 'buffer_mutation' in kinds:
+            raise ValueError('got a program in train mode, or one that changes its own weights; '
+                             'accepted: one exported after model.eval()')
         if kinds != ['user_output']:
-            raise ValueError(f'got a program with {len(kinds)} outputs ({_short(", ".join(map(str, kinds)))}), accepted: one, the logits. '
+            raise ValueError(f'got a program with {len(kinds)} outputs ({_short(", ".join(map(str, kinds)))}), '
+                             'accepted: one, the logits. '
                              'Export a model whose forward returns them only')
         self.logits = _argument(outputs[0][1]['arg'], ['as_tensor'])
 
     def _read_sizes(self, image, ranges):
         "Type and sizes of the images."
         self.dtype = _type(image['dtype'])
-        if not self.dtype.is_floating_point: raise ValueError(f'got a program for images of {self.dtype}, accepted: floating-point ones in [0,1]. Put the conversion into the model')
+        if not self.dtype.is_floating_point:
+            raise ValueError(f'got a program for images of {self.dtype}, '
+                             'accepted: floating-point ones in [0,1]. Put the conversion into the model')
         self.axes = [_size(entry, ranges) for entry in image['sizes']]
-        if len(self.axes) < 2: raise ValueError(f'got a program for inputs of {len(self.axes)} axes, accepted: images N,C,H,W')
+        if len(self.axes) < 2:
+            raise ValueError(f'got a program for inputs of {len(self.axes)} axes, accepted: images N,C,H,W')
         self.hints = [_hint(entry) for entry in image['sizes']]
         fixed = [axis.smallest if axis.low == axis.high else None for axis in self.axes]
         self.batch, self.shape = fixed[0], tuple(fixed[1:])
-        if any(axis.smallest < 1 for axis in self.axes): raise ValueError(f'got a program for images {" x ".join(map(str, self.axes))}, accepted: all sizes at least 1')
+        if any(axis.smallest < 1 for axis in self.axes):
+            raise ValueError(f'got a program for images {" x ".join(map(str, self.axes))}, '
+                             'accepted: all sizes at least 1')
         self.notes = ()
         if self.batch is not None:
-            self.notes = (f'The program was exported for batches of exactly {self.batch}: images go through it in such batches, the last one filled up with copies of its last image.',)
+            self.notes = (f'The program was exported for batches of exactly {self.batch}: images go through it in such '
+                          'batches, the last one filled up with copies of its last image.',)
 
     def _read_nodes(self, nodes):
         "Functions, arguments and results of all nodes, each name defined before it is read."
@@ -768,14 +835,18 @@ class Program(nn.Module):
         for i, node in enumerate(self.nodes):
             unknown = [name for name in node.reads() if name not in defined]
             twice = [name for name in node.writes() if name in defined]
-            fault = f'reads {_short(unknown[0])!r}, which nothing before it defines' if unknown else \
-                    f'defines {_short(twice[0])!r} again' if twice else 'changes a weight' if node.changes & self.weights else ''
-            if fault: raise ValueError(f'got a program whose node {i} ({node.target}) {fault}; accepted: one as torch.export.save writes it')
+            fault = 'changes a weight' if node.changes & self.weights else ''
+            if twice: fault = f'defines {_short(twice[0])!r} again'
+            if unknown: fault = f'reads {_short(unknown[0])!r}, which nothing before it defines'
+            if fault:
+                raise ValueError(f'got a program whose node {i} ({node.target}) {fault}; '
+                                 'accepted: one as torch.export.save writes it')
             defined.update(node.writes())
             if seen.intersection(node.reads()): seen.update(node.writes())
         if self.logits not in seen:
             got = 'do not depend on the images' if self.logits in defined else 'are defined by no node'
-            raise ValueError(f'got a program whose logits {_short(self.logits)!r} {got}, accepted: one that classifies images')
+            raise ValueError(f'got a program whose logits {_short(self.logits)!r} {got}, '
+                             'accepted: one that classifies images')
         self.free = _last_uses(self.nodes, {self.logits, self.image, *self.constants})
         self.plain_sizes = all(node.plain_sizes for node in self.nodes)
 
@@ -812,7 +883,8 @@ class Program(nn.Module):
         a_row_each = isinstance(logits, torch.Tensor) and logits.ndim == 2 and len(logits) == shape[0]
         if a_row_each and logits.is_floating_point() and logits.shape[1]: return
         got = f'{logits.dtype} {_times(logits.shape)}' if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise ValueError(f'got a program whose output is {got} for images {_times(shape)}, accepted: logits N,K, a row of floating-point numbers for each image')
+        raise ValueError(f'got a program whose output is {got} for images {_times(shape)}, '
+                         'accepted: logits N,K, a row of floating-point numbers for each image')
 
     def _run(self, x):
         "Logits of one batch."
@@ -824,7 +896,8 @@ class Program(nn.Module):
             try: node.run(values, x.device)
             except torch.OutOfMemoryError: raise
             except Exception as e:  # what depends on values, not on shapes: an index beyond a table
-                raise ValueError(f'{self.path}: node {i} ({node.target}) fails for images {_times(shape)}: {_short(str(e), 200)}') from e
+                where = f'node {i} ({node.target}) fails for images {_times(shape)}'
+                raise ValueError(f'{self.path}: {where}: {_short(str(e), 200)}') from e
             for name in free: values.pop(name)
         return values[self.logits]
 
@@ -838,7 +911,8 @@ class Program(nn.Module):
     def forward(self, x):
         if not self._accepts(x.shape[1:]):
             accepted = f'({", ".join(map(str, self.axes[1:]))})'
-            raise ValueError(f'x: got images {tuple(x.shape[1:])} (C,H,W), accepted: {accepted}, with which the program was exported; see the option size')
+            raise ValueError(f'x: got images {tuple(x.shape[1:])} (C,H,W), '
+                             f'accepted: {accepted}, with which the program was exported; see the option size')
         if not len(x): return self(x.new_zeros(1, *x.shape[1:]))[:0]
         axis, x = self.axes[0], x.to(self.dtype)
         logits = [self._run(_filled(part, axis.above(len(part))))[:len(part)] for part in x.split(axis.largest)]
@@ -850,8 +924,10 @@ def _layer(target, args, flat):
     get = lambda i, default: args[i] if len(args) > i and args[i] is not None else default
     if target == 'linear.default' or (target == 'conv2d.default' and get(6, 1) == 1 and not isinstance(get(4, 0), str)):
         w, b = args[1], get(2, None)
-        layer = nn.Linear(*w.shape[::-1], bias=b is not None) if target == 'linear.default' else nn.Conv2d(
-            w.shape[1], w.shape[0], tuple(w.shape[2:]), tuple(get(3, [1, 1])), tuple(get(4, [0, 0])), tuple(get(5, [1, 1])), bias=b is not None)
+        if target == 'linear.default': layer = nn.Linear(*w.shape[::-1], bias=b is not None)
+        else:
+            stride, padding, dilation = (tuple(get(i, [v, v])) for i, v in ((3, 1), (4, 0), (5, 1)))
+            layer = nn.Conv2d(w.shape[1], w.shape[0], tuple(w.shape[2:]), stride, padding, dilation, bias=b is not None)
         layer.weight = nn.Parameter(w.detach(), requires_grad=False)
         if b is not None: layer.bias = nn.Parameter(b.detach(), requires_grad=False)
         return layer
@@ -859,10 +935,13 @@ def _layer(target, args, flat):
     if target == 'flatten.using_ints' and get(1, 0) == 1 and get(2, -1) == -1: return nn.Flatten()
     if target in ('dropout.default', 'contiguous.default', 'clone.default'): return nn.Identity()
     if target == 'avg_pool2d.default' and len(args) < 4: return nn.AvgPool2d(tuple(args[1]), tuple(get(2, args[1])))
-    if target == 'max_pool2d.default' and len(args) < 5: return nn.MaxPool2d(tuple(args[1]), tuple(get(2, args[1])), tuple(get(3, [0, 0])))
+    if target == 'max_pool2d.default' and len(args) < 5:
+        return nn.MaxPool2d(tuple(args[1]), tuple(get(2, args[1])), tuple(get(3, [0, 0])))
     if target == 'batch_norm.default':
         layer = (nn.BatchNorm1d if flat else nn.BatchNorm2d)(len(args[3]), eps=args[7], affine=args[1] is not None)
-        if args[1] is not None: layer.weight, layer.bias = nn.Parameter(args[1].detach(), False), nn.Parameter(args[2].detach(), False)
+        if args[1] is not None:
+            layer.weight = nn.Parameter(args[1].detach(), False)
+            layer.bias = nn.Parameter(args[2].detach(), False)
         layer.running_mean, layer.running_var = args[3], args[4]
         return layer
 
@@ -883,15 +962,21 @@ def as_layers(
     before, layers = program.image, []
     for node in program.nodes:
         flat = any(isinstance(l, (nn.Flatten, nn.Linear)) for l in layers)
-        layer = _layer(node.target, [None, *_weights_of(program, node)], flat) if _follows(program, node, before) else None
+        if not _follows(program, node, before): return None
+        layer = _layer(node.target, [None, *_weights_of(program, node)], flat)
         if layer is None: return None
         layers.append(layer)
         before = node.results
     if before != program.logits or not layers: return None
     model = nn.Sequential(*layers).eval()
     x = torch.rand(program.example, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad(): same = torch.allclose(model(x), program(x), rtol=1e-4, atol=1e-5)
-    if program.batch is not None: model.notes = (f'The program was exported for batches of exactly {program.batch}; as it is a plain chain of layers, it runs in batches of any size.',)
+    with torch.no_grad():
+        wanted = program(x)
+        try: same = torch.allclose(model(x), wanted, rtol=1e-4, atol=1e-5)
+        except RuntimeError: same = False  # layers are stricter in types than their operations
+    if program.batch is not None:
+        model.notes = (f'The program was exported for batches of exactly {program.batch}; as it is a plain chain of '
+                       'layers, it runs in batches of any size.',)
     return model if same else None
 
 # %% ../nbs/13b_foreign.ipynb #bcbcd026
@@ -905,7 +990,8 @@ def check_readable(
     if kind == 'old program': raise ValueError(f'{path}: {OLD_LAYOUT}')
     if kind == 'unknown': raise ValueError(f'{path}: neither safetensors nor a program from torch.export (.pt2)')
     if kind == 'safetensors' and not name:
-        raise ValueError(f"architecture: got none, but {path} holds weights only; accepted: {', '.join(models.ARCHITECTURES)}, torchvision/NAME")
+        known = ', '.join(models.ARCHITECTURES)
+        raise ValueError(f'architecture: got none, but {path} holds weights only; accepted: {known}, torchvision/NAME')
     return kind
 
 def notes_of(
@@ -922,10 +1008,11 @@ def load_model(
     input_size: int = 32,  # height and width of the images
     **options,             # the architecture's own: width, norm, ...
 ) -> nn.Module:
-    "A model from a file, in evaluation mode; never unpickles. A ValueError says what is wrong with the file and what to do."
+    "A model from a file, in evaluation mode; never unpickles. A ValueError says what is wrong and what to do; see `notes_of`."
     kind = check_readable(path, name)
     if kind == 'program':
-        if name or options: raise ValueError(f'architecture: got {name or options!r}, but {path} is a program and brings its own')
+        if name or options:
+            raise ValueError(f'architecture: got {name or options!r}, but {path} is a program and brings its own')
         program = Program(path)
         return as_layers(program) or program
     return load_weights(path, name, in_channels, input_size, **options)
@@ -936,11 +1023,13 @@ def prepared(
     mean=None,   # per channel, in the scale of [0,1]; None: 0
     std=None,    # per channel; None: 1
 ) -> nn.Module:
-    "The model behind the normalisation (x - mean)/std, in evaluation mode; a ValueError unless both have as many values and std is positive."
+    """The model behind the normalisation (x - mean)/std, in evaluation mode.
+    A ValueError unless both have as many values and std is positive."""
     if mean is None and std is None: return model.eval()
     n = max(len(mean or []), len(std or []))
     mean, std = list(mean or [0.]*n), list(std or [1.]*n)
-    if len(mean) != len(std): raise ValueError(f'std: got {len(std)} values for {len(mean)} of mean, accepted: as many, one per channel')
+    if len(mean) != len(std):
+        raise ValueError(f'std: got {len(std)} values for {len(mean)} of mean, accepted: as many, one per channel')
     for v in std: check_number(v, 'std', above=0)
     layer = nn.Conv2d(n, n, 1)
     layer.weight.data = torch.diag(1/torch.tensor(std, dtype=torch.float64)).float()[:, :, None, None]

@@ -106,14 +106,16 @@ def _brief(value):
     return text if len(text) <= 60 else f'{text[:57]}...'
 
 def _plain(value, name):
-    "A number as Python's int, float or bool, which a checkpoint can hold; anything else as it is. A ValueError for arrays of other than one value, and for numbers beyond those of floating point."
+    """A number as Python's int, float or bool, which a checkpoint can hold; anything else as it is.
+    A ValueError for arrays of other than one value, and for numbers of more than 50 digits."""
     if hasattr(value, 'item'):
         n = value.numel() if hasattr(value, 'numel') else getattr(value, 'size', 1)
         if n != 1: raise ValueError(f'{name}: got {_brief(value)}, accepted: one value')
         value = value.item()
     if isinstance(value, Integral) and not isinstance(value, (bool, int)): value = int(value)
     if isinstance(value, Real) and not isinstance(value, (bool, int, float)): value = float(value)
-    if isinstance(value, int) and abs(value) > 10**50: raise ValueError(f'{name}: got {_brief(value)}, accepted: fewer digits')
+    if isinstance(value, int) and abs(value) > 10**50:
+        raise ValueError(f'{name}: got {_brief(value)}, accepted: fewer digits')
     return value
 
 def _check_option(value, default, name):
@@ -157,14 +159,19 @@ class Config:
         for name in 'lr warmup'.split(): check_number(getattr(self, name), name, low=0)
         if self.weight_decay is not None: check_number(self.weight_decay, 'weight_decay', low=0)
         check_number(self.label_smoothing, 'label_smoothing', low=0, high=1)
-        for name, low in dict(epochs=0, batch_size=1, seed=0).items(): check_number(getattr(self, name), name, low=low, integer=True)
+        for name, low in dict(epochs=0, batch_size=1, seed=0).items():
+            check_number(getattr(self, name), name, low=low, integer=True)
 
     def _checked_options(self):
         "The optimizer's options, each of the kind of its default."
-        if not isinstance(self.options, dict): raise ValueError(f"options: got {_brief(self.options)}, accepted: a dict, e.g. {{'momentum': .9}}")
+        if not isinstance(self.options, dict):
+            raise ValueError(f"options: got {_brief(self.options)}, accepted: a dict, e.g. {{'momentum': .9}}")
         defaults = optim.OPTIMIZERS[self.optimizer].options
-        for name in self.options: check_choice(name if isinstance(name, str) else _brief(name), f'option of {self.optimizer}', defaults)
-        return {name: _check_option(value, defaults[name], f'option {name} of {self.optimizer}') for name, value in self.options.items()}
+        checked = {}
+        for name, value in self.options.items():
+            check_choice(name if isinstance(name, str) else _brief(name), f'option of {self.optimizer}', defaults)
+            checked[name] = _check_option(value, defaults[name], f'option {name} of {self.optimizer}')
+        return checked
 
 # %% ../nbs/09_train.ipynb #47ed99e0
 @dataclass(repr=False)
@@ -194,7 +201,9 @@ def filter_bands(
 ) -> list:
     "Share of the first layer's weight energy in each of n bands of DCT frequencies, from low to high; the shares sum to 1."
     first = next((m for m in model.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))), None)
-    if first is None: raise ValueError('model: got one without a convolution or linear layer, accepted: one that has a first layer of filters')
+    if first is None:
+        raise ValueError('model: got one without a convolution or linear layer, '
+                         'accepted: one that has a first layer of filters')
     filters = first.weight.detach().double()
     filters = filters if filters.ndim == 4 else filters.view(-1, *shape)
     power = dct2(filters).square().sum((0, 1)).cpu()
@@ -213,7 +222,9 @@ def _batches(order, size, model):
 def _training_set(data):
     "Training images and labels; a ValueError unless there is one label for each image, and at least one."
     x, y = data.x_train, data.y_train
-    if not len(x) or y.shape != (len(x),): raise ValueError(f'data: got {len(x)} training images and labels of shape {tuple(y.shape)}, accepted: as many of both, at least one')
+    if not len(x) or y.shape != (len(x),):
+        raise ValueError(f'data: got {len(x)} training images and labels of shape {tuple(y.shape)}, '
+                         'accepted: as many of both, at least one')
     return x, y
 
 # %% ../nbs/09_train.ipynb #2af8dd60
@@ -279,11 +290,13 @@ def fit(
 def regular_file(
     path,
 ) -> Path:
-    "The path of a file with content. A FileNotFoundError if nothing is there; a ValueError for a folder, a pipe or device, an empty file, and one that may not be read."
+    """The path of a file with content. A FileNotFoundError if nothing is there.
+    A ValueError for a folder, a pipe or device, an empty file, and one that may not be read."""
     path = Path(path)
     try: found = path.stat()
     except FileNotFoundError: raise FileNotFoundError(errno.ENOENT, 'no such file', str(path)) from None
-    except (OSError, ValueError) as e: raise ValueError(f'{path}: cannot be read ({getattr(e, "strerror", None) or e})') from None
+    except (OSError, ValueError) as e:
+        raise ValueError(f'{path}: cannot be read ({getattr(e, "strerror", None) or e})') from None
     kinds = {stat.S_IFDIR: 'a folder', stat.S_IFIFO: 'a pipe', stat.S_IFSOCK: 'a socket'}
     kind = stat.S_IFMT(found.st_mode)
     if kind != stat.S_IFREG: raise ValueError(f'{path}: got {kinds.get(kind, "a device")}, accepted: a regular file')
@@ -337,14 +350,16 @@ def _read_checkpoint(path):
     if wrong: raise ValueError(f'its metadata lack {", ".join(wrong)}')
     for i, line in enumerate(meta['curves']):
         numbers = [line.get(k) for k in ('loss', 'accuracy', 'weight_norm', 'lr')] if isinstance(line, dict) else [None]
-        if any(type(v) not in (int, float) for v in numbers) or line.get('epoch') != i: raise ValueError(f'line {i} of its curves is damaged')
+        if any(type(v) not in (int, float) for v in numbers) or line.get('epoch') != i:
+            raise ValueError(f'line {i} of its curves is damaged')
     return meta['config'], meta['curves'], meta['optim'], tensors
 
 def _fill(model, tensors):
     "Load a model's weights; a ValueError unless names, shapes and types are its own."
     weights = {k.removeprefix('model.'): v for k, v in tensors.items() if k.startswith('model.')}
     for name, own in model.state_dict().items():
-        if name in weights and weights[name].dtype != own.dtype: raise ValueError(f'{name} is {weights[name].dtype}, not {own.dtype}')
+        if name in weights and weights[name].dtype != own.dtype:
+            raise ValueError(f'{name} is {weights[name].dtype}, not {own.dtype}')
     model.load_state_dict(weights)
 
 def load_checkpoint(
@@ -353,20 +368,27 @@ def load_checkpoint(
     opt,          # filled in place
     config: Config,  # must be the one the checkpoint was made with
 ) -> list:
-    "Fill model and optimizer from `path`; returns the curves so far. A ValueError for another config or model, or a damaged file, which stays as it is."
+    """Fill model and optimizer from `path`; returns the curves so far.
+    A ValueError for another config or model, or a damaged file, which stays as it is."""
     try: theirs, curves, state, tensors = _read_checkpoint(path)
     except FileNotFoundError: raise
     except Exception as e:  # a damaged file makes safetensors and json raise a dozen kinds
         reason = ' '.join(str(e).split()).removeprefix(f'{path}: ')[:200] or type(e).__name__
-        raise ValueError(f'{path}: not a complete checkpoint ({reason}); delete it to start anew, or use another path') from e
+        raise ValueError(f'{path}: not a complete checkpoint ({reason}); '
+                         'delete it to start anew, or use another path') from e
     ours = json.loads(json.dumps(asdict(config)))
     if differ := [k for k in ours if theirs.get(k) != ours[k]]:
-        raise ValueError(f'{path}: made with {differ[0]}={_brief(theirs.get(differ[0]))}, this run has {ours[differ[0]]!r}; delete it or use another path')
-    if len(curves) > config.epochs: raise ValueError(f'{path}: got {len(curves)} epochs, accepted: at most {config.epochs}; delete it or use another path')
+        theirs_and_ours = f'{differ[0]}={_brief(theirs.get(differ[0]))}, this run has {ours[differ[0]]!r}'
+        raise ValueError(f'{path}: made with {theirs_and_ours}; delete it or use another path')
+    if len(curves) > config.epochs:
+        raise ValueError(f'{path}: got {len(curves)} epochs, '
+                         f'accepted: at most {config.epochs}; delete it or use another path')
     try: _fill(model, tensors)
-    except (RuntimeError, ValueError) as e: raise ValueError(f'{path}: made with another model ({" ".join(str(e).split())[:200]}); delete it or use another path') from e
+    except (RuntimeError, ValueError) as e:
+        reason = ' '.join(str(e).split())[:200]
+        raise ValueError(f'{path}: made with another model ({reason}); delete it or use another path') from e
     try: opt.load_state_dict(_unpack(state, 'optim', tensors))
     except Exception as e:  # torch checks little of what it loads, and fails in many ways
-        reason = ' '.join(str(e).split())[:200]
-        raise ValueError(f'{path}: its optimizer state does not fit ({type(e).__name__}: {reason}); delete it or use another path') from e
+        reason = f'{type(e).__name__}: {" ".join(str(e).split())[:200]}'
+        raise ValueError(f'{path}: its optimizer state does not fit ({reason}); delete it or use another path') from e
     return curves

@@ -89,14 +89,22 @@ def changed(path, tensors=lambda t: t, meta=lambda m: m):
 def field(name, value): return lambda m: m | {name: value}
 
 DAMAGE = {
-    'not JSON': dict(meta=lambda m: 'abc'), 'brackets': dict(meta=lambda m: '['*100_000), 'list': dict(meta=lambda m: []), 'nothing': dict(meta=lambda m: {}),
-    'digits': dict(meta=lambda m: '1'*5000), 'config': dict(meta=field('config', [])), 'curves': dict(meta=field('curves', {})), 'line': dict(meta=field('curves', [1])),
-    'lines': dict(meta=field('curves', [{}])), 'loss': dict(meta=lambda m: m | dict(curves=[m['curves'][0] | dict(loss='x')])),
-    'epochs': dict(meta=lambda m: m | dict(curves=[m['curves'][0] | dict(epoch=i) for i in range(9)])), 'optimizer': dict(meta=field('optim', [])),
-    'no state': dict(meta=field('optim', {})), 'state': dict(meta=field('optim', {'dict': [['state', 3]]})), 'names': dict(meta=lambda m: m | dict(optim=json.loads(json.dumps(m['optim']).replace('exp_avg_sq', 'x')))),
-    'types': dict(tensors=lambda t: {k: v.long() if k.startswith('model.') else v for k, v in t.items()}), 'double': dict(tensors=lambda t: {k: v.double() for k, v in t.items()}),
-    'no weights': dict(tensors=lambda t: {k: v for k, v in t.items() if not k.startswith('model.')}), 'no memory': dict(tensors=lambda t: {k: v for k, v in t.items() if not k.startswith('optim.')}),
-    'turned': dict(tensors=lambda t: {k: v.T.contiguous() if v.ndim == 2 and k.startswith('optim.') else v for k, v in t.items()}),
+    'not JSON': dict(meta=lambda m: 'abc'), 'brackets': dict(meta=lambda m: '['*100_000),
+    'list': dict(meta=lambda m: []), 'nothing': dict(meta=lambda m: {}),
+    'digits': dict(meta=lambda m: '1'*5000), 'config': dict(meta=field('config', [])),
+    'curves': dict(meta=field('curves', {})), 'line': dict(meta=field('curves', [1])),
+    'lines': dict(meta=field('curves', [{}])),
+    'loss': dict(meta=lambda m: m | dict(curves=[m['curves'][0] | dict(loss='x')])),
+    'epochs': dict(meta=lambda m: m | dict(curves=[m['curves'][0] | dict(epoch=i) for i in range(9)])),
+    'optimizer': dict(meta=field('optim', [])),
+    'no state': dict(meta=field('optim', {})), 'state': dict(meta=field('optim', {'dict': [['state', 3]]})),
+    'names': dict(meta=lambda m: m | dict(optim=json.loads(json.dumps(m['optim']).replace('exp_avg_sq', 'x')))),
+    'types': dict(tensors=lambda t: {k: v.long() if k.startswith('model.') else v for k, v in t.items()}),
+    'double': dict(tensors=lambda t: {k: v.double() for k, v in t.items()}),
+    'no weights': dict(tensors=lambda t: {k: v for k, v in t.items() if not k.startswith('model.')}),
+    'no memory': dict(tensors=lambda t: {k: v for k, v in t.items() if not k.startswith('optim.')}),
+    'turned': dict(tensors=lambda t: {k: v.T.contiguous() if v.ndim == 2 and k.startswith('optim.') else v for k,
+                                      v in t.items()}),
     'shapes': dict(tensors=lambda t: {k: v.flatten() for k, v in t.items()})}
 
 @pytest.fixture(scope='module')
@@ -115,11 +123,13 @@ def test_a_damaged_checkpoint_is_named_and_kept(tmp_path, checkpoint, damage):
     path = tmp_path/'run.safetensors'
     path.write_bytes(checkpoint.read_bytes())
     changed(path)
-    assert len(train.fit(net(5), DIGITS, TWO, device='cpu', checkpoint=path).curves) == 2, 'the control: rewritten as it was, it goes on'
+    assert len(train.fit(net(5), DIGITS, TWO, device='cpu',
+                         checkpoint=path).curves) == 2, 'the control: rewritten as it was, it goes on'
     path.write_bytes(checkpoint.read_bytes())
     changed(path, **DAMAGE[damage])
     before = path.read_bytes()
-    with pytest.raises(ValueError, match='run.safetensors: .*; delete it'): train.fit(net(5), DIGITS, TWO, device='cpu', checkpoint=path)
+    with pytest.raises(ValueError, match='run.safetensors: .*; delete it'):
+        train.fit(net(5), DIGITS, TWO, device='cpu', checkpoint=path)
     assert path.read_bytes() == before
 
 def test_a_checkpoint_that_is_no_file(tmp_path, checkpoint):
@@ -127,34 +137,52 @@ def test_a_checkpoint_that_is_no_file(tmp_path, checkpoint):
     (tmp_path/'empty').touch()
     (tmp_path/'cut').write_bytes(checkpoint.read_bytes()[:-1])
     for name in 'pipe', 'empty', 'cut', '.':
-        with pytest.raises(ValueError, match='not a complete checkpoint'): train.fit(net(), DIGITS, TWO, device='cpu', checkpoint=tmp_path/name)
+        with pytest.raises(ValueError, match='not a complete checkpoint'):
+            train.fit(net(), DIGITS, TWO, device='cpu', checkpoint=tmp_path/name)
     assert len(train.fit(net(), DIGITS, TWO, device='cpu', checkpoint=tmp_path/'new').curves) == 2
 
 
 # --- a Config of wrong types
 
 @pytest.mark.parametrize('bad, words', [
-    (dict(options=3), 'options: got 3, accepted: a dict'), (dict(options=[('momentum', .9)]), 'options: got'), (dict(options={3: .9}), 'option of sgd: got .3.'),
-    (dict(optimizer='momentum', options={'momentum': 'x'}), "option momentum of momentum: got 'x', accepted: a number"), (dict(optimizer='adam', options={'betas': .9}), 'option betas of adam: got 0.9, accepted: 2 numbers'),
-    (dict(optimizer='adam', options={'betas': (.9, None)}), 'option betas of adam: got None'), (dict(optimizer='muon', options={'nesterov': 1}), 'accepted: True or False'), (dict(optimizer='muon', options={'ns_steps': 2.5}), 'a whole number'),
-    (dict(optimizer='momentum', options={'momentum': math.nan}), 'got nan'), (dict(optimizer='momentum', options={'momentum': True}), 'got True'),
-    (dict(lr=10**400), 'lr: got a whole number of more than 50 digits'), (dict(epochs=10**400), 'epochs: got a whole number of more than 50 digits'), (dict(seed=-10**400), 'seed: got a whole number'),
-    (dict(lr=torch.ones(2)), r'lr: got tensor\(\[1., 1.\]\), accepted: one value'), (dict(lr=np.ones(10**6)), 'lr: got array'), (dict(optimizer=np.array(['sgd', 'adam'])), 'optimizer: got array'),
-    (dict(lr='.1'), "lr: got '.1', accepted: a finite number >= 0"), (dict(lr=None), 'lr: got None'), (dict(lr=1j), 'lr: got 1j'), (dict(lr=[.1]), r'lr: got \[0.1\]'), (dict(warmup=math.inf), 'warmup: got inf'),
-    (dict(epochs=True), 'epochs: got True, accepted: a whole number'), (dict(epochs=2.5), 'epochs: got 2.5'), (dict(epochs=np.float64(2.5)), 'epochs: got 2.5'), (dict(epochs=np.bool_(True)), 'epochs: got True'),
-    (dict(batch_size='3'), "batch_size: got '3'"), (dict(batch_size=0), 'batch_size: got 0'), (dict(seed=None), 'seed: got None'), (dict(optimizer=None), 'optimizer: got None, accepted: .sgd.'), (dict(optimizer={}), 'optimizer: got'),
-    (dict(optimizer=train.Config), 'optimizer: got'), (dict(schedule=3), 'schedule: got'), (dict(augment=[]), 'augment: got'), (dict(precision=16), 'precision: got'), (dict(weight_decay='0'), 'weight_decay: got'), (dict(label_smoothing=2), 'label_smoothing: got 2')])
+    (dict(options=3), 'options: got 3, accepted: a dict'), (dict(options=[('momentum', .9)]), 'options: got'),
+    (dict(options={3: .9}), 'option of sgd: got .3.'),
+    (dict(optimizer='momentum', options={'momentum': 'x'}), "option momentum of momentum: got 'x', accepted: a number"),
+    (dict(optimizer='adam', options={'betas': .9}), 'option betas of adam: got 0.9, accepted: 2 numbers'),
+    (dict(optimizer='adam', options={'betas': (.9, None)}), 'option betas of adam: got None'),
+    (dict(optimizer='muon', options={'nesterov': 1}), 'accepted: True or False'),
+    (dict(optimizer='muon', options={'ns_steps': 2.5}), 'a whole number'),
+    (dict(optimizer='momentum', options={'momentum': math.nan}), 'got nan'),
+    (dict(optimizer='momentum', options={'momentum': True}), 'got True'),
+    (dict(lr=10**400), 'lr: got a whole number of more than 50 digits'),
+    (dict(epochs=10**400), 'epochs: got a whole number of more than 50 digits'),
+    (dict(seed=-10**400), 'seed: got a whole number'),
+    (dict(lr=torch.ones(2)), r'lr: got tensor\(\[1., 1.\]\), accepted: one value'),
+    (dict(lr=np.ones(10**6)), 'lr: got array'), (dict(optimizer=np.array(['sgd', 'adam'])), 'optimizer: got array'),
+    (dict(lr='.1'), "lr: got '.1', accepted: a finite number >= 0"), (dict(lr=None), 'lr: got None'),
+    (dict(lr=1j), 'lr: got 1j'), (dict(lr=[.1]), r'lr: got \[0.1\]'), (dict(warmup=math.inf), 'warmup: got inf'),
+    (dict(epochs=True), 'epochs: got True, accepted: a whole number'), (dict(epochs=2.5), 'epochs: got 2.5'),
+    (dict(epochs=np.float64(2.5)), 'epochs: got 2.5'), (dict(epochs=np.bool_(True)), 'epochs: got True'),
+    (dict(batch_size='3'), "batch_size: got '3'"), (dict(batch_size=0), 'batch_size: got 0'),
+    (dict(seed=None), 'seed: got None'), (dict(optimizer=None), 'optimizer: got None, accepted: .sgd.'),
+    (dict(optimizer={}), 'optimizer: got'),
+    (dict(optimizer=train.Config), 'optimizer: got'), (dict(schedule=3), 'schedule: got'),
+    (dict(augment=[]), 'augment: got'), (dict(precision=16), 'precision: got'),
+    (dict(weight_decay='0'), 'weight_decay: got'), (dict(label_smoothing=2), 'label_smoothing: got 2')])
 def test_wrong_types_in_a_config(bad, words):
     with pytest.raises(ValueError, match=words) as error: train.Config(**bad)
     assert len(str(error.value)) < 400
 
 def test_numbers_of_every_library_in_a_config():
     from fractions import Fraction
-    config = train.Config('adam', np.float32(.5), np.int64(2), torch.tensor(3), weight_decay=Fraction(1, 4), warmup=torch.tensor(.5), seed=np.uint8(3), options={'betas': (np.float64(.5), .75)})
+    config = train.Config('adam', np.float32(.5), np.int64(2), torch.tensor(3), weight_decay=Fraction(1, 4),
+                          warmup=torch.tensor(.5), seed=np.uint8(3), options={'betas': (np.float64(.5), .75)})
     assert config == train.Config('adam', .5, 2, 3, weight_decay=.25, warmup=.5, seed=3, options={'betas': (.5, .75)})
     json.dumps(vars(config))
     assert train.Config('adam', options={'betas': [.9, .99]}).options == {'betas': [.9, .99]}
-    assert train.Config('lbfgs', 1, options={'line_search_fn': 'strong_wolfe', 'max_iter': 5}).options['line_search_fn'] == 'strong_wolfe'
+    assert train.Config('lbfgs', 1,
+                        options={'line_search_fn': 'strong_wolfe',
+                                 'max_iter': 5}).options['line_search_fn'] == 'strong_wolfe'
 
 
 # --- rates and data that no one would choose
