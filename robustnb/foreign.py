@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from . import data, models
-from .core import check_choice, check_number, read_json
+from .core import check_choice, check_number
 from .train import regular_file
 
 # %% ../nbs/13b_foreign.ipynb #517a42be
@@ -814,6 +814,7 @@ class Program(nn.Module):
         if not self.dtype.is_floating_point:
             raise ValueError(f'got a program for images of {self.dtype}, '
                              'accepted: floating-point ones in [0,1]. Put the conversion into the model')
+        self.register_buffer('like', torch.empty(0, dtype=self.dtype), persistent=False)  # goes with .double() and the like
         self.axes = [_size(entry, ranges) for entry in image['sizes']]
         if len(self.axes) < 2:
             raise ValueError(f'got a program for inputs of {len(self.axes)} axes, accepted: images N,C,H,W')
@@ -914,7 +915,7 @@ class Program(nn.Module):
             raise ValueError(f'x: got images {tuple(x.shape[1:])} (C,H,W), '
                              f'accepted: {accepted}, with which the program was exported; see the option size')
         if not len(x): return self(x.new_zeros(1, *x.shape[1:]))[:0]
-        axis, x = self.axes[0], x.to(self.dtype)
+        axis, x = self.axes[0], x.to(self.like.dtype)
         logits = [self._run(_filled(part, axis.above(len(part))))[:len(part)] for part in x.split(axis.largest)]
         return torch.cat(logits) if len(logits) > 1 else logits[0]
 
