@@ -130,6 +130,8 @@ def _take_over(environ):
 def _child(conn, log, environ, scratch, call):
     "Body of the child: split into run and watcher, write to the log, send the outcome."
     os.setpgid(0, 0)
+    try: conn.send('begun')
+    except OSError: os._exit(1)  # nobody is waiting any more
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller decides when to stop
     with open(log, 'ab') as f:
         os.dup2(f.fileno(), 1)
@@ -201,20 +203,24 @@ def check_limits(
         if value is not None: check_number(value, name, above=0)
 
 # %% ../nbs/14a_engine.ipynb #28b91e83
-def _launch(call, log, tries=3):
+def _launch(call, log, tries=5):
     "A process that does `call`, and our end of the pipe to it."
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(PRELOAD)
     multiprocessing.current_process().daemon = False
     ours, theirs = context.Pipe()
     process = context.Process(target=_child, args=(theirs, str(log), dict(os.environ), get_temp_dir(), call), daemon=False)
-    try: process.start()
+    try:
+        process.start()
+        theirs.close()
+        ours.recv()  # the child has begun
+        return process, ours
     except (EOFError, OSError):
+        theirs.close()
         ours.close()
         if tries == 1: raise
-        return _launch(call, log, tries - 1)
-    finally: theirs.close()
-    return process, ours
+    time.sleep(.5)  # the system needs a moment to know that the server is gone
+    return _launch(call, log, tries - 1)
 
 def run_isolated(
     function,                    # called as function(*args)
