@@ -10,6 +10,7 @@ __all__ = ['EXAMPLES', 'parse_set', 'say', 'find_sweep', 'failed_runs', 'closing
 # %% ../nbs/15_cli.ipynb #8a9ae23f
 import argparse, os, shutil, signal, sys, textwrap, threading, tomllib
 from contextlib import contextmanager, suppress
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 
 # %% ../nbs/15_cli.ipynb #f54c72ef
@@ -387,7 +388,9 @@ def gentle_signals():
     "Let SIGINT, SIGTERM and SIGHUP raise `Ended` here; the second one ends the process at once."
     asked = []
     def end(number, frame):
-        if asked: os._exit(128 + number)
+        if asked:
+            shutil.rmtree(get_temp_dir(), ignore_errors=True)
+            os._exit(128 + number)
         asked.append(number)
         raise Ended(number)
     before = {}

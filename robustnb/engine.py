@@ -131,7 +131,9 @@ def _child(conn, log, environ, scratch, call):
     "Body of the child: split into run and watcher, write to the log, send the outcome."
     os.setpgid(0, 0)
     try: conn.send('begun')
-    except OSError: os._exit(1)  # nobody is waiting any more
+    except OSError:  # nobody is waiting any more
+        shutil.rmtree(scratch, ignore_errors=True)
+        os._exit(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller decides when to stop
     with open(log, 'ab') as f:
         os.dup2(f.fileno(), 1)

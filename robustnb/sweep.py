@@ -515,7 +515,7 @@ def locked(
         yield
 
 # %% ../nbs/14b_sweep.ipynb #97a7f518
-QUIET = {'distributed.worker.daemon': False, 'distributed.comm.timeouts.connect': '60s', 'distributed.admin.tick.limit': '60s',
+QUIET = {'distributed.comm.timeouts.connect': '60s', 'distributed.admin.tick.limit': '60s',
          'distributed.worker.profile.enabled': False, 'distributed.admin.tick.interval': '1s'}  # its sampling a hundred times a second takes several percent of a core from the runs
 
 class Stopped(RuntimeError):
@@ -599,7 +599,7 @@ def cluster(
     from distributed import Client, LocalCluster
     local = dict(n_workers=1, threads_per_worker=workers, processes=False, memory_limit=0, silence_logs='CRITICAL',
                  worker_dashboard_address='127.0.0.1:0', local_directory=get_temp_dir())
-    with dask.config.set(QUIET):
+    with dask.config.set({**QUIET, 'temporary-directory': get_temp_dir()}):
         if scheduler:
             with connect(scheduler, Patience(patience)) as client: yield client
             return

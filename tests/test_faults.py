@@ -135,7 +135,7 @@ class Cluster:
         "The page's command that holds these words."
         return next(c for c in self.commands if all(w in c for w in words))
     @property
-    def address(self): return self.command('robustnb').split()[-1]
+    def address(self): return self.command('robustnb sweep').split()[-1]
     def start(self, command):
         folder = self.tmp_path/f'process{len(self.processes)}'
         folder.mkdir()
@@ -148,7 +148,7 @@ class Cluster:
         return process
     def scheduler(self): return self.start(self.command('dask scheduler'))
     def worker(self): return self.start(self.command('dask worker'))
-    def sweep(self): return shlex.split(self.command('robustnb'))[1:]
+    def sweep(self): return shlex.split(self.command('robustnb sweep'))[1:]
     def stop(self):
         for p in self.processes:
             family = [psutil.Process(p.pid), *psutil.Process(p.pid).children(recursive=True)] if p.poll() is None else []
