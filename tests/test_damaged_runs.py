@@ -228,7 +228,7 @@ def test_random_kills_lose_and_double_nothing(tmp_path, experiment, robustnb, n)
         if kills >= n: break
         before = contents(tmp_path)
         process = robustnb('sweep', f'{name}.toml', '--workers', '2')
-        end = time.monotonic() + rng.uniform(0, 12)
+        end = time.monotonic() + rng.uniform(0, 8)
         while time.monotonic() < end and process.poll() is None: time.sleep(.05)
         victims = family(process)
         kind = rng.choice(['driver', 'other', 'other', 'terminate'])

@@ -130,7 +130,7 @@ class Cluster:
         self.commands = [self.here(c) for c in commands]
     def here(self, text):
         "What the page says, for this machine: its address, a free port, a home of its own."
-        return text.replace('HOST', '127.0.0.1').replace('8786', self.port).replace('/home/me', str(self.tmp_path)).replace('my.toml', 'toy.toml')
+        return text.replace('HOST', '127.0.0.1').replace('8786', self.port).replace('/safe', str(self.tmp_path)).replace('my.toml', 'toy.toml')
     def command(self, *words):
         "The page's command that holds these words."
         return next(c for c in self.commands if all(w in c for w in words))
