@@ -8,7 +8,7 @@ __all__ = ['LIBRARIES', 'check_choice', 'check_number', 'digest', 'derive_seed',
            'shipped', 'provenance', 'Stopwatch']
 
 # %% ../nbs/00_core.ipynb #97f27ce3
-import ctypes, hashlib, json, math, os, platform, random, subprocess, sys, tempfile, time
+import ctypes, hashlib, json, math, os, platform, random, re, subprocess, sys, tempfile, time
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from difflib import get_close_matches
@@ -157,8 +157,9 @@ def atomic_path(
     finally: tmp.unlink(missing_ok=True)
 
 def _umask():
-    "The process's umask: os.umask can only be read by setting it."
-    mask = os.umask(0)
+    "The process's umask. os.umask can only read it by setting it, for all threads: Linux tells it without that."
+    try: return int(re.search(r'Umask:\s*(\d+)', Path('/proc/self/status').read_text())[1], 8)
+    except (OSError, TypeError): mask = os.umask(0)
     os.umask(mask)
     return mask
 
@@ -178,13 +179,25 @@ def write_json(
     "Write `obj` as strict, indented JSON, atomically; `read_json` turns `{'$float': 'nan'}` back into nan (inf likewise), tuples and arrays come back as lists."
     return write_text(path, json.dumps(_encode(obj), indent=1, allow_nan=False) + '\n')
 
+def _finite(kind):
+    "Converter of a number in JSON text; a ValueError for one that no float can hold, OverflowError for whole ones."
+    def convert(text):
+        value = kind(text)
+        if math.isfinite(float(value)): return value
+        raise ValueError(f'{text[:20]} is no finite number')
+    return convert
+
 def read_json(
     path,  # file written by `write_json`
 ):
-    "Read what `write_json` wrote; a ValueError names the file where it is no JSON."
+    "Read what `write_json` wrote; a ValueError names the file where it is no JSON, or no file that can be read to its end."
+    path = Path(path)
+    if path.exists() and not path.is_file(): raise ValueError(f'{path}: not a file but a folder, a pipe or a device')
     decode = lambda d: float(d['$float']) if set(d) == {'$float'} else d
-    try: return json.loads(Path(path).read_text(encoding='utf-8'), object_hook=decode)
-    except (json.JSONDecodeError, UnicodeDecodeError) as e: raise ValueError(f'{path}: not a complete JSON file ({e}); delete it to have it made again') from e
+    numbers = dict(parse_int=_finite(int), parse_float=_finite(float), parse_constant=_finite(float))
+    try: return json.loads(path.read_text(encoding='utf-8'), object_hook=decode, **numbers)
+    except (ValueError, TypeError, OverflowError, RecursionError) as e:
+        raise ValueError(f'{path}: not a complete JSON file ({e}); delete it to have it made again') from e
 
 # %% ../nbs/00_core.ipynb #5948dcde
 _PLACES = dict(experiments='nbs/experiments', sweeps='sweeps', results='results')

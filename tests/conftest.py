@@ -30,12 +30,12 @@ def experiment(tmp_path):
 
 @pytest.fixture
 def robustnb(tmp_path):
-    "Function (*args, **Popen options) -> running process of the command line, in an empty folder and a process group of its own."
-    def start(*args, preexec_fn=lambda: None, **kw):
+    "Function (*args, before: a command that runs it, **Popen options) -> running process of the command line, in an empty folder and a process group of its own."
+    def start(*args, preexec_fn=lambda: None, before=(), **kw):
         def child():
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a background shell lets its children ignore Ctrl-C
+            for number in signal.SIGINT, signal.SIGHUP: signal.signal(number, signal.SIG_DFL)  # a background shell lets its children ignore them
             preexec_fn()
-        return subprocess.Popen([sys.executable, '-c', 'import sys; from robustnb.cli import main; sys.exit(main())', *map(str, args)], cwd=tmp_path,
+        return subprocess.Popen([*before, sys.executable, '-c', 'import sys; from robustnb.cli import main; sys.exit(main())', *map(str, args)], cwd=tmp_path,
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
                                 preexec_fn=child, env={**os.environ, 'PYTHONPATH': str(ROOT)}, **kw)
     return start

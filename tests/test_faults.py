@@ -1,7 +1,8 @@
 "What happens on a cluster: workers and drivers are killed, schedulers vanish, disks fill up. Real processes throughout."
-import os, resource, signal, socket, subprocess, sys, time
+import os, re, resource, shlex, shutil, signal, socket, subprocess, sys, time
 from pathlib import Path
 
+import nbformat
 import psutil
 import pytest
 
@@ -13,7 +14,7 @@ def write_sweep(tmp_path, lrs=3, seeds=2):
     (tmp_path/'toy.toml').write_text(f'experiment = "toy.ipynb"\n[[grid]]\nlr = {[i/10 for i in range(1, lrs + 1)]}\nseed = {list(range(seeds))}\n')
 
 def results_of(tmp_path): return sorted(tmp_path.glob('runs/toy/[!.]*/result.json'))
-def hidden(tmp_path): return list(tmp_path.glob('runs/toy/.*'))
+def hidden(tmp_path): return list(tmp_path.glob("runs/toy/.robustnb/work/*"))
 
 def wait_for(condition, seconds=120):
     end = time.monotonic() + seconds
@@ -23,19 +24,39 @@ def wait_for(condition, seconds=120):
     return value
 
 def finish(process):
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=120)
     return process.returncode, out, err
 
 
-def test_a_worker_killed_in_mid_run_costs_nothing(tmp_path, experiment, robustnb):
+def server_of(process):
+    "The process that forks the runs of a sweep, once it is there."
+    named = lambda p: 'forkserver' in ' '.join(p.cmdline())
+    return wait_for(lambda: [p for p in psutil.Process(process.pid).children() if p.is_running() and named(p)])[0]
+
+
+@pytest.mark.parametrize('early', [True, False])
+def test_a_killed_server_of_runs_costs_nothing(tmp_path, experiment, robustnb, early):
     experiment(SLEEPER), write_sweep(tmp_path)
     process = robustnb('sweep', 'toy.toml', '--workers', '2')
-    wait_for(lambda: hidden(tmp_path))
-    workers = [p for p in psutil.Process(process.pid).children() if 'spawn_main' in ' '.join(p.cmdline())]
-    workers[0].kill()
+    if not early: wait_for(lambda: hidden(tmp_path))
+    server_of(process).kill()
     code, out, err = finish(process)
     assert code == 0, err
     assert len(results_of(tmp_path)) == 6 and not hidden(tmp_path) and '6 done now' in out
+
+
+def test_nobody_can_connect_to_a_sweep_on_this_machine(tmp_path, experiment, robustnb):
+    from distributed import Client
+    experiment(SLEEPER), write_sweep(tmp_path)
+    process = robustnb('sweep', 'toy.toml', '--workers', '2')
+    wait_for(lambda: hidden(tmp_path))
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    open_ports = {c.laddr for p in family for c in p.net_connections('inet') if c.status == 'LISTEN'}
+    assert open_ports and {a.ip for a in open_ports} == {'127.0.0.1'}  # the dashboard's
+    for address in open_ports:
+        with pytest.raises(Exception):
+            with Client(f'tcp://{address.ip}:{address.port}', timeout=2) as client: client.submit(os.getpid).result(2)
+    assert finish(process)[0] == 0
 
 
 def test_after_a_killed_driver_a_second_start_does_the_rest(tmp_path, experiment, robustnb):
@@ -82,42 +103,131 @@ def test_a_full_disk_leaves_no_half_result(tmp_path, experiment, robustnb):
     assert code == 0 and '2 done now, 2 done before' in out, err
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    "Function (kilobytes) -> command that runs another one with a file system of that size at tmp_path/runs, which no other process sees."
+    if not shutil.which('unshare') or subprocess.run(['unshare', '-Urm', 'true'], capture_output=True).returncode: pytest.skip('this system lets nobody mount a small disk')
+    (tmp_path/'runs').mkdir()
+    return lambda kilobytes: ['unshare', '-Urm', 'sh', '-c', f'mount -t tmpfs -o size={kilobytes}k none runs && "$@"; code=$?; ls -A runs/toy >&2; exit $code', '-']
+
+FILLER = "import pathlib; pathlib.Path('big').write_bytes(bytes(150_000)); value = lr"
+
+def test_a_full_disk_stops_a_sweep_and_is_named(tmp_path, experiment, robustnb, small_disk):
+    experiment(FILLER), write_sweep(tmp_path, 5, 1)
+    code, out, err = finish(robustnb('sweep', 'toy.toml', '--workers', '1', before=small_disk(500)))
+    assert code == 2 and 'Traceback' not in err, err
+    assert re.search(r'stopped: .*/runs/toy/.*: No space left on device.*: [123] of 5 runs are done; the same command does the rest', err), err
+    assert re.search(r'5 runs, [123] done now, 0 done before, 0 failed, [234] to do', out), out
+
+
 class Cluster:
-    "A Dask scheduler and workers as separate processes, each worker in a working directory of its own."
-    def __init__(self, tmp_path):
+    "Processes of a Dask cluster, each in a working directory of its own, started by the commands that chapter 14b prints."
+    def __init__(self, tmp_path, commands):
         with socket.socket() as s:
             s.bind(('127.0.0.1', 0))
-            self.port = s.getsockname()[1]
-        self.tmp_path, self.processes, self.address = tmp_path, [], f'tcp://127.0.0.1:{self.port}'
-        self.scheduler()
-    def start(self, *args):
+            self.port = str(s.getsockname()[1])
+        self.tmp_path, self.processes = tmp_path, []
+        self.commands = [self.here(c) for c in commands]
+    def here(self, text):
+        "What the page says, for this machine: its address, a free port, a home of its own."
+        return text.replace('HOST', '127.0.0.1').replace('8786', self.port).replace('/safe', str(self.tmp_path)).replace('my.toml', 'toy.toml')
+    def command(self, *words):
+        "The page's command that holds these words."
+        return next(c for c in self.commands if all(w in c for w in words))
+    @property
+    def address(self): return self.command('robustnb sweep').split()[-1]
+    def start(self, command):
         folder = self.tmp_path/f'process{len(self.processes)}'
         folder.mkdir()
-        env = {**os.environ, 'PYTHONPATH': str(ROOT), 'DASK_DISTRIBUTED__WORKER__DAEMON': 'False', 'OMP_NUM_THREADS': '1'}
-        process = subprocess.Popen([sys.executable, '-m', 'dask', *args], cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        program, *args = shlex.split(command)
+        assert program == 'dask'
+        env = {**os.environ, 'PYTHONPATH': str(ROOT)}
+        with open(folder/'output.txt', 'w') as log:
+            process = subprocess.Popen([sys.executable, '-m', 'dask', *args], cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True)
         self.processes.append(process)
         return process
-    def scheduler(self):
-        self.head = self.start('scheduler', '--host', '127.0.0.1', '--port', str(self.port), '--dashboard-address', ':0')
-    def worker(self):
-        return self.start('worker', self.address, '--nthreads', '1', '--nworkers', '1', '--no-dashboard', '--death-timeout', '120')
+    def scheduler(self): return self.start(self.command('dask scheduler'))
+    def worker(self): return self.start(self.command('dask worker'))
+    def sweep(self): return shlex.split(self.command('robustnb sweep'))[1:]
     def stop(self):
         for p in self.processes:
-            try: os.killpg(p.pid, signal.SIGKILL)
-            except ProcessLookupError: pass
+            family = [psutil.Process(p.pid), *psutil.Process(p.pid).children(recursive=True)] if p.poll() is None else []
+            for member in family: member.kill()
             p.wait()
+
+def page():
+    "Groups of lines in fences of chapter 14b, without comments, that start a cluster: without certificates first, then with them."
+    text = '\n'.join(c.source for c in nbformat.read(ROOT/'nbs/14b_sweep.ipynb', 4).cells if c.cell_type == 'markdown')
+    groups = re.findall(r'```(\w*)\n(.*?)```', text, re.S)
+    commands = [[l for l in group.splitlines() if not l.startswith('#')] for kind, group in groups if not kind and 'dask scheduler' in group]
+    return commands, next(group for kind, group in groups if kind == 'yaml')
 
 @pytest.fixture
 def cluster(tmp_path):
-    made = Cluster(tmp_path)
+    made = Cluster(tmp_path, page()[0][0])
+    yield made
+    made.stop()
+
+@pytest.fixture
+def encrypted(tmp_path, monkeypatch):
+    made = Cluster(tmp_path, page()[0][1])
+    (tmp_path/'dask').mkdir()
+    (tmp_path/'dask/tls.yaml').write_text(made.here(page()[1]))
+    monkeypatch.setenv('DASK_CONFIG', str(tmp_path/'dask'))
     yield made
     made.stop()
 
 
+def test_the_commands_of_the_page_run_a_sweep_on_two_workers(tmp_path, experiment, robustnb, cluster):
+    experiment(SLEEPER), write_sweep(tmp_path)
+    cluster.scheduler()
+    cluster.worker()
+    code, out, err = finish(robustnb(*cluster.sweep()))
+    assert code == 0 and '6 done now' in out and len(results_of(tmp_path)) == 6, err
+
+
+def test_the_commands_of_the_page_run_a_sweep_with_certificates(tmp_path, experiment, robustnb, encrypted):
+    if not shutil.which('openssl'): pytest.skip('openssl is not installed')
+    experiment(SLEEPER), write_sweep(tmp_path, 2, 1)
+    code, _, err = finish(robustnb(*encrypted.sweep()))  # the settings name certificates that nobody has made yet
+    assert code == 2 and 'robustnb-cert.pem: no such file; the settings of Dask name it as distributed.comm.tls.ca-file' in err
+    subprocess.run(shlex.split(encrypted.command('openssl')), check=True, capture_output=True)
+    encrypted.scheduler()
+    encrypted.worker()
+    code, out, err = finish(robustnb(*encrypted.sweep()))
+    assert code == 0 and '2 done now' in out and len(results_of(tmp_path)) == 2, err
+    stranger = subprocess.run([sys.executable, '-c', f'from distributed import Client; Client({encrypted.address.replace("tls", "tcp")!r}, timeout=3)'],
+                              env={k: v for k, v in os.environ.items() if k != 'DASK_CONFIG'}, capture_output=True)
+    assert stranger.returncode
+
+
+def test_what_is_not_there_is_named_while_waiting_and_then_given_up(tmp_path, experiment, robustnb, cluster):
+    experiment(), write_sweep(tmp_path, 1, 1)
+    code, out, err = finish(robustnb(*cluster.sweep(), '--patience', '3'))
+    assert code == 2 and f'waiting: no Dask scheduler answers at {cluster.address}' in err and 'waited for 3 s' in err, err
+    cluster.scheduler()
+    code, out, err = finish(robustnb(*cluster.sweep(), '--patience', '8'))
+    assert code == 2 and f'waiting: no worker at {cluster.address}' in err and 'waited for 8 s' in err, err
+    cluster.worker()
+    code, out, err = finish(robustnb(*cluster.sweep(), '--patience', '30', '--resources', 'GPU=1'))
+    assert code == 2 and f'waiting: no worker with GPU=1 at {cluster.address}' in err and '1 to do' in out, err
+    assert finish(robustnb(*cluster.sweep()))[0] == 0
+
+
+def test_a_full_disk_at_the_driver_is_no_lost_scheduler(tmp_path, experiment, robustnb, cluster, small_disk):
+    experiment(f"open({str(tmp_path/'count')!r}, 'a').write('x'); {FILLER}"), write_sweep(tmp_path, 5, 1)
+    cluster.scheduler()
+    cluster.worker()
+    code, out, err = finish(robustnb(*cluster.sweep(), before=small_disk(500)))
+    assert code == 2 and re.search(r'stopped: .*/runs/toy/.*: No space left on device.* of 5 runs are done', err), err
+    assert len((tmp_path/'count').read_text()) <= 5  # no run was done twice
+
+
 def test_a_cluster_goes_on_while_one_worker_dies_and_another_joins(tmp_path, experiment, robustnb, cluster):
     experiment(SLEEPER), write_sweep(tmp_path, 4, 3)
+    cluster.scheduler()
     workers = [cluster.worker() for _ in range(3)]
-    process = robustnb('sweep', 'toy.toml', '--scheduler', cluster.address)
+    process = robustnb(*cluster.sweep())
     wait_for(lambda: results_of(tmp_path))
     os.killpg(workers[0].pid, signal.SIGKILL)
     cluster.worker()
@@ -128,10 +238,11 @@ def test_a_cluster_goes_on_while_one_worker_dies_and_another_joins(tmp_path, exp
 
 def test_a_scheduler_that_comes_back_is_waited_for(tmp_path, experiment, robustnb, cluster):
     experiment(SLEEPER), write_sweep(tmp_path, 4, 2)
+    cluster.scheduler()
     cluster.worker()
-    process = robustnb('sweep', 'toy.toml', '--scheduler', cluster.address)
+    process = robustnb(*cluster.sweep())
     wait_for(lambda: results_of(tmp_path))
-    for p in cluster.processes: os.killpg(p.pid, signal.SIGKILL)
+    cluster.stop()
     early = {p: p.stat().st_mtime_ns for p in results_of(tmp_path)}
     time.sleep(2)
     cluster.scheduler()
@@ -139,3 +250,188 @@ def test_a_scheduler_that_comes_back_is_waited_for(tmp_path, experiment, robustn
     code, out, err = finish(process)
     assert code == 0, err
     assert len(results_of(tmp_path)) == 8 and all(p.stat().st_mtime_ns == t for p, t in early.items())
+
+
+# --- signals
+
+def survivors(tmp_path):
+    "Processes that still work for the sweep in this folder."
+    return [p for p in psutil.process_iter() if str(tmp_path) in (cwd_of(p) or '')]
+
+def left_in(folder):
+    "Temporary files that somebody forgot; caches of torch and an empty folder of Dask's are none."
+    return [p for p in folder.rglob('*') if p.name not in ('dask-scratch-space', 'global.lock', 'purge.lock') and 'torchinductor' not in str(p)]
+
+def cwd_of(p):
+    try: return p.cwd()
+    except psutil.Error: return None
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize('whole_group', [False, True])
+def test_signals_end_a_sweep_in_order(tmp_path, experiment, robustnb, monkeypatch, number, whole_group):
+    (tmp_path/'tmp').mkdir()
+    monkeypatch.setenv('TMPDIR', str(tmp_path/'tmp'))
+    experiment('import time; time.sleep(1.5 if seed == 0 else 600); value = lr'), write_sweep(tmp_path, 1, 3)
+    process = robustnb('sweep', 'toy.toml', '--workers', '2')
+    wait_for(lambda: results_of(tmp_path) and len(hidden(tmp_path)) == 2)
+    (os.killpg if whole_group else os.kill)(process.pid, number)
+    code, out, err = finish(process)
+    assert code == 128 + number
+    assert '3 runs, 1 done now, 0 done before, 0 failed, 2 to do' in out and 'report.html' in out, out + err
+    assert 'interrupted: 1 of 3 runs are done; the same command does the rest' in err and 'leaked' not in err and 'Traceback' not in err, err
+    assert not hidden(tmp_path) and not left_in(tmp_path/'tmp') and not survivors(tmp_path)
+
+
+def test_a_second_signal_ends_at_once(tmp_path, experiment, robustnb, monkeypatch):
+    (tmp_path/'tmp').mkdir()
+    monkeypatch.setenv('TMPDIR', str(tmp_path/'tmp'))
+    experiment('import time; time.sleep(600); value = lr'), write_sweep(tmp_path, 1, 1)
+    process = robustnb('sweep', 'toy.toml', '--workers', '1')
+    wait_for(lambda: hidden(tmp_path))
+    os.kill(process.pid, signal.SIGINT)
+    time.sleep(.05)
+    os.kill(process.pid, signal.SIGINT)
+    code, out, err = finish(process)
+    assert code == 130 and 'Traceback' not in err and 'runs are done' not in err
+    wait_for(lambda: not survivors(tmp_path))
+    assert not left_in(tmp_path/'tmp')  # its runs have cleared up behind it
+
+
+# --- what a run may do to live longer
+
+STUCK = "import re; re.match('(a+)+$', 64*'a' + 'b')"  # in C, for years, with the lock of the interpreter held
+
+def escapes(tmp_path, body):
+    "Body of a run that starts a process in a session of its own, by a parent that is gone, and then does `body`."
+    return f"import subprocess; subprocess.run(['sh', '-c', 'setsid sh -c \"cd {tmp_path} && exec sleep 1000\" & sleep .5'])\n{body}\nvalue = lr"
+
+@pytest.mark.parametrize('engine', ['warm', 'nbclient'])
+@pytest.mark.parametrize('body', ['pass', STUCK, 'import os; os._exit(3)'])
+def test_nothing_outlives_its_run(tmp_path, experiment, robustnb, engine, body):
+    experiment(escapes(tmp_path, body)), write_sweep(tmp_path, 1, 1)
+    code, out, err = finish(robustnb('sweep', 'toy.toml', '--timeout', '20', '--engine', engine))
+    assert code == (body != 'pass'), out + err
+    if body == STUCK: assert 'timed out after 20 s' in out
+    assert not survivors(tmp_path)
+
+
+def test_a_run_stuck_in_c_ends_with_its_driver(tmp_path, experiment, robustnb):
+    experiment(escapes(tmp_path, STUCK)), write_sweep(tmp_path, 1, 1)
+    process = robustnb('sweep', 'toy.toml', '--workers', '1')
+    wait_for(lambda: [p for p in survivors(tmp_path) if 'sleep' in p.name()])
+    time.sleep(1)
+    process.kill()
+    finish(process)
+    wait_for(lambda: not survivors(tmp_path))
+
+
+# --- nothing of the user's is touched
+
+def home_like(folder):
+    "A folder as people have it: hidden folders, links, files with names that a sweep might use."
+    for name in '.venv-3.11/bin', '.my-data', 'work/.venv-3.11', 'work/.my-data', '.toy-abcdefgh', 'elsewhere/.keep-1', 'toy/.old-1', 'toy/0123456789ab', 'toy/notes-2', 'reports/mine', 'audit':
+        (folder/name).mkdir(parents=True)
+        (folder/name/'letter.txt').write_text('mine')
+    for name in '.lock', '.token', 'table.md', 'figure.png', 'figure-1.png', 'status.json', 'toy/.lock', 'toy/.token', 'toy/table.md', 'reports/table.md', 'reports/figure.png', 'reports/mine/table.md':
+        (folder/name).write_text('mine')
+    (folder/'link').symlink_to('elsewhere')
+    (folder/'toy/.link-1').symlink_to(folder/'elsewhere')
+
+def listing(folder):
+    "Every path with its content and time of change."
+    return {p.relative_to(folder): (p.lstat().st_mtime_ns, p.is_file() and p.read_bytes()) for p in folder.rglob('*') if not p.is_dir() or p.is_symlink()}
+
+def test_nothing_of_the_users_is_touched(tmp_path, experiment, robustnb):
+    experiment(), write_sweep(tmp_path, 2, 1), home_like(tmp_path)
+    before = listing(tmp_path)
+    assert finish(robustnb('sweep', 'toy.toml', '--out', '.'))[0] == 0
+    assert finish(robustnb('run', 'toy.ipynb', '--out', '.', '--set', 'lr=0.7'))[0] == 0
+    assert finish(robustnb('run', 'toy.ipynb', '--out', '.', '--set', 'lr=0.7', '--again'))[0] == 0
+    code, _, err = finish(robustnb('report', 'toy', '--to', 'page'))
+    assert code == 0, err
+    code, out, err = finish(robustnb('sweep', 'toy.toml', '--out', '.'))
+    assert code == 0 and '0 done now, 2 done before' in out, err
+    after = listing(tmp_path)
+    assert {k: v for k, v in after.items() if k in before} == before
+    made = {k.parts[:2] for k in after.keys() - before.keys()}
+    runs = {p for p in made if p[0] == 'toy' and re.fullmatch('[0-9a-f]{12}', p[1])}
+    assert len(runs) == 3 and {p[0] for p in made} == {'toy', 'page', 'reports'} and made - runs >= {('toy', '.robustnb'), ('reports', 'toy')}
+
+
+def test_a_file_in_the_place_of_a_report_is_refused(tmp_path, experiment, robustnb):
+    experiment(), write_sweep(tmp_path, 1, 1), home_like(tmp_path)
+    for name in 'report.html', 'runs.csv': (tmp_path/'reports'/name).write_text('mine')
+    before = listing(tmp_path)
+    assert finish(robustnb('run', 'toy.ipynb', '--out', '.'))[0] == 0
+    code, _, err = finish(robustnb('report', 'toy', '--to', 'reports'))
+    assert code == 2 and 'reports/' in err and 'not from a report' in err
+    assert {k: v for k, v in listing(tmp_path).items() if k in before} == before
+
+
+@pytest.mark.parametrize('kind', ['folder', 'file', 'link'])
+def test_something_in_the_place_of_a_run_is_refused(tmp_path, experiment, robustnb, kind):
+    from robustnb.sweep import read_sweep
+    experiment(), write_sweep(tmp_path, 1, 1)
+    place = tmp_path/'runs/toy'/read_sweep(tmp_path/'toy.toml').runs[0].id
+    place.parent.mkdir(parents=True)
+    (tmp_path/'elsewhere').mkdir()
+    (tmp_path/'elsewhere/letter.txt').touch()
+    if kind == 'folder': shutil.copytree(tmp_path/'elsewhere', place)
+    if kind == 'file': place.write_text('mine')
+    if kind == 'link': place.symlink_to(tmp_path/'elsewhere')
+    before = listing(tmp_path)
+    code, out, err = finish(robustnb('sweep', 'toy.toml'))
+    assert code == 2 and f'{place}: not a run of robustnb, so it will not be replaced' in err
+    assert {k: v for k, v in listing(tmp_path).items() if k in before} == before
+
+
+def test_a_finished_run_may_lie_elsewhere(tmp_path, experiment, robustnb):
+    experiment(), write_sweep(tmp_path, 1, 1)
+    assert finish(robustnb('sweep', 'toy.toml'))[0] == 0
+    place = results_of(tmp_path)[0].parent
+    place.rename(tmp_path/'moved')
+    place.symlink_to(tmp_path/'moved')
+    code, out, err = finish(robustnb('sweep', 'toy.toml'))
+    assert code == 0 and '0 done now, 1 done before' in out, err
+
+
+@pytest.mark.parametrize('mask', [0o022, 0o077, 0o002])
+def test_folders_follow_the_umask(tmp_path, experiment, robustnb, mask):
+    experiment(), write_sweep(tmp_path, 1, 1)
+    assert finish(robustnb('sweep', 'toy.toml', preexec_fn=lambda: os.umask(mask)))[0] == 0
+    place = results_of(tmp_path)[0].parent
+    assert place.stat().st_mode & 0o777 == 0o777 & ~mask
+    assert all(p.stat().st_mode & 0o777 == 0o666 & ~mask for p in place.iterdir())
+
+
+def test_odd_names_of_sweeps(tmp_path, experiment, robustnb):
+    experiment(), write_sweep(tmp_path, 1, 1)
+    (tmp_path/'toy.toml').rename(tmp_path/'...toml')
+    code, out, err = finish(robustnb('sweep', '...toml', '--publish'))
+    assert code == 0 and (tmp_path/'runs/reports/_/report.html').is_file() and len(list((tmp_path/'results/_').iterdir())) == 1, err
+    write_sweep(tmp_path, 1, 1)
+    code, out, err = finish(robustnb('sweep', 'toy.toml', '--set', f'lr={"1"*17}.{"1"*250}'))
+    assert code == 0 and len(list((tmp_path/'runs/reports').iterdir())) == 2, err
+
+
+# --- what was measured stays
+
+@pytest.mark.parametrize('engine', ['warm', 'nbclient'])
+def test_a_result_that_was_saved_survives_what_fails_later(tmp_path, experiment, robustnb, engine):
+    path = experiment()
+    nb = nbformat.read(path, 4)
+    nb.cells.append(nbformat.v4.new_code_cell(f"import os\nif os.path.exists({str(tmp_path/'fail')!r}): quit() if lr == .1 else print('\\ud800'.encode())"))
+    nbformat.write(nb, path)
+    write_sweep(tmp_path, 2, 1)
+    (tmp_path/'fail').touch()
+    code, out, err = finish(robustnb('sweep', 'toy.toml', '--engine', engine))
+    kept = sorted(tmp_path.glob('runs/toy/*/unfinished.json'))
+    assert code == 1 and '2 failed' in out and out.count('is kept beside it, in unfinished.json, and does not count') == 2, out + err
+    assert len(kept) == 2 and not results_of(tmp_path)
+    experiment("raise RuntimeError('before anything is saved')")
+    assert finish(robustnb('sweep', 'toy.toml'))[0] == 1
+    assert len(list(tmp_path.glob('runs/toy/*/unfinished.json'))) == 2  # still there
+    experiment()
+    code, out, err = finish(robustnb('sweep', 'toy.toml'))
+    assert code == 0 and '2 done now' in out and len(results_of(tmp_path)) == 2, err

@@ -40,7 +40,7 @@ def test_interrupted_and_started_again_it_does_only_the_missing_runs(tmp_path, e
     assert again.returncode == 0, err
     assert f'{6 - len(done)} done now, {len(done)} done before' in out
     assert len(results_of(tmp_path)) == 6 and all(p.stat().st_mtime_ns == t for p, t in done.items())
-    assert not list(tmp_path.glob('runs/toy/.*'))
+    assert not list(tmp_path.glob('runs/toy/.robustnb/work/*'))
 
 
 def test_a_failed_run_is_named_and_the_others_finish(tmp_path, experiment, robustnb):
