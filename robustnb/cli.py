@@ -36,16 +36,14 @@ def say(
 ):
     "Print `text`, or with --json the facts as one JSON document."
     if not args.json: return print(text) if text else None
-    import json
-    from robustnb.core import _encode
-    print(json.dumps(_encode(facts), indent=1, allow_nan=False))
+    from robustnb.core import json_text
+    print(json_text(facts), end='')
 
 def find_sweep(
     name: str,  # path of a TOML file, or the name of one of this book's
 ) -> Path:
     "Path of a sweep file; a ValueError lists the ones there are."
-    from robustnb.core import check_choice
-    from robustnb.sweep import shipped
+    from robustnb.core import check_choice, shipped
     home = shipped('sweeps')
     known = sorted(p.stem for p in home.glob('*.toml'))
     if Path(name).suffix != '.toml': return home/f'{check_choice(name, "sweep", known)}.toml'
@@ -68,12 +66,16 @@ def failed_runs(
     return [*before, *now.values()]
 
 def _page(sweep, paths, failed, args):
-    "Table and place of the report, or why there is none."
-    from robustnb.report import gather, report, written
+    "Table and place of the report, or why there is none, and what is in doubt."
+    from robustnb.report import doubt_lines, gather, report, written
     folder = Path(args.out)/'reports'/sweep.name
-    try: page = report(gather(*filter(None, paths.values()), failed=failed), folder, sweep.name)
-    except (OSError, ValueError) as e: return '', None, f'report: not written, {e}'
-    return (folder/'table.md').read_text(encoding='utf-8') if 'table.md' in written(folder) else '', page, f'report: {page}'
+    try: runs = gather(*filter(None, paths.values()), failed=failed)
+    except (OSError, ValueError) as e: return '', None, f'report: not written, {e}', []
+    doubts = doubt_lines(runs.doubts, 5)
+    try: page = report(runs, folder, sweep.name)
+    except (OSError, ValueError) as e: return '', None, f'report: not written, {e}', doubts
+    table = (folder/'table.md').read_text(encoding='utf-8') if 'table.md' in written(folder) else ''
+    return table, page, f'report: {page}', doubts
 
 def closing_summary(
     sweep,           # from `sweep.read_sweep`
@@ -86,14 +88,15 @@ def closing_summary(
     from robustnb.report import failure_table
     paths = {r.id: sweeps.result_path(r, sweep.name, args.out, args.results) for r in sweep.runs}
     failed = failed_runs(sweep, statuses, paths, args)
-    table, page, where = _page(sweep, paths, failed, args)
+    table, page, where, doubts = _page(sweep, paths, failed, args)
     done = sum(s['state'] == 'done' for s in statuses)
     before = max(0, sum(map(bool, paths.values())) - done)
     left = len(sweep.runs) - done - before - len(failed)
-    facts = dict(sweep=sweep.name, runs=len(sweep.runs), done_now=done, done_before=before, failed=failed, to_do=left, damaged=[*damaged], report=page)
+    facts = dict(sweep=sweep.name, runs=len(sweep.runs), done_now=done, done_before=before, failed=failed, to_do=left, damaged=[*damaged], in_doubt=doubts, report=page)
     lines = [f'{sweep.name}: {len(sweep.runs)} runs, {done} done now, {before} done before, {len(failed)} failed' + (f', {left} to do' if left else '')]
     if table: lines.append(f'\nAccuracy in percent at each best learning rate, mean ± std over seeds:\n\n{table}')
     if '(edge)' in table: lines.append('(edge): the first or last rate of its grid; a better one may lie beyond.\n')
+    lines += [f'in doubt: {doubt}' for doubt in doubts]
     lines.append(where)
     lines += [f'damaged: {text}' for text in damaged]
     for line, status in zip(failure_table(failed).to_dict('records'), failed):
@@ -114,8 +117,9 @@ def _numbers(text):
 def list_experiments(args) -> int:
     "Print the experiments, or the parameters of one."
     from robustnb import sweep as sweeps
+    from robustnb.core import shipped
     if not args.experiment:
-        names = sorted(p.stem for p in sweeps.shipped('experiments').glob('*.ipynb'))
+        names = sorted(p.stem for p in shipped('experiments').glob('*.ipynb'))
         say(args, '\n'.join(['experiments:', *(f'  {n}' for n in names), 'robustnb run EXPERIMENT --parameters says what each takes']), experiments=names)
         return 0
     found = sweeps.parameters(sweeps.find_experiment(args.experiment))
@@ -129,12 +133,14 @@ def show_result(
     result: dict,  # from `results.load`
 ) -> str:
     "Metric rows of one run as lines for people."
+    from robustnb import results
     from robustnb.plots import condition
-    shown = lambda r: ' '.join(f'{k}={v:.4g}' if isinstance(v, float) else f'{k}={v}' for k, v in r.items() if k not in ('metric', 'value', 'n', 'split'))
+    shown = lambda r: ' '.join(f'{k}={v:.4g}' if isinstance(v, float) else f'{k}={v}' for k, v in r.items() if k not in ('metric', 'value', 'n', 'split', 'doubt'))
     lines = [(r['metric'], condition(r) if r['metric'] == 'accuracy' else shown(r), f'{100*r["value"]:.1f}%' if 'accuracy' in r['metric'] else f'{r["value"]:.4g}', f'n={r["n"]}' if r['n'] > 1 else '')
              for r in result['metrics']]
     widths = [max(len(l[i]) for l in lines) for i in range(4)]
-    return '\n'.join('  '.join(t.ljust(w) for t, w in zip(l, widths)).rstrip() for l in lines)
+    table = ['  '.join(t.ljust(w) for t, w in zip(l, widths)).rstrip() for l in lines]
+    return '\n'.join([*table, *(f'in doubt: {doubt}' for doubt in results.doubts(result))])
 
 def show_failure(
     status: dict,  # of the run
@@ -172,18 +178,22 @@ def cmd_run(args) -> int:
 # %% ../nbs/15_cli.ipynb #23d1480f
 def cmd_report(args) -> int:
     "Write the report of folders of runs."
-    from robustnb.report import gather, report, written
+    from robustnb.report import doubt_lines, gather, report, written
     runs = gather(*args.folders)
     if not runs.made and not runs.failed: raise ValueError(f'{", ".join(args.folders)}: holds no result files')
     path = report(runs, args.to or Path(args.folders[0])/'reports', args.title)
     table = path.with_name('table.md').read_text(encoding='utf-8') + '\n' if 'table.md' in written(path.parent) else ''
-    say(args, f'{table}report: {path}', report=path, runs=len(runs.made), failed=runs.failed)
+    doubts = doubt_lines(runs.doubts)
+    lines = [f'{table}report: {path}', *(f'in doubt: {doubt}' for doubt in doubts)]
+    say(args, '\n'.join(lines), report=path, runs=len(runs.made), failed=runs.failed, in_doubt=doubts)
     return 0
 
 def cmd_audit(args) -> int:
     "Audit one model on one set of images."
     from robustnb import audit as audits, foreign
     from robustnb.core import check_number
+    from robustnb.report import check_replaceable
+    check_replaceable(args.to, audits.FILES, 'audit')
     foreign.check_readable(args.model, args.arch)
     images = foreign.read_images(args.images, args.size, args.label_map, args.n, args.seed, args.root, args.channels,
                                  args.ground, args.split)
@@ -191,8 +201,9 @@ def cmd_audit(args) -> int:
     model = foreign.load_model(args.model, args.arch, images.x.shape[1], images.x.shape[-1], **parse_set(args.option, '--option'))
     eps = {norm: radii for norm, radii in dict(linf=args.linf, l2=args.l2).items() if radii} or None
     found = audits.audit(foreign.prepared(model, args.mean, args.std), images.x, images.y, args.name or Path(args.model).name, images.classes, args.variances, args.band_var, args.bands, args.attack, eps,
-                         args.n_attack, args.lipschitz, args.seed, args.batch_size, args.device, images.source, progress=not args.json)
-    found.notes = [*images.notes, *found.notes]
+                         args.n_attack, args.lipschitz, args.seed, args.batch_size, args.device, images.source, progress=not args.json,
+                         notes=[*images.notes, *foreign.notes_of(model)])
+    if not args.label_map: found.notes = [*audits.guessed_outputs(images.classes, found.config['classes']), *found.notes]
     path = audits.save(found, args.to)
     words = [f'warning: {n}' for n in found.notes] + [f'{topic}: {sentence}' for topic, sentence in audits.sentences(found)]
     say(args, '\n\n'.join([*words, f'page: {path}']), page=path, notes=found.notes, sentences=dict(audits.sentences(found)), metrics=found.rows, config=found.config)

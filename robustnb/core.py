@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['LIBRARIES', 'check_choice', 'check_number', 'digest', 'derive_seed', 'generator', 'seed_all', 'device', 'cores',
-           'thread_env', 'keep_freed_memory', 'set_threads', 'atomic_path', 'write_text', 'write_json', 'read_json',
-           'shipped', 'provenance', 'Stopwatch']
+           'thread_env', 'keep_freed_memory', 'set_threads', 'atomic_path', 'write_text', 'regular_file', 'json_text',
+           'write_json', 'read_json', 'shipped', 'provenance', 'Stopwatch']
 
 # %% ../nbs/00_core.ipynb #97f27ce3
-import ctypes, hashlib, json, math, os, platform, random, re, subprocess, sys, tempfile, time
+import ctypes, errno, hashlib, json, math, os, platform, random, re, stat, subprocess, sys, tempfile, time
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from difflib import get_close_matches
@@ -43,12 +43,15 @@ def check_number(
 ):
     "Return `value` if it is a finite real number within the bounds, else raise a ValueError that says what is accepted."
     kind = Integral if integer else Real
-    ok = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value) and low <= value <= high
+    number = isinstance(value, kind) and not isinstance(value, bool)
+    try: ok = number and math.isfinite(float(value)) and low <= value <= high
+    except OverflowError: ok = False  # a whole number beyond every float
     if ok and (above is None or value > above): return value
     limits = [f'> {above}'] if above is not None else [f'>= {low}'] if math.isfinite(low) else []
     if math.isfinite(high): limits.append(f'<= {high}')
     accepted = ' '.join(['a whole number' if integer else 'a finite number', ' and '.join(limits)]).strip()
-    raise ValueError(f'{name}: got {value!r}, accepted: {accepted}')
+    got = 'a number of more than 20 digits' if isinstance(value, Integral) and abs(value) >= 10**20 else repr(value)
+    raise ValueError(f'{name}: got {got}, accepted: {accepted}')
 
 # %% ../nbs/00_core.ipynb #cd2144c4
 def digest(
@@ -172,12 +175,36 @@ def write_text(
     return Path(path)
 
 # %% ../nbs/00_core.ipynb #9450437f
+def regular_file(
+    path,  # str or Path
+) -> Path:
+    """The path of a file with content. A FileNotFoundError if nothing is there.
+    A ValueError for a folder, a pipe or device, an empty file, and one that may not be read."""
+    path = path if isinstance(path, Path) else Path(path)
+    try: found = os.stat(path)
+    except FileNotFoundError: raise FileNotFoundError(errno.ENOENT, 'no such file', str(path)) from None
+    except (OSError, ValueError) as e:
+        raise ValueError(f'{path}: cannot be read ({getattr(e, "strerror", None) or e})') from None
+    kinds = {stat.S_IFDIR: 'a folder', stat.S_IFIFO: 'a pipe', stat.S_IFSOCK: 'a socket'}
+    kind = stat.S_IFMT(found.st_mode)
+    if kind != stat.S_IFREG: raise ValueError(f'{path}: got {kinds.get(kind, "a device")}, accepted: a regular file')
+    if not found.st_size: raise ValueError(f'{path}: got an empty file, accepted: one with content')
+    if not os.access(path, os.R_OK): raise ValueError(f'{path}: cannot be read (Permission denied)')
+    return path
+
+# %% ../nbs/00_core.ipynb #7d18e330
+def json_text(
+    obj,   # dict, list, tuple, str, numbers and arrays (NumPy's too), bool, None, Path
+) -> str:
+    "`obj` as strict, indented JSON; `read_json` turns `{'$float': 'nan'}` back into nan (inf likewise), tuples and arrays come back as lists."
+    return json.dumps(_encode(obj), indent=1, allow_nan=False) + '\n'
+
 def write_json(
     path,  # target file
-    obj,   # dict, list, tuple, str, numbers and arrays (NumPy's too), bool, None, Path
+    obj,   # see `json_text`
 ) -> Path:
-    "Write `obj` as strict, indented JSON, atomically; `read_json` turns `{'$float': 'nan'}` back into nan (inf likewise), tuples and arrays come back as lists."
-    return write_text(path, json.dumps(_encode(obj), indent=1, allow_nan=False) + '\n')
+    "Write `obj` as JSON, atomically."
+    return write_text(path, json_text(obj))
 
 def _finite(kind):
     "Converter of a number in JSON text; a ValueError for one that no float can hold, OverflowError for whole ones."

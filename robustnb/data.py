@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DIGITS', 'BANDS', 'MAX_CLASSES', 'IMAGE_FILES', 'IMAGE_FORMATS', 'MAX_PIXELS', 'MAX_RATIO', 'GROUNDS', 'FASHION',
            'CIFAR10', 'IMAGENETTE', 'KNOWN', 'MADE', 'NAMES', 'Data', 'to_float', 'show_images', 'split_by_class',
-           'radial_amplitude', 'quantile_band', 'nfc', 'regular_file', 'Labelled', 'read_npz', 'read_idx', 'read_mat',
-           'resize', 'read_folder', 'data_root', 'is_there', 'load', 'take', 'save']
+           'radial_amplitude', 'quantile_band', 'nfc', 'Labelled', 'read_npz', 'read_idx', 'read_mat', 'resize',
+           'read_folder', 'data_root', 'is_there', 'load', 'take', 'save']
 
 # %% ../nbs/06_data.ipynb #e7a96e88
 import fcntl, inspect, math, os, pickle, unicodedata, zipfile, zlib
@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np, psutil, torch
 
-from .core import atomic_path, check_choice, check_number, cores, generator
+from .core import atomic_path, check_choice, check_number, cores, generator, regular_file
 from .dct import idct2
 
 # %% ../nbs/06_data.ipynb #17e32836
@@ -275,15 +275,6 @@ def _fits(n_bytes, where):
         raise _fault(where,
                      f'images of {n_bytes//10**6:,} MB, but half of this machine\'s memory is {limit//10**6:,} MB',
                      'take fewer or smaller ones')
-
-def regular_file(
-    path,  # str or Path
-) -> Path:
-    "The path of a regular file; a FileNotFoundError for none, a ValueError for a pipe or device, which may never end."
-    if not isinstance(path, Path): path = Path(path)
-    if os.path.isfile(path): return path
-    if not path.exists(): raise FileNotFoundError(f'{_shown(path)}: no such file')
-    raise _fault(path, 'not a regular file', 'wanted a file, no folder, pipe or device')
 
 # %% ../nbs/06_data.ipynb #2a1cb5a4
 def _npy_headers(path):

@@ -20,8 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from . import data, models
-from .core import check_choice, check_number
-from .train import regular_file
+from .core import check_choice, check_number, regular_file
 
 # %% ../nbs/13b_foreign.ipynb #517a42be
 OLD_LAYOUT = ('got a program in the layout of PyTorch 2.8 or older, whose weights are a pickle; '
@@ -1076,7 +1075,7 @@ def read_label_map(
     path,  # JSON file
 ):
     "A label map for `mapped`; a ValueError that names the file if it is none."
-    try: return json.loads(data.regular_file(path).read_text(encoding='utf-8'), object_pairs_hook=_once)
+    try: return json.loads(regular_file(path).read_text(encoding='utf-8'), object_pairs_hook=_once)
     except (ValueError, RecursionError) as e: raise ValueError(f'{path}: got no label map ({e}), accepted: JSON') from e
 
 def mapped(

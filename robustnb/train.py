@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'AUGMENTS', 'PRECISIONS', 'lr_factor', 'flip', 'crop', 'resized', 'augment', 'resolve_precision',
-           'Config', 'Fit', 'weight_norm', 'filter_bands', 'fit', 'regular_file', 'save_checkpoint', 'load_checkpoint']
+           'Config', 'Fit', 'weight_norm', 'filter_bands', 'fit', 'save_checkpoint', 'load_checkpoint']
 
 # %% ../nbs/09_train.ipynb #c148a2dc
-import errno, json, math, os, stat
+import json, math
 from dataclasses import asdict, dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
 from . import optim
-from .core import Stopwatch, atomic_path, check_choice, check_number, derive_seed, generator, keep_freed_memory
+from .core import Stopwatch, atomic_path, check_choice, check_number, derive_seed, generator, keep_freed_memory, regular_file
 from .core import device as pick_device
 from .data import to_float
 from .dct import dct2
@@ -285,24 +285,6 @@ def fit(
             if on_epoch: on_epoch(model, curves)
             diverged = not (finite and math.isfinite(curves[-1]['weight_norm']))
     return Fit(model.eval(), config, curves, diverged, watch.seconds(), precision)
-
-# %% ../nbs/09_train.ipynb #44918e6a
-def regular_file(
-    path,
-) -> Path:
-    """The path of a file with content. A FileNotFoundError if nothing is there.
-    A ValueError for a folder, a pipe or device, an empty file, and one that may not be read."""
-    path = Path(path)
-    try: found = path.stat()
-    except FileNotFoundError: raise FileNotFoundError(errno.ENOENT, 'no such file', str(path)) from None
-    except (OSError, ValueError) as e:
-        raise ValueError(f'{path}: cannot be read ({getattr(e, "strerror", None) or e})') from None
-    kinds = {stat.S_IFDIR: 'a folder', stat.S_IFIFO: 'a pipe', stat.S_IFSOCK: 'a socket'}
-    kind = stat.S_IFMT(found.st_mode)
-    if kind != stat.S_IFREG: raise ValueError(f'{path}: got {kinds.get(kind, "a device")}, accepted: a regular file')
-    if not found.st_size: raise ValueError(f'{path}: got an empty file, accepted: one with content')
-    if not os.access(path, os.R_OK): raise ValueError(f'{path}: cannot be read (Permission denied)')
-    return path
 
 # %% ../nbs/09_train.ipynb #24e4af51
 def _kind_of(tensor): return f'{tensor.dtype} {list(tensor.shape)}'
