@@ -10,6 +10,7 @@ __all__ = ['SCHEMA', 'RESERVED', 'PAPER', 'PAPER_SETTINGS', 'row', 'pack', 'unpa
 
 # %% ../nbs/03_results.ipynb #47a86a00
 import base64, itertools, json, math, re, zlib
+from collections import Counter
 from pathlib import Path
 
 from .core import check_choice, check_number, derive_seed, provenance, read_json, shipped, write_json
@@ -130,6 +131,9 @@ def load(
         if r['n'] < 0: raise ValueError(f'{path}: metrics, row {i}: n: got {r["n"]}, accepted: >= 0')
         try: _check_hits(r)
         except ValueError as e: raise ValueError(f'{path}: metrics, row {i}: {e}') from None
+    seconds = [k for k in result['cost'] if k.endswith('_s')]
+    names = Counter(['run', 'experiment', *result['config'], *seconds, *set().union(*result['metrics'])])
+    if twice := [k for k, n in names.items() if n > 1]: raise ValueError(f'{path}: {", ".join(twice)} would name two columns of a table')
     return result
 
 def load_status(

@@ -145,4 +145,4 @@ def test_every_mistake_in_a_file_names_its_line(tmp_path, text, said):
 
 def test_a_file_in_another_encoding(tmp_path):
     (tmp_path/'sweep.toml').write_bytes('# Stärke\nexperiment = "fig01_robustness"'.encode('latin-1'))
-    with pytest.raises(ValueError, match='sweep.toml: not valid TOML'): read_sweep(tmp_path/'sweep.toml')
+    with pytest.raises(ValueError, match='sweep.toml:1: not valid TOML'): read_sweep(tmp_path/'sweep.toml')
