@@ -18,7 +18,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import binom
 
-from . import plots, results
+from . import plots, results, stats
 from .attacks import autoattack
 from .certify import plain_layers
 from .core import Stopwatch, check_choice, check_number, generator, json_text, provenance
@@ -38,7 +38,7 @@ def accuracy_row(
 ) -> dict:
     "Metric row of an accuracy with Wilson's 95% interval as `lower` and `upper`."
     value, n = right.float().mean().item(), len(right)
-    low, high = results.wilson(value, n)
+    low, high = stats.wilson(value, n)
     return results.row('accuracy', value, n, lower=low, upper=high, **conditions)
 
 def loss_row(
@@ -48,7 +48,7 @@ def loss_row(
 ) -> dict:
     "Metric row accuracy_loss: clean minus disturbed accuracy (a fraction), with the bootstrap's 95% interval as `lower` and `upper`."
     change = clean.float() - disturbed.float()
-    low, high = results.bootstrap(change.numpy())
+    low, high = stats.bootstrap(change.numpy())
     return results.row('accuracy_loss', change.mean().item(), len(change), lower=low, upper=high, **conditions)
 
 # %% ../nbs/13c_audit.ipynb #a8341ae6
@@ -86,7 +86,7 @@ def _exchange(predicted, y, n_outputs, name):
     if 2*present <= n_outputs or n < 3*present: return ''
     right = (predicted == y).float().mean().item()
     best, mapping = relabelling(predicted, y, n_outputs)
-    clearly_better = results.wilson(best, n)[0] > results.wilson(right, n)[1]
+    clearly_better = stats.wilson(best, n)[0] > stats.wilson(right, n)[1]
     if best <= max(.5, right + .2) or not clearly_better: return ''
     whole = json.dumps({name(a): b for a, b in sorted(mapping.items())}, ensure_ascii=False)
     return (f'With its labels exchanged the model would be right on {best:.0%} of the images instead of {right:.0%}. The classes may be '

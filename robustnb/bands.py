@@ -17,7 +17,7 @@ from .core import check_number, generator
 from .data import Data, to_float
 from .dct import dct_matrix
 from .evaluate import correct, gaussian_noise, takes
-from .results import bootstrap
+from .stats import bootstrap
 from .spectrum import band_masks, confine, keep
 
 # %% ../nbs/08a_bands.ipynb #ec955725

@@ -18,9 +18,10 @@ import pandas as pd
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from . import optim
+from . import optim, paper
 from .core import check_choice
-from .results import PAPER_SETTINGS, at_best_rates, best_rates, compare, paper, settings, summary, wilson
+from .results import at_best_rates, best_rates, settings, summary
+from .stats import compare, wilson
 
 # %% ../nbs/12_plots.ipynb #4131e1d5
 _PALETTE = [*plt.get_cmap('tab10').colors, *plt.get_cmap('Dark2').colors]
@@ -286,7 +287,7 @@ def bounds(
 # %% ../nbs/12_plots.ipynb #4b4d1e10
 def _in_paper(dataset, kind, lines):
     "Whether the paper disturbs this data set with the strength of these lines."
-    tested = PAPER_SETTINGS.get(dataset, {}).get('variances' if kind == 'noise' else kind, ())
+    tested = paper.PAPER_SETTINGS.get(dataset, {}).get('variances' if kind == 'noise' else kind, ())
     return kind == 'standard' or any(math.isclose(lines['var' if kind == 'noise' else 'eps'].iloc[0], strength, rel_tol=1e-6) for strength in tested)
 
 def contrasts(
@@ -294,9 +295,9 @@ def contrasts(
     reference: str = 'sgd',  # the optimizer that the others are compared with
 ):
     """Pandas table, one row per condition and other optimizer (against): `reference` minus it, at best rates.
-    Columns: difference, lower, upper (points of accuracy, 95% interval of `results.compare`), seeds, and paper, the difference in its Figure 1 (nan where it lacks data set or strength)."""
+    Columns: difference, lower, upper (points of accuracy, 95% interval of `stats.compare`), seeds, and paper, the difference in its Figure 1 (nan where it lacks data set or strength)."""
     lines = accuracies(at_best_rates(_one_setting(tidy)))
-    lines, theirs = lines[lines.kind != 'band'], paper().query("source == 'Figure 1'")
+    lines, theirs = lines[lines.kind != 'band'], paper.table().query("source == 'Figure 1'")
     check_choice(reference, 'reference', lines.optimizer.unique())
     published = theirs.assign(kind=theirs.disturbance.replace('gaussian', 'noise')).set_index(['dataset', 'optimizer', 'kind']).value.to_dict()
     dataset, found = next(iter(lines.get('dataset', [])), None), []

@@ -17,7 +17,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from . import plots, results
+from . import paper, plots, results
 from .core import atomic_path, read_json, write_json
 
 # %% ../nbs/13a_report.ipynb #fdea30f6
@@ -143,11 +143,11 @@ def beside_paper(
     """Pandas table of our accuracy (%) at best rates beside the paper's; empty where data set, network or top-k differ.
     Standard accuracy for Figure 1, every condition for its checkpoints."""
     line = tidy.iloc[0].to_dict()
-    stated = results.PAPER_SETTINGS.get(line.get('dataset'))
+    stated = paper.PAPER_SETTINGS.get(line.get('dataset'))
     if stated is None or {'lr', 'optimizer'} - set(tidy) or any(line.get(k, stated[k]) != stated[k] for k in ('model', 'topk')): return pd.DataFrame()
     best = results.best_rates(tidy).set_index('optimizer')
     ours = plots.accuracies(results.at_best_rates(tidy))
-    theirs = results.paper()
+    theirs = paper.table()
     theirs = theirs[(theirs.dataset == line['dataset']) & ((theirs.source == 'checkpoints') | (theirs.disturbance == 'standard'))]
     theirs = theirs.assign(condition=[plots.condition(t) for t in theirs.to_dict('records')])
     merged = theirs.merge(results.summary(ours, ['optimizer', 'condition']), on=['optimizer', 'condition'])
@@ -224,9 +224,9 @@ def _setting(tidy):
                                 "Points that SGD keeps more, with a 95% interval: paired over seeds and images where the runs kept which images were right, else over seeds." + (" The strengths of the paper's Figure 1 are not stated: compare its signs." if gaps.paper.notna().any() else '')))
     beside = beside_paper(tidy)
     if len(beside):
-        differ = results.differences(tidy.iloc[0].drop('lr', errors='ignore').to_dict())  # the rates stand in the table
-        parts.append(table_html(beside, f'Beside the paper ({results.PAPER}). ' + (f'Our runs differ in: {", ".join(differ)}.' if differ else 'The stated settings are the same.')))
-    elif {'dataset', 'lr', 'optimizer'} <= set(tidy) and tidy.dataset.iloc[0] in results.PAPER_SETTINGS:
+        differ = paper.differences(tidy.iloc[0].drop('lr', errors='ignore').to_dict())  # the rates stand in the table
+        parts.append(table_html(beside, f'Beside the paper ({paper.PAPER}). ' + (f'Our runs differ in: {", ".join(differ)}.' if differ else 'The stated settings are the same.')))
+    elif {'dataset', 'lr', 'optimizer'} <= set(tidy) and tidy.dataset.iloc[0] in paper.PAPER_SETTINGS:
         parts.append('<p>The paper has this data set, but with another network or another top-k, so its values are not put beside these.</p>')
     rest = _others(tidy)
     if len(rest): parts.append(f'<details><summary>Other measurements ({rest.metric.nunique()})</summary>{table_html(rest)}</details>')
