@@ -87,7 +87,9 @@ def _exchange(predicted, y, n_outputs, name):
     right = (predicted == y).float().mean().item()
     best, mapping = relabelling(predicted, y, n_outputs)
     clearly_better = stats.wilson(best, n)[0] > stats.wilson(right, n)[1]
-    if best <= max(.5, right + .2) or not clearly_better: return ''
+    exchanged = [(predicted[y == a] == b).float().mean() > .5 for a, b in mapping.items() if a != b]
+    much_better = best > right + .2 or all(exchanged)  # or most images of each exchanged class go to its new output
+    if best <= .5 or not much_better or not clearly_better: return ''
     whole = json.dumps({name(a): b for a, b in sorted(mapping.items())}, ensure_ascii=False)
     return (f'With its labels exchanged the model would be right on {best:.0%} of the images instead of {right:.0%}. The classes may be '
             f'in another order: put {whole} into a file and name it by --label-map.')

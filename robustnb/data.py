@@ -346,7 +346,18 @@ def read_npz(
     lossy = len(np.atleast_1d(arrays.get('lossy_index', [])))
     notes = tuple(map(_shown, _text_array(arrays, 'notes', path)))
     marked = (f'{_counted(lossy, "image")} of {path.name} marked lossy',) if lossy and not notes else ()
-    return Labelled(x, y, names or None, lossy, notes + marked, path.name)
+    return Labelled(x, y, names or None, lossy, (*notes, *marked, *_scale_doubts(x), *_count_doubts(y, names)), path.name)
+
+def _scale_doubts(x):
+    "Notes on uint8 images that stay within 16, white of digits in 4 bits: probably of another scale."
+    if x[:256].max() > 16 or not 0 < (high := int(x.max())) <= 16: return ()
+    return (f'No pixel is above {high}: where white is meant to be {high} instead of 255, the images are far too dark.',)
+
+def _count_doubts(y, names):
+    "Notes on labels without names that leave out 0."
+    low, high = y.min().item(), y.max().item()
+    if names or low != 1 or y.unique().numel() != high: return ()
+    return (f'Labels run from 1 to {high}, and label 1 is taken for the second output: outputs are counted from 0.',)
 
 def _counted(n, noun): return f'{n:,} {noun}' + 's'*(n != 1)
 
@@ -633,6 +644,13 @@ def _is_deep(image):
     if image.format == 'PPM': return isinstance(coding, tuple) and coding[1] > 255   # the largest value
     return image.format == 'PNG' and ';16' in str(coding)
 
+def _fourth_unclear(image):
+    "Whether a PIL image, not decoded yet, is a BMP file of 32 bits a pixel that does not say what the last 8 are, and they vary."
+    if image.format != 'BMP' or image.mode != 'RGB' or image.tile[0][3][0] != 'BGRX': return False
+    image.fp.seek(image.tile[0][2])
+    last = image.fp.read(4*image.width*image.height)[3::4]
+    return len(set(last)) > 1
+
 def _head(image):
     "Size, and whether grey, of a PIL image that can be read right; a ValueError for another."
     _check_extent(*image.size)
@@ -640,6 +658,7 @@ def _head(image):
     grey_level_absent = image.mode == 'L' and 'transparency' in image.info
     if grey_level_absent and image.tile[0][3] != 'L':   # Pillow takes the level, of 4 or 16, for one of 256
         raise ValueError('a transparent grey level of fewer than 8 bits: save it with 8')
+    if _fourth_unclear(image): raise ValueError('a fourth channel that may be transparency or nothing: save it as PNG')
     if image.mode not in _MODES:
         raise ValueError(f'mode {image.mode}, whose colours depend on a profile: save it as RGB')
     return image.size, image.mode in ('1', 'L', 'LA')

@@ -1081,15 +1081,18 @@ def read_label_map(
 def mapped(
     y,               # labels, int64
     classes: tuple,  # their names
-    label_map,       # None; {class name or number: output, or None to leave the class out}; or a list: the class of each output
+    label_map,       # None; {class name or number: output, or None to leave the class out}; or a list: the class of each output, or None
 ) -> tuple:
     "(output of each image or -1, class names by output)."
     if label_map is None: return y, classes
     if not isinstance(label_map, (list, dict)):
         raise ValueError(f'label_map: got {label_map!r}, accepted: {{class: output or null}}, or a list with the class of each output')
-    pairs = label_map.items() if isinstance(label_map, dict) else zip(label_map, range(len(label_map)))
+    if isinstance(label_map, dict): pairs = label_map.items()
+    else: pairs = [(name, i) for i, name in enumerate(label_map) if name is not None]
     outputs_of = _once(pairs)
-    outputs = [outputs_of.get(data.nfc(name), outputs_of.get(str(i), 'absent')) for i, name in enumerate(classes)]
+    own = {data.nfc(name) for name in classes}  # '0' means the first class only where none is called so
+    keys = [data.nfc(name) if data.nfc(name) in outputs_of or str(i) in own else str(i) for i, name in enumerate(classes)]
+    outputs = [outputs_of.get(key, 'absent') for key in keys]
     if absent := [c for c, o in zip(classes, outputs) if o == 'absent']:
         raise ValueError(f'label_map: lacks {", ".join(map(repr, absent[:5]))}; '
                          'accepted: each class of the images, with an output of the model or null')

@@ -10,7 +10,7 @@ __all__ = ['MARK', 'FILES', 'FULL', 'QUIET', 'Parameter', 'evaluate', 'parameter
            'threads', 'dispatch', 'run_sweep', 'read_results', 'publish']
 
 # %% ../nbs/14b_sweep.ipynb #12eee027
-import ast, errno, fcntl, importlib, io, itertools, math, operator, os, queue, re, secrets, shutil, socket, sys, tempfile, time, tokenize, tomllib
+import ast, errno, fcntl, hashlib, importlib, io, itertools, math, operator, os, queue, re, secrets, shutil, socket, sys, tempfile, time, tokenize, tomllib
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -21,7 +21,7 @@ import nbformat, psutil
 from tqdm.auto import tqdm
 
 from . import results
-from .core import check_choice, check_number, cores, digest, shipped, thread_env, write_json, write_text
+from .core import check_choice, check_number, cores, digest, read_json, shipped, thread_env, write_json, write_text
 from .engine import check_limits, halt, run_isolated
 
 # %% ../nbs/14b_sweep.ipynb #794abe15
@@ -366,9 +366,39 @@ def _keep_measured(place, work):
     (work/'result.json').unlink(missing_ok=True)
     return True
 
+def _digests(folder):
+    "Digest of each file of a run's folder but its status, by its path in there."
+    found = {}
+    for path in sorted(folder.rglob('*')):
+        if not path.is_file() or path.is_symlink() or path == folder/'status.json': continue
+        with open(path, 'rb') as file: found[str(path.relative_to(folder))] = hashlib.file_digest(file, 'blake2b').hexdigest()[:32]
+    return found
+
+def _foreign_files(place):
+    "Files and links in the folder of a run, by their path in there, that the run did not leave as they are: added or edited since."
+    try: made = read_json(place/'status.json').get('made')
+    except (OSError, ValueError, AttributeError): made = None
+    now = _digests(place) if place.is_dir() else {}
+    links = [str(p.relative_to(place)) for p in place.rglob('*') if p.is_symlink()]
+    if not isinstance(made, dict): return [name for name in (*now, *links) if name not in FILES]  # of an older version
+    return [name for name, digest in now.items() if made.get(name) != digest] + links
+
+def _keep_foreign(place, work):
+    "Copy what is not the run's own in `place` to `work`; what has its name there by now gets `.before` into its own."
+    for name in _foreign_files(place):
+        to, n = work/name, 1
+        while os.path.lexists(to):
+            to = (work/name).with_name(f'{Path(name).stem}.before{n if n > 1 else ""}{Path(name).suffix}')
+            n += 1
+        to.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(place/name, to, follow_symlinks=False)
+
 def _install(work, place):
-    "Rename the finished folder `work` to `place`, replacing what an earlier attempt left there."
+    "Rename the finished folder `work` to `place`, replacing what an earlier attempt left there, but for files that are not the run's."
     check_place(place)
+    if (work/'status.json').is_file():
+        write_json(work/'status.json', {**read_json(work/'status.json'), 'made': _digests(work)})
+    if place.is_dir(): _keep_foreign(place, work)
     old = work.with_name(f'{work.name}.old')
     if place.exists(): os.replace(place, old)
     os.replace(work, place)

@@ -246,9 +246,9 @@ class Oracle:
             x = plain_tensor(x).requires_grad_()
             z = self._ask(x)
             l = loss(z)
-            if not l.requires_grad:
+            grad, = torch.autograd.grad(l.sum(), x, allow_unused=True) if l.requires_grad else [None]
+            if grad is None:  # the weights may still have one
                 raise ValueError('model: no gradient reaches the images, accepted: a differentiable model (or attack it with `square`)')
-            grad, = torch.autograd.grad(l.sum(), x)
         self.passes['gradient'] += len(x)
         return z.detach(), l.detach(), grad
     def notice(self, grad, loss: str):

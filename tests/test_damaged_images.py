@@ -117,7 +117,9 @@ def test_many_damaged_npz(tmp_path): assert 0 < damage_npz(tmp_path, 700) < 700
 def test_sound_images_are_read_right(tmp_path):
     "The positive control: every format and mode without damage."
     rng, expected = np.random.default_rng(0), []
-    for i, (kind, mode) in enumerate((kind, mode) for kind in FORMATS if kind not in ('eps', 'pdf') for mode in MODES):
+    unclear = {('bmp', 'RGBA'), ('bmp', 'LA')}  # Pillow writes what is transparent as a channel without a meaning; refused
+    pairs = [(kind, mode) for kind in FORMATS if kind not in ('eps', 'pdf') for mode in MODES]
+    for i, (kind, mode) in enumerate(pair for pair in pairs if pair not in unclear):
         path = tmp_path/'a'/f'{i:02}.{kind}'
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(encoded(rng, kind, mode))
@@ -149,8 +151,8 @@ def test_pipes_and_devices_are_not_opened(tmp_path):
     os.mkfifo(tmp_path/'photos'/'a'/'pipe.png')
     os.mkfifo(tmp_path/'pipe.npz')
     (tmp_path/'device.npz').symlink_to('/dev/zero')
-    assert 'pipe.png' in refused(tmp_path/'photos') and 'not a regular file' in refused(tmp_path/'photos')
-    for name in 'pipe.npz', 'device.npz': assert f'{name}: not a regular file' in refused(tmp_path/name)
+    assert 'pipe.png' in refused(tmp_path/'photos') and 'got a pipe, accepted: a regular file' in refused(tmp_path/'photos')
+    for name in 'pipe.npz', 'device.npz': assert f'{name}: got a' in refused(tmp_path/name)
     raw = tmp_path/'MNIST'/'raw'
     raw.mkdir(parents=True)
     os.mkfifo(raw/'train-images-idx3-ubyte')

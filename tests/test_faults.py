@@ -5,6 +5,7 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 SLEEPER = 'import time; time.sleep(1.5); value = lr'
@@ -329,7 +330,7 @@ def test_a_run_stuck_in_c_ends_with_its_driver(tmp_path, experiment, robustnb):
 # --- nothing of the user's is touched
 
 def home_like(folder):
-    "A folder as people have it: hidden folders, links, files with names that a sweep might use."
+    "A folder as people have it: a repository with hidden folders, links, rights taken away, files with names that a sweep might use."
     for name in '.venv-3.11/bin', '.my-data', 'work/.venv-3.11', 'work/.my-data', '.toy-abcdefgh', 'elsewhere/.keep-1', 'toy/.old-1', 'toy/0123456789ab', 'toy/notes-2', 'reports/mine', 'audit':
         (folder/name).mkdir(parents=True)
         (folder/name/'letter.txt').write_text('mine')
@@ -337,13 +338,35 @@ def home_like(folder):
         (folder/name).write_text('mine')
     (folder/'link').symlink_to('elsewhere')
     (folder/'toy/.link-1').symlink_to(folder/'elsewhere')
+    (folder/'toy/.broken-1').symlink_to('nowhere')
+    (folder/'work/.my-data').chmod(0o500)
+    (folder/'work/.my-data/letter.txt').chmod(0o400)
+    (folder/'toy/notes [1]*?').mkdir()
+    (folder/'toy/notes [1]*?/letter.txt').write_text('mine')
+    if shutil.which('git'): subprocess.run(['git', 'init', '-q', folder], check=True)
 
 def listing(folder):
-    "Every path with its content and time of change."
-    return {p.relative_to(folder): (p.lstat().st_mtime_ns, p.is_file() and p.read_bytes()) for p in folder.rglob('*') if not p.is_dir() or p.is_symlink()}
+    "Every path with its rights, and its time of change with its content, or where it leads; of folders the rights only."
+    def seen(path):
+        rights = path.lstat().st_mode
+        if path.is_symlink(): return rights, os.readlink(path)
+        return (rights, path.lstat().st_mtime_ns, path.read_bytes()) if path.is_file() else (rights,)
+    return {path.relative_to(folder): seen(path) for path in folder.rglob('*')}
+
+def small_model(folder):
+    "A model file and images of the user's, for an audit: digits in class folders, and a program that sorts them."
+    from PIL import Image
+    from sklearn.datasets import load_digits
+    digits = load_digits()
+    for i in range(40):
+        path = folder/'photos'/str(digits.target[i])/f'{i}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((digits.images[i]*15).astype('uint8')).save(path)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).eval()
+    torch.export.save(torch.export.export(model, (torch.rand(2, 1, 8, 8),)), folder/'net.pt2')
 
 def test_nothing_of_the_users_is_touched(tmp_path, experiment, robustnb):
-    experiment(), write_sweep(tmp_path, 2, 1), home_like(tmp_path)
+    experiment(), write_sweep(tmp_path, 2, 1), home_like(tmp_path), small_model(tmp_path)
     before = listing(tmp_path)
     assert finish(robustnb('sweep', 'toy.toml', '--out', '.'))[0] == 0
     assert finish(robustnb('run', 'toy.ipynb', '--out', '.', '--set', 'lr=0.7'))[0] == 0
@@ -352,11 +375,31 @@ def test_nothing_of_the_users_is_touched(tmp_path, experiment, robustnb):
     assert code == 0, err
     code, out, err = finish(robustnb('sweep', 'toy.toml', '--out', '.'))
     assert code == 0 and '0 done now, 2 done before' in out, err
+    audit = ['audit', 'net.pt2', '--images', 'photos', '--linf', '1/255', '--n-attack', '8', '--lipschitz', '1', '--bands', '2']
+    for _ in range(2):  # the second replaces the first
+        code, _, err = finish(robustnb(*audit, '--to', 'audit'))
+        assert code == 0, err
     after = listing(tmp_path)
     assert {k: v for k, v in after.items() if k in before} == before
     made = {k.parts[:2] for k in after.keys() - before.keys()}
     runs = {p for p in made if p[0] == 'toy' and re.fullmatch('[0-9a-f]{12}', p[1])}
-    assert len(runs) == 3 and {p[0] for p in made} == {'toy', 'page', 'reports'} and made - runs >= {('toy', '.robustnb'), ('reports', 'toy')}
+    assert len(runs) == 3 and {p[0] for p in made} == {'toy', 'page', 'reports', 'audit'}
+    audits = {('audit', name) for name in ('audit.html', 'audit.md', 'audit.json', '.robustnb-audit.json')}
+    assert made - runs - {p for p in made if p[0] == 'page'} == {('toy', '.robustnb'), ('reports', 'toy')} | audits
+
+
+@pytest.mark.parametrize('engine', ['warm', 'nbclient'])
+def test_what_people_add_to_the_folder_of_a_run_outlives_the_next_run(tmp_path, experiment, robustnb, engine):
+    experiment('value = lr; open("weights.bin", "w").write("ours")')
+    again = ['run', 'toy.ipynb', '--engine', engine, '--again']
+    assert finish(robustnb(*again))[0] == 0
+    place = next(tmp_path.glob('runs/toy/[0-9a-f]*'))
+    (place/'letter.txt').write_text('mine')
+    (place/'notebook.ipynb').write_text('edited')
+    for _ in range(2): assert finish(robustnb(*again))[0] == 0
+    assert (place/'letter.txt').read_text() == 'mine' and (place/'notebook.before.ipynb').read_text() == 'edited'
+    names = {p.name for p in place.iterdir()} - {'log.txt'}
+    assert names == {'letter.txt', 'notebook.before.ipynb', 'notebook.ipynb', 'result.json', 'status.json', 'weights.bin'}
 
 
 def test_a_file_in_the_place_of_a_report_is_refused(tmp_path, experiment, robustnb):
