@@ -117,11 +117,16 @@ class Evaluation:
         return '\n'.join([head, *lines, *(f'in doubt: {doubt}' for doubt in self.doubts)])
 
 # %% ../nbs/10f_attacks.ipynb #c7d75cfb
+def _bytes(value):
+    "The content of an entry of a state dict: of tensors their bytes, of quantised and other things how they print."
+    if not torch.is_tensor(value) or value.is_quantized: return repr(value).encode()
+    return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
 def _fingerprint(model, x, y, **settings):
     "What an evaluation's state belongs to, as far as it can be compared to the last bit."
     weights = hashlib.blake2b(digest_size=8)
     known = model.state_dict() if isinstance(model, torch.nn.Module) else {}
-    for name, v in known.items(): weights.update(name.encode() + v.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    for name, v in known.items(): weights.update(name.encode() + _bytes(v))
     images = hashlib.blake2b(' '.join([*image_keys(x), *map(str, y.tolist())]).encode(), digest_size=8)
     return dict(settings, images=images.hexdigest(), model=weights.hexdigest())
 

@@ -984,7 +984,7 @@ def _reader(name, root, download):
     is_name = isinstance(name, (str, Path)) and 0 < len(str(name))
     if not is_name or any(len(os.fsencode(part)) > 255 for part in Path(name).parts):   # longer than file systems take
         raise ValueError(f'name: got {name!r}, accepted: {", ".join(NAMES)}, or your own folder')
-    name, root = str(name), data_root(root)
+    name, root = os.path.expanduser(name), data_root(root)
     with _held(root): reader = MADE.get(name) or _locate(name, root)
     if reader is not None: return reader
     why = 'a name of your own is never downloaded'
@@ -1027,7 +1027,7 @@ def load(
     """A data set as uint8 N,C,H,W images and int64 labels; FileNotFoundError if it is nowhere, ValueError if its files are faulty.
     Sets: digits, spectra and spectra-low are made here; mnist, fashionmnist, svhn, cifar10, cifar100, caltech101 and imagenette are published."""
     reader = _reader(name, root, download)
-    name, known = str(name), KNOWN.get(str(name))
+    name, known = os.path.expanduser(name), KNOWN.get(str(name))
     parts = _read_parts(reader, name, data_root(root), options)
     classes, tensors = parts['classes'] or known.classes, {}
     for split in 'train', 'test':

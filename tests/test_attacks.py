@@ -352,3 +352,12 @@ def test_a_failing_model_is_not_called_a_wrong_size(digits):
         def fails(x): raise error
         with pytest.raises(ValueError) as raised: attacks.fgsm(fails, x, y)
         assert str(raised.value).startswith('model: failed on') and str(error) in str(raised.value)
+
+def test_a_state_of_a_model_with_more_than_tensors(digits, tmp_path):
+    net, x, y = digits
+    class Noted(nn.Sequential):
+        def get_extra_state(self): return {'version': 2}
+        def set_extra_state(self, state): pass
+    model = Noted(net).eval()
+    first, again = (attacks.autoattack(model, x[:4], y[:4], 'linf', .1, 'quick', state=tmp_path/'state', progress=False) for _ in range(2))
+    assert torch.equal(first.by, again.by)

@@ -560,3 +560,8 @@ def test_folder_and_npz_give_the_same_pixels(tmp_path):
             whole = data.read_npz(tmp_path/f'{i}{c}.npz').x
             for size in 8, 16, 32, 224: assert torch.equal(data.read_folder(tmp_path/f'{i}{c}', size=size).x,
                                                            data.resize(whole, size))
+
+def test_a_folder_below_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    write_npz(tmp_path/'mine', pixels(20, 8, 8), np.arange(20) % 2)
+    assert data.load('~/mine').n_classes == data.take('~/mine').y.max() + 1 == 2
