@@ -94,7 +94,7 @@ def _kth(values, k):
 
 # %% ../nbs/02_spectrum.ipynb #cf741901
 def _strong(X, p):
-    "Mask (...,1,H,W) of the coefficients X (...,C,H,W) whose mean magnitude over channels is not below its p%-quantile."
+    "Mask (...,1,H,W) of the coefficients X (...,C,H,W) whose mean magnitude over channels reaches its p%-quantile."
     check_number(p, 'p', low=0, high=100)
     magnitude = X.detach().abs().mean(-3, keepdim=True)
     if p in (0, 100): return torch.full_like(magnitude, p == 0, dtype=torch.bool)
@@ -106,7 +106,7 @@ def mask_energy(
     x,         # floating images (...,C,H,W)
     p: float,  # percentage of the weakest coefficients to drop, 0..100
 ):
-    "Coefficients that `filter_energy` keeps: (...,1,H,W) bool, one mask for all channels of an image (paper, section 3)."
+    "Coefficients that `filter_energy` keeps, (...,1,H,W) bool: one mask for all channels of an image (section 3)."
     return _strong(dct2(check_float(x, 3)), p)
 
 # %% ../nbs/02_spectrum.ipynb #12468c7b
