@@ -68,7 +68,7 @@ def adadelta(
     rho=.9,       # weight of the past in both mean squares, in [0, 1)
     eps=1e-6,     # sets the size of the first steps
 ):
-    "Adadelta (Zeiler 2012): RMSProp whose rate is the root mean square of its own past steps; returns the new parameters."
+    "Adadelta (Zeiler 2012): RMSProp whose rate is the size of its own past steps; returns the new parameters."
     v = s['v'] = rho*s.get('v', 0.) + (1 - rho)*g*g
     u = s.get('u', 0.*g)
     delta = (u + eps)**.5/(v + eps)**.5*g
@@ -236,7 +236,7 @@ def soap(
 
 # %% ../nbs/04_optim.ipynb #3b54d24e
 def _descent(g, pairs):
-    "Minus the gradient times the approximate inverse Hessian that `pairs` of (step, y) make up: the two-loop recursion."
+    "The gradient times minus the inverse Hessian that `pairs` of (step, y) approximate: the two-loop recursion."
     d, alphas = -g, []
     for step, y in reversed(pairs):
         alphas.append(step @ d/(y @ step))
