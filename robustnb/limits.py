@@ -17,41 +17,56 @@ def sign_velocity(
     problem: Problem,  # any number of frequencies
 ) -> np.ndarray:
     "Change of the weights in frequencies per step and unit of learning rate under signGD, shape (..., d)."
-    return -np.sign((problem.sigma**2*(w - problem.w_star)) @ problem.basis) @ problem.basis.T
+    gradient = problem.sigma**2*(w - problem.w_star) @ problem.basis  # of the inputs' weights
+    return -np.sign(gradient) @ problem.basis.T
 
-# %% ../nbs/05a_limits.ipynb #27a64c5f
+# %% ../nbs/05a_limits.ipynb #6b1e9893
 def _three(problem):
     "Refuse problems for which the three-frequency formulas do not hold."
     s = problem.sigma
-    if problem.d != 3 or (s[..., :2] <= 0).any() or (s[..., 2] != 0).any():
-        raise ValueError(f'problem: got d = {problem.d}, sigma = {np.round(s, 4).tolist()!r:.80}, accepted: three frequencies, sigma_0 > 0, sigma_1 > 0, sigma_2 = 0')
-    if not np.allclose(problem.basis, dct_matrix(3, torch.float64)): raise ValueError(f'problem: got the basis {np.round(problem.basis, 4).tolist()}, accepted: the DCT matrix')
-    return np.moveaxis(problem.w0 - problem.w_star, -1, 0), s[..., 1]**2/s[..., 0]**2
+    fits = problem.d == 3 and (s[..., :2] > 0).all() and (s[..., 2] == 0).all()
+    if not fits:
+        got = f'd = {problem.d}, sigma = {np.round(s, 4).tolist()!r:.80}'
+        raise ValueError(f'problem: got {got}, accepted: three frequencies, sigma_0 > 0, sigma_1 > 0, sigma_2 = 0')
+    if not np.allclose(problem.basis, dct_matrix(3, torch.float64)):
+        got = np.round(problem.basis, 4).tolist()
+        raise ValueError(f'problem: got the basis {got}, accepted: the DCT matrix')
 
+# %% ../nbs/05a_limits.ipynb #64558780
 def sign_terms(
     problem: Problem,  # three frequencies in the DCT basis, the last one irrelevant
 ) -> np.ndarray:
-    """Three bounds of |w_2(limit) - w_2(start)| under signGD for small learning rates, shape (3, ...); the smallest is attained. Ours, not the paper's.
-    With errors e = w0 - w_star: sqrt(2) |e_0|, sqrt(3) (sigma_1/sigma_0)^2 |e_1|, |e_1|/sqrt(3). A ValueError unless d = 3, sigma_0 > 0, sigma_1 > 0 and sigma_2 = 0."""
-    (e0, e1, _), ratio = _three(problem)
+    """Three bounds of |w_2(limit) - w_2(start)| under signGD for small learning rates, shape (3, ...); the smallest is
+    attained. Ours, not the paper's. With errors e = w0 - w_star: sqrt(2) |e_0|, sqrt(3) (sigma_1/sigma_0)^2 |e_1|,
+    |e_1|/sqrt(3). A ValueError unless d = 3, sigma_0 > 0, sigma_1 > 0 and sigma_2 = 0."""
+    _three(problem)
+    e0, e1, _ = np.moveaxis(problem.w0 - problem.w_star, -1, 0)
+    ratio = problem.sigma[..., 1]**2/problem.sigma[..., 0]**2
     return np.stack(np.broadcast_arrays(2**.5*abs(e0), 3**.5*ratio*abs(e1), abs(e1)/3**.5))
 
+# %% ../nbs/05a_limits.ipynb #1a32d67f
 def sign_shift(
     problem: Problem,  # three frequencies in the DCT basis, the last one irrelevant
 ) -> np.ndarray:
-    "Change of w_2, the irrelevant weight, under signGD from start to limit for small learning rates, shape (...); see `sign_terms`."
-    return np.sign(_three(problem)[0][0])*sign_terms(problem).min(0)
+    """Change of w_2, the irrelevant weight, under signGD from start to limit for small learning rates, shape (...); see
+    `sign_terms`."""
+    terms = sign_terms(problem)
+    e0 = problem.w0[..., 0] - problem.w_star[..., 0]
+    return np.sign(e0)*terms.min(0)
 
+# %% ../nbs/05a_limits.ipynb #c86eaf78
 def gd_limit(
     problem: Problem,
 ) -> np.ndarray:
     "Weights (in frequencies) that gradient descent converges to, shape (..., d), any dimension."
     return np.where(problem.sigma > 0, problem.w_star, problem.w0)
 
+# %% ../nbs/05a_limits.ipynb #fe930950
 def sign_limit(
     problem: Problem,  # three frequencies in the DCT basis, the last one irrelevant
 ) -> np.ndarray:
-    "Weights (in frequencies) that signGD approaches up to the order of its learning rate (w_1: times sigma_0^2/sigma_1^2, if larger), shape (..., 3)."
+    """Weights (in frequencies) that signGD approaches up to the order of its learning rate (w_1: times
+    sigma_0^2/sigma_1^2, if larger), shape (..., 3)."""
     limit = np.broadcast_to(gd_limit(problem), (*problem.batch, 3)).copy()
     limit[..., 2] += sign_shift(problem)
     return limit

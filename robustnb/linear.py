@@ -10,6 +10,7 @@ __all__ = ['OPTIMIZERS', 'MODES', 'FOLD', 'Problem', 'paper_problem', 'standard_
 import math
 import numpy as np
 import torch
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice, repeat
 
@@ -18,36 +19,57 @@ from .core import check_choice, check_number, derive_seed
 from .dct import dct2, dct_matrix
 
 # %% ../nbs/05_linear.ipynb #c9f56ee2
+def _vectors(value, name):
+    "`value` as float64 of shape (..., d), or a ValueError that names it."
+    array = np.array(value, dtype=np.float64)
+    if array.ndim and np.isfinite(array).all(): return array
+    raise ValueError(f'{name}: got {value!r}, accepted: a vector of finite numbers')
+
+def _orthonormal(basis, d):
+    "`basis` as float64, or a ValueError; the DCT-II matrix for None."
+    if basis is None: return dct_matrix(d, torch.float64).numpy()
+    basis = np.array(basis, dtype=np.float64)
+    fits = basis.shape == (d, d)
+    if fits and np.allclose(basis @ basis.T, np.eye(d), rtol=0, atol=1e-8): return basis
+    got = 'rows that are not orthonormal' if fits else f'shape {basis.shape}'
+    raise ValueError(f'basis: got {got}, accepted: an orthonormal matrix of shape {(d, d)}')
+
+# %% ../nbs/05_linear.ipynb #9c4963f8
 @dataclass(frozen=True, eq=False)
 class Problem:
-    "Noiseless linear regression y = <w_star, C x> on inputs whose frequencies C x are independent N(0, sigma^2) (paper, Figure 5); fields broadcast to (..., d)."
+    """Noiseless linear regression y = <w_star, C x> on inputs whose frequencies C x are independent N(0, sigma^2)
+    (paper, Figure 5); fields broadcast to (..., d)."""
     w_star: np.ndarray  # true weights in frequencies: their coefficients in `basis`
     sigma: np.ndarray   # standard deviation of each frequency of the input, >= 0; 0: irrelevant
     w0: np.ndarray      # initial weights in frequencies
     basis: np.ndarray | None = None  # orthonormal (d, d), rows are frequencies; None: DCT-II
 
     def __post_init__(self):
-        for name in ('w_star', 'sigma', 'w0'):
-            value = np.array(getattr(self, name), dtype=np.float64)
-            if value.ndim == 0 or not np.isfinite(value).all(): raise ValueError(f'{name}: got {getattr(self, name)!r}, accepted: a vector of finite numbers')
-            object.__setattr__(self, name, value)
-        if (self.sigma < 0).any(): raise ValueError(f'sigma: got {float(self.sigma.min())!r} among its values, accepted: standard deviations >= 0')
-        lengths = {name: getattr(self, name).shape[-1] for name in ('w_star', 'sigma', 'w0')}
-        if len(set(lengths.values())) > 1: raise ValueError(f'w_star, sigma, w0: got lengths {", ".join(f"{k} {n}" for k, n in lengths.items())}, accepted: equal lengths')
-        basis = dct_matrix(self.d, torch.float64).numpy() if self.basis is None else np.array(self.basis, dtype=np.float64)
-        if basis.shape != (self.d, self.d) or not np.allclose(basis @ basis.T, np.eye(self.d), rtol=0, atol=1e-8):
-            got = f'shape {basis.shape}' if basis.shape != (self.d, self.d) else 'rows that are not orthonormal'
-            raise ValueError(f'basis: got {got}, accepted: an orthonormal matrix of shape {(self.d, self.d)}')
-        object.__setattr__(self, 'basis', basis)
+        vectors = {name: _vectors(getattr(self, name), name) for name in ('w_star', 'sigma', 'w0')}
+        for name, value in vectors.items(): object.__setattr__(self, name, value)
+        if (self.sigma < 0).any():
+            low = float(self.sigma.min())
+            raise ValueError(f'sigma: got {low!r} among its values, accepted: standard deviations >= 0')
+        lengths = {name: value.shape[-1] for name, value in vectors.items()}
+        if len(set(lengths.values())) > 1:
+            got = ', '.join(f'{name} {n}' for name, n in lengths.items())
+            raise ValueError(f'w_star, sigma, w0: got lengths {got}, accepted: equal lengths')
+        object.__setattr__(self, 'basis', _orthonormal(self.basis, self.d))
 
     @property
-    def d(self) -> int: return self.sigma.shape[-1]
+    def d(self) -> int:
+        "Number of frequencies."
+        return self.sigma.shape[-1]
+
     @property
     def batch(self) -> tuple:
         "Shape of the trajectories: () for one problem."
         return np.broadcast_shapes(self.w_star.shape, self.sigma.shape, self.w0.shape)[:-1]
+
     @property
-    def irrelevant(self) -> np.ndarray: return self.sigma == 0
+    def irrelevant(self) -> np.ndarray:
+        "Which frequencies never occur, shape of `sigma`."
+        return self.sigma == 0
 
 # %% ../nbs/05_linear.ipynb #538b5cf9
 def paper_problem() -> Problem:
@@ -55,7 +77,9 @@ def paper_problem() -> Problem:
     return Problem(w_star=[5, 10, 0], sigma=[.1, .05, 0], w0=[.01, -.01, .02])
 
 # %% ../nbs/05_linear.ipynb #b387dcc9
-def _spread(w, problem): return (problem.sigma**2*(w - problem.w_star)**2).sum(-1)
+def _spread(w, problem):
+    "Variance S of the residual, shape (...)."
+    return (problem.sigma**2*(w - problem.w_star)**2).sum(-1)
 
 def standard_risk(
     w,                 # weights in frequencies, shape (..., d)
@@ -64,16 +88,20 @@ def standard_risk(
     "Expected squared error / 2, shape (...): sum_i sigma_i^2 (w_i - w_star_i)^2 / 2."
     return _spread(np.asarray(w, dtype=np.float64), problem)/2
 
+# %% ../nbs/05_linear.ipynb #2d40ae78
 def adversarial_risk(
     w,                 # weights in frequencies, shape (..., d)
     problem: Problem,
     eps: float,        # strength of the adversary, in units of the input
     norm: str = 'l2',  # 'l2' or 'linf': the norm that bounds the perturbation
 ) -> np.ndarray:
-    "Expected squared error / 2 under the worst perturbation of every input, shape (...); exact, for the Gaussian inputs of `Problem`."
-    check_choice(norm, 'norm', ['l2', 'linf']), check_number(eps, 'eps', low=0)
+    """Expected squared error / 2 under the worst perturbation of every input, shape (...); exact, for the Gaussian
+    inputs of `Problem`."""
+    check_choice(norm, 'norm', ['l2', 'linf'])
+    check_number(eps, 'eps', low=0)
     w = np.asarray(w, dtype=np.float64)
-    S, size = _spread(w, problem), np.linalg.norm(w, axis=-1) if norm == 'l2' else abs(w @ problem.basis).sum(-1)
+    S = _spread(w, problem)
+    size = np.linalg.norm(w, axis=-1) if norm == 'l2' else abs(w @ problem.basis).sum(-1)
     return S/2 + eps*np.sqrt(2*S/math.pi)*size + (eps*size)**2/2
 
 # %% ../nbs/05_linear.ipynb #6cd7baba
@@ -82,19 +110,27 @@ def gd_errors(
     lr,  # learning rate, number or array that broadcasts against the trajectories
     t,   # step numbers, shape (T,), or one number
 ) -> np.ndarray:
-    "Errors of gradient descent in frequencies after `t` steps, shape (T, ..., d), or (..., d) for one number `t`; inf where it diverged."
-    lr, t = np.asarray(lr, dtype=np.float64)[..., None], np.asarray(t)
-    factor, start = 1 - lr*problem.sigma**2, problem.w0 - problem.w_star
-    with np.errstate(over='ignore', invalid='ignore'): return factor**t.reshape(*t.shape, *[1]*max(factor.ndim, start.ndim))*start
+    "Errors of gradient descent in frequencies after `t` steps, (T, ..., d), or (..., d) for a number; inf: diverged."
+    lr = np.asarray(lr, dtype=np.float64)[..., None]
+    factor = 1 - lr*problem.sigma**2
+    start = problem.w0 - problem.w_star
+    t = np.asarray(t)
+    t = t.reshape(*t.shape, *[1]*max(factor.ndim, start.ndim))  # a leading axis, or several
+    with np.errstate(over='ignore', invalid='ignore'):
+        return factor**t*start
 
+# %% ../nbs/05_linear.ipynb #c9740b49
 def stable_rate(
     problem: Problem,
 ) -> np.ndarray:
-    "Learning rates below this value make gradient descent converge; shape of `sigma` without its last axis, inf if no frequency is relevant."
-    with np.errstate(divide='ignore'): return 2/(problem.sigma**2).max(-1)
+    """Learning rates below this value make gradient descent converge; shape of `sigma` without its last axis, inf if no
+    frequency is relevant."""
+    with np.errstate(divide='ignore'):
+        return 2/(problem.sigma**2).max(-1)
 
 # %% ../nbs/05_linear.ipynb #5101d14b
-OPTIMIZERS = {'gd': 'sgd', 'signgd': 'signsgd', **{name: name for name in 'momentum nesterov adagrad rmsprop adadelta adam amsgrad nadam lion'.split()}}
+_SAME = 'momentum nesterov adagrad rmsprop adadelta adam amsgrad nadam lion'.split()  # as in the optimizer chapter
+OPTIMIZERS = {'gd': 'sgd', 'signgd': 'signsgd'} | {name: name for name in _SAME}
 MODES = ['population', 'sample']
 
 def log_steps(
@@ -102,7 +138,9 @@ def log_steps(
     points: int = 200,  # values at most, besides 0 and `steps`
 ) -> np.ndarray:
     "0, `steps`, and whole numbers spaced evenly on a logarithmic axis between them."
-    return np.unique(np.r_[0, np.geomspace(1, steps, points).round().astype(int), steps]) if steps else np.zeros(1, int)
+    if not steps: return np.zeros(1, int)
+    between = np.geomspace(1, steps, points).round().astype(int)
+    return np.unique(np.r_[0, between, steps])
 
 # %% ../nbs/05_linear.ipynb #e5df2671
 def wishart_factors(
@@ -111,11 +149,14 @@ def wishart_factors(
     r: int,      # dimensions
     count: int,  # matrices
 ) -> np.ndarray:
-    "Factors A of shape (count, r, min(n, r)): A A^T is distributed as the second-moment matrix X^T X / n of n standard normal vectors."
+    """Factors A of shape (count, r, min(n, r)): A A^T is distributed as the second-moment matrix X^T X / n of n
+    standard normal vectors."""
     k = min(n, r)
-    A, below, on = np.zeros((count, r, k)), np.tril_indices(r, -1, k), np.arange(k)
-    A[:, below[0], below[1]] = rng.standard_normal((count, len(below[0])))
-    A[:, on, on] = np.sqrt(rng.chisquare(n - on, (count, k)))
+    A = np.zeros((count, r, k))
+    rows, columns = np.tril_indices(r, -1, k)
+    A[:, rows, columns] = rng.standard_normal((count, len(rows)))
+    diagonal = np.arange(k)
+    A[:, diagonal, diagonal] = np.sqrt(rng.chisquare(n - diagonal, (count, k)))
     return A/n**.5
 
 # %% ../nbs/05_linear.ipynb #02b8e4f2
@@ -131,81 +172,137 @@ class Trajectory:
     def w_final(self) -> np.ndarray:
         "Weights after the last step, in frequencies, shape (..., d)."
         return self.w[-1]
+
     @property
     def errors(self) -> np.ndarray:
         "w - w_star in frequencies, shape (T, ..., d)."
         return self.w - self.problem.w_star
+
     @property
     def diverged(self) -> np.ndarray:
         "Which trajectories ended in inf or nan, shape (...)."
         return ~np.isfinite(self.w_final).all(-1)
-    def standard_risk(self) -> np.ndarray: return standard_risk(self.w, self.problem)
-    def adversarial_risk(self, eps: float, norm: str = 'l2') -> np.ndarray: return adversarial_risk(self.w, self.problem, eps, norm)
 
+    def standard_risk(self) -> np.ndarray:
+        "Standard risk at each recorded step, shape (T, ...)."
+        return standard_risk(self.w, self.problem)
+
+    def adversarial_risk(self, eps: float, norm: str = 'l2') -> np.ndarray:
+        "Adversarial risk at each recorded step, shape (T, ...); arguments as in the function of that name."
+        return adversarial_risk(self.w, self.problem, eps, norm)
+
+# %% ../nbs/05_linear.ipynb #951e4578
+@dataclass
+class _Gradient:
+    "Where gradients come from."
+    of: Callable        # errors in the input domain (..., N, d), a step's matrix -> gradient of their shape
+    matrices: Iterator  # an endless series, one for each step
+
+def _seen(problem):
+    "Rows of the basis (r, d) and deviations (r,), or (N, r) for N spectra, of frequencies that any trajectory sees."
+    seen = (problem.sigma > 0).reshape(-1, problem.d).any(0)
+    C, D = problem.basis[seen], problem.sigma[..., seen]
+    if D.ndim == 1: return C, D
+    return C, np.broadcast_to(D, (*problem.batch, len(C))).reshape(-1, len(C))
+
+# %% ../nbs/05_linear.ipynb #590d1c5a
+def _population(problem):
+    "Exact gradients of the standard risk."
+    C, D = _seen(problem)
+    if D.ndim == 1: return _Gradient(np.dot, repeat((C.T*D**2) @ C))
+    return _Gradient(lambda u, _: (u @ C.T*D**2) @ C, repeat(None))
+
+# %% ../nbs/05_linear.ipynb #be8c5463
 FOLD = 32  # up to so many dimensions a block of sample matrices is turned to the input domain at once
 
-def _factor_blocks(problem, n, seeds, r):
+def _factor_blocks(n, seeds, r):
     "Endless blocks of Wishart factors: arrays (steps, seeds, r, k), or (steps, r, k) where `seeds` is one number."
     single = isinstance(seeds, (int, np.integer))
-    rngs = [np.random.default_rng(derive_seed(seed, 'wishart', n)) for seed in ([seeds] if single else seeds)]
+    listed = [seeds] if single else seeds
+    rngs = [np.random.default_rng(derive_seed(seed, 'wishart', n)) for seed in listed]
     size = max(1, min(1024, 2**15//max(1, r*r)))
     while True:
         draws = [wishart_factors(rng, n, r, size) for rng in rngs]
         yield draws[0] if single else np.stack(draws, 1)
 
-# %% ../nbs/05_linear.ipynb #951e4578
-def _gradient(problem, mode, n, seeds):
-    "A function (errors in the input domain (..., N, d), a step's matrix) -> gradient, and the endless series of matrices."
-    seen = (problem.sigma > 0).reshape(-1, problem.d).any(0)
-    C, D = problem.basis[seen], problem.sigma[..., seen]
-    shared = D.ndim == 1
-    if mode == 'population':
-        if shared: return np.dot, repeat((C.T*D**2) @ C)
-        D = np.broadcast_to(D, (*problem.batch, len(C))).reshape(-1, len(C))
-        return lambda u, _: (u @ C.T*D**2) @ C, repeat(None)
-    blocks = _factor_blocks(problem, n, seeds, len(C))
-    if shared and problem.d <= FOLD:
+def _sampled(problem, n, seeds):
+    "Gradients on `n` fresh inputs at each step."
+    C, D = _seen(problem)
+    blocks = _factor_blocks(n, seeds, len(C))
+    if D.ndim == 1 and problem.d <= FOLD:
         B = D[:, None]*C
-        turned = (np.swapaxes(A, -1, -2) @ B for A in blocks)
-        return (np.dot if isinstance(seeds, (int, np.integer)) else np.matmul), chain.from_iterable(F.swapaxes(-1, -2) @ F for F in turned)
-    if not shared: D = np.broadcast_to(D, (*problem.batch, len(C))).reshape(-1, len(C))
-    return lambda u, A: ((u @ C.T*D) @ A @ A.swapaxes(-1, -2)*D) @ C, chain.from_iterable(blocks)
+        turned = (A.swapaxes(-1, -2) @ B for A in blocks)
+        matrices = chain.from_iterable(F.swapaxes(-1, -2) @ F for F in turned)
+        return _Gradient(np.dot if isinstance(seeds, (int, np.integer)) else np.matmul, matrices)
+    def of(u, A):
+        frequencies = u @ C.T*D
+        return (frequencies @ A @ A.swapaxes(-1, -2)*D) @ C
+    return _Gradient(of, chain.from_iterable(blocks))
 
-# %% ../nbs/05_linear.ipynb #03847d3d
+# %% ../nbs/05_linear.ipynb #c36e04b1
+def _rule(optimizer, options):
+    "The function behind the name of an optimizer that takes these options."
+    spec = optim.OPTIMIZERS[OPTIMIZERS[check_choice(optimizer, 'optimizer', OPTIMIZERS)]]
+    for key in options: check_choice(key, f'option of {optimizer}', [*spec.options, 'lr'])
+    return spec.rule
+
+def _recorded(record, steps):
+    "The steps to record, ascending, the last step among them."
+    if np.ndim(record) == 0: t = log_steps(steps, record)
+    else: t = np.union1d(record, [steps]).astype(int)
+    if 0 <= t[0] and t[-1] <= steps: return t
+    raise ValueError(f'record: got {record!r}, accepted: steps between 0 and {steps}')
+
+# %% ../nbs/05_linear.ipynb #f998b460
+def _follow(rule, gradient, u, rate, t, options):
+    "Errors in the input domain at each of the steps `t`, from `u` (..., N, d) on."
+    of, state, done = gradient.of, {}, 0
+    for stop in t.tolist():
+        for M in islice(gradient.matrices, stop - done):
+            u = rule(u, of(u, M), state, rate, **options)
+        yield u
+        done = stop
+
+# %% ../nbs/05_linear.ipynb #543809cf
 def simulate(
     problem: Problem,
-    optimizer: str,            # 'gd', 'signgd', 'momentum', 'nesterov', 'adagrad', 'rmsprop', 'adadelta', 'adam', 'amsgrad', 'nadam' or 'lion'
+    optimizer: str,            # a name in `OPTIMIZERS`: 'gd', 'signgd', 'momentum', 'adam', 'rmsprop', 'lion', ...
     lr,                        # learning rate > 0: number, or array that broadcasts against the trajectories
     steps: int,                # >= 0
     mode: str = 'population',  # 'population': exact gradients; 'sample': `n` fresh inputs at each step
     n: int = 5000,             # inputs for each step's gradient
     seed=0,                    # of the samples; a list of seeds adds a leading axis of trajectories
-    record=200,                # recorded steps: about so many, spaced logarithmically, or an array of step numbers; the last step always is
+    record=200,                # about so many steps, spaced logarithmically, or an array of steps; the last always is
     **options,                 # the rule's options, e.g. betas, alpha, momentum
 ) -> Trajectory:
-    "Follow one optimizer on one problem or many; all trajectories of one seed see the same samples. Divergence ends in inf or nan."
-    rule = optim.OPTIMIZERS[OPTIMIZERS[check_choice(optimizer, 'optimizer', OPTIMIZERS)]]
-    check_choice(mode, 'mode', MODES), check_number(steps, 'steps', low=0, integer=True), check_number(n, 'n', low=1, integer=True)
-    for key in options: check_choice(key, f'option of {optimizer}', [*rule.options, 'lr'])
+    """Follow one optimizer on one problem or many; all trajectories of one seed see the same samples. Divergence ends
+    in inf or nan."""
+    rule = _rule(optimizer, options)
+    check_choice(mode, 'mode', MODES)
+    check_number(steps, 'steps', low=0, integer=True)
+    check_number(n, 'n', low=1, integer=True)
     lr = np.asarray(lr, dtype=np.float64)
-    if not (np.isfinite(lr) & (lr > 0)).all(): raise ValueError(f'lr: got {lr.tolist()!r}, accepted: finite numbers > 0')
-    t = log_steps(steps, record) if np.ndim(record) == 0 else np.union1d(record, [steps]).astype(int)
-    if t[0] < 0 or t[-1] > steps: raise ValueError(f'record: got {record!r}, accepted: steps between 0 and {steps}')
+    accepted = np.isfinite(lr) & (lr > 0)
+    if not accepted.all():
+        raise ValueError(f'lr: got {lr.tolist()!r}, accepted: finite numbers > 0')
+    t = _recorded(record, steps)
     batch = np.broadcast_shapes(problem.batch, lr.shape)
-    if batch != problem.batch: problem = Problem(problem.w_star, problem.sigma, np.broadcast_to(problem.w0, (*batch, problem.d)), problem.basis)
-    seeds = seed if mode == 'sample' and np.ndim(seed) else None
-    shape = (*(() if seeds is None else (len(seeds),)), *batch, problem.d)
-    if optimizer == 'gd' and mode == 'population': return Trajectory(problem, optimizer, t, problem.w_star + gd_errors(problem, lr, t))
+    if batch != problem.batch:
+        w0 = np.broadcast_to(problem.w0, (*batch, problem.d))
+        problem = Problem(problem.w_star, problem.sigma, w0, problem.basis)
+    if optimizer == 'gd' and mode == 'population':
+        return Trajectory(problem, optimizer, t, problem.w_star + gd_errors(problem, lr, t))
 
-    u = np.broadcast_to((problem.w0 - problem.w_star) @ problem.basis, (*batch, problem.d)).reshape(-1, problem.d)
-    if seeds is not None: u = np.broadcast_to(u, (len(seeds), *u.shape))
+    start = (problem.w0 - problem.w_star) @ problem.basis
+    u = np.broadcast_to(start, (*batch, problem.d)).reshape(-1, problem.d)
+    lead = np.shape(seed) if mode == 'sample' else ()
+    if lead: u = np.broadcast_to(u, (*lead, *u.shape))
     rate = np.broadcast_to(lr, batch).reshape(-1, 1) if lr.ndim else float(lr)
-    gradient, matrices = _gradient(problem, mode, n, seed)
-    w, state, done = np.empty((len(t), *shape)), {}, 0
+    gradient = _sampled(problem, n, seed) if mode == 'sample' else _population(problem)
+    w = np.empty((len(t), *lead, *batch, problem.d))
     with np.errstate(over='ignore', invalid='ignore'):
-        for i, stop in enumerate(t):
-            for M in islice(matrices, int(stop) - done): u = rule.rule(u, gradient(u, M), state, rate, **options)
-            w[i], done = problem.w_star + (u @ problem.basis.T).reshape(shape), int(stop)
+        for i, u in enumerate(_follow(rule, gradient, u, rate, t, options)):
+            w[i] = problem.w_star + (u @ problem.basis.T).reshape(w.shape[1:])
     return Trajectory(problem, optimizer, t, w)
 
 # %% ../nbs/05_linear.ipynb #d51f6a2e
@@ -214,12 +311,17 @@ def from_images(
     y: torch.Tensor,    # labels, whole numbers
     keep: float = .5,   # share of the frequencies, those of highest energy, that is relevant
 ) -> Problem:
-    "Regression with the spectrum of real images and a target +1 for labels above the middle of their range, else -1; d = side^2, row-major frequencies."
+    """Regression with the spectrum of real images and a target +1 for labels above the middle of their range, else -1;
+    d = side^2, row-major frequencies."""
     check_number(keep, 'keep', above=0, high=1)
     X = dct2(x.mean(1)).flatten(1).numpy()
-    energy, target = (X**2).mean(0, dtype=np.float64), np.where(y.numpy() > (y.min() + y.max()).item()/2, 1., -1.)
-    if not (energy > 0).any(): raise ValueError('x: got images without energy, accepted: at least one image that is not zero everywhere')
+    energy = (X**2).mean(0, dtype=np.float64)
+    if not (energy > 0).any():
+        raise ValueError('x: got images without energy, accepted: at least one image that is not zero everywhere')
     relevant = (energy >= np.quantile(energy, 1 - keep)) & (energy > 0)
-    w_star = np.divide((X*target[:, None]).mean(0, dtype=np.float64), energy, out=np.zeros_like(energy), where=relevant)
+    middle = (y.min() + y.max()).item()/2
+    target = np.where(y.numpy() > middle, 1., -1.)
+    told = (X*target[:, None]).mean(0, dtype=np.float64)
+    w_star = np.divide(told, energy, out=np.zeros_like(energy), where=relevant)
     C = dct_matrix(x.shape[-1], torch.float64).numpy()
     return Problem(w_star, np.where(relevant, energy, 0)**.5, np.zeros_like(energy), np.kron(C, C))

@@ -22,17 +22,20 @@ def norm_layer(
     channels: int,   # channels (features) that it receives
     dims: int = 2,   # 2: feature maps N,C,H,W; 1: vectors N,C
 ) -> nn.Module:
-    "Normalisation with a learned scale and shift per channel: 'batch' nn.BatchNorm, 'group' nn.GroupNorm of gcd(channels, 8) groups, 'layer' of one group; 'none' nn.Identity."
+    """Normalisation with a learned scale and shift per channel: 'batch' nn.BatchNorm, 'group' nn.GroupNorm of
+    gcd(channels, 8) groups, 'layer' of one group; 'none' nn.Identity."""
     check_choice(norm, 'norm', NORMS)
-    if norm == 'batch': return (nn.BatchNorm2d if dims == 2 else nn.BatchNorm1d)(channels)
-    return nn.Identity() if norm == 'none' else nn.GroupNorm(math.gcd(channels, 8) if norm == 'group' else 1, channels)
+    if norm == 'none': return nn.Identity()
+    if norm == 'group': return nn.GroupNorm(math.gcd(channels, 8), channels)
+    if norm == 'layer': return nn.GroupNorm(1, channels)
+    return nn.BatchNorm2d(channels) if dims == 2 else nn.BatchNorm1d(channels)
 
 # %% ../nbs/07_models.ipynb #bb63ba47
 def _layer(linear, norm):
     "[linear map, norm layer unless 'none', ReLU]; `linear` is an nn.Conv2d or nn.Linear."
-    conv = isinstance(linear, nn.Conv2d)
-    normed = norm_layer(norm, linear.out_channels if conv else linear.out_features, 2 if conv else 1)
-    return [linear, *([] if norm == 'none' else [normed]), nn.ReLU()]
+    if isinstance(linear, nn.Conv2d): normed = norm_layer(norm, linear.out_channels)
+    else: normed = norm_layer(norm, linear.out_features, dims=1)
+    return [linear, nn.ReLU()] if norm == 'none' else [linear, normed, nn.ReLU()]
 
 def _check_sizes(**sizes):
     "Whole numbers >= 1, or a ValueError that names the argument."
@@ -50,8 +53,12 @@ class TwoLayerCNN(nn.Sequential):
     ):
         _check_sizes(n_classes=n_classes, in_channels=in_channels, width=width)
         check_number(input_size, 'input_size', low=3, integer=True)
-        super().__init__(*_layer(nn.Conv2d(in_channels, width, 4, padding=1), norm), *_layer(nn.Conv2d(width, 2*width, 4, padding=1), norm),
-                         nn.Flatten(), nn.Linear(2*width*(input_size - 2)**2, 100), nn.Linear(100, n_classes))
+        super().__init__(
+            *_layer(nn.Conv2d(in_channels, width, 4, padding=1), norm),
+            *_layer(nn.Conv2d(width, 2*width, 4, padding=1), norm),
+            nn.Flatten(),
+            nn.Linear(2*width*(input_size - 2)**2, 100),
+            nn.Linear(100, n_classes))
 
 # %% ../nbs/07_models.ipynb #8d971c16
 class PreActBlock(nn.Module):
@@ -64,22 +71,39 @@ class PreActBlock(nn.Module):
         skip: bool = True,   # False: no shortcut, a plain network
     ):
         super().__init__()
-        self.norm1, self.relu = norm_layer(norm, c_in), nn.ReLU()
+        self.norm1 = norm_layer(norm, c_in)
+        self.relu = nn.ReLU()
         self.conv1 = nn.Conv2d(c_in, c_out, 3, stride=stride, padding=1, bias=False)
         self.norm2 = norm_layer(norm, c_out)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1, bias=False)
         same = stride == 1 and c_in == c_out
-        self.shortcut = None if not skip else nn.Identity() if same else nn.Conv2d(c_in, c_out, 1, stride=stride, bias=False)
+        if not skip: self.shortcut = None
+        elif same: self.shortcut = nn.Identity()
+        else: self.shortcut = nn.Conv2d(c_in, c_out, 1, stride=stride, bias=False)
 
     def forward(self, x):
         a = self.relu(self.norm1(x))
         y = self.conv2(self.relu(self.norm2(self.conv1(a))))
         if self.shortcut is None: return y
-        return y + (x if isinstance(self.shortcut, nn.Identity) else self.shortcut(a))
+        if isinstance(self.shortcut, nn.Identity): return y + x
+        return y + self.shortcut(a)
 
 # %% ../nbs/07_models.ipynb #c56101a9
+def _stem(in_channels, width, large):
+    "Named layers before the first block."
+    if not large: return dict(conv1=nn.Conv2d(in_channels, width, 3, padding=1, bias=False))
+    return dict(conv1=nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False),
+                maxpool=nn.MaxPool2d(3, stride=2, padding=1))
+
+def _stage(c_in, c_out, stride, norm, skip):
+    "Two blocks, the first of which changes the shape."
+    first = PreActBlock(c_in, c_out, stride, norm, skip)
+    return nn.Sequential(first, PreActBlock(c_out, c_out, 1, norm, skip))
+
+# %% ../nbs/07_models.ipynb #333aac09
 class PreActResNet18(nn.Sequential):
-    "Stem, 8 pre-activation blocks, average pool, linear: N,C,H,W -> N,n_classes (paper: CIFAR, SVHN, Imagenette, Caltech101)."
+    """Stem, 8 pre-activation blocks, average pool, linear: N,C,H,W -> N,n_classes (paper: CIFAR, SVHN, Imagenette,
+    Caltech101)."""
     def __init__(self,
         n_classes: int = 10,
         in_channels: int = 3,
@@ -89,16 +113,17 @@ class PreActResNet18(nn.Sequential):
         skip: bool = True,     # False: no shortcuts
     ):
         _check_sizes(n_classes=n_classes, in_channels=in_channels, input_size=input_size, width=width)
-        check_choice(norm, 'norm', NORMS), check_choice(skip, 'skip', [True, False])
+        check_choice(norm, 'norm', NORMS)
+        check_choice(skip, 'skip', [True, False])
         large = input_size > 64
-        stem = dict(conv1=nn.Conv2d(in_channels, width, 7 if large else 3, stride=2 if large else 1, padding=3 if large else 1, bias=False))
-        if large: stem['maxpool'] = nn.MaxPool2d(3, stride=2, padding=1)
-        size, c_in, stages = math.ceil(input_size/4) if large else input_size, width, {}
-        for i in range(4):
-            c_out, stride = width*2**i, 1 if i == 0 else 2
-            stages[f'layer{i+1}'] = nn.Sequential(PreActBlock(c_in, c_out, stride, norm, skip), PreActBlock(c_out, c_out, 1, norm, skip))
-            size, c_in = math.ceil(size/stride), c_out
-        super().__init__(OrderedDict(**stem, **stages, avgpool=nn.AvgPool2d(size), flatten=nn.Flatten(), linear=nn.Linear(c_in, n_classes)))
+        layers = _stem(in_channels, width, large)
+        layers['layer1'] = _stage(width, width, 1, norm, skip)
+        size = math.ceil(input_size/4) if large else input_size
+        for i in 2, 3, 4:
+            layers[f'layer{i}'] = _stage(width, 2*width, 2, norm, skip)
+            size, width = math.ceil(size/2), 2*width
+        head = dict(avgpool=nn.AvgPool2d(size), flatten=nn.Flatten(), linear=nn.Linear(width, n_classes))
+        super().__init__(OrderedDict(layers | head))
 
 # %% ../nbs/07_models.ipynb #542d6f9c
 class MLP(nn.Sequential):
@@ -112,9 +137,11 @@ class MLP(nn.Sequential):
         norm: str = 'none',   # 'none', 'batch', 'group' or 'layer', after each hidden linear map
     ):
         _check_sizes(n_classes=n_classes, in_channels=in_channels, input_size=input_size, width=width)
-        check_number(depth, 'depth', low=0, integer=True), check_choice(norm, 'norm', NORMS)
+        check_number(depth, 'depth', low=0, integer=True)
+        check_choice(norm, 'norm', NORMS)
         sizes = [in_channels*input_size**2] + [width]*depth
-        hidden = [layer for a, b in zip(sizes, sizes[1:]) for layer in _layer(nn.Linear(a, b), norm)]
+        hidden = []
+        for a, b in zip(sizes, sizes[1:]): hidden += _layer(nn.Linear(a, b), norm)
         super().__init__(nn.Flatten(), *hidden, nn.Linear(sizes[-1], n_classes))
 
 # %% ../nbs/07_models.ipynb #24ec18fc
@@ -128,7 +155,8 @@ class SmallCNN(nn.Sequential):
         norm: str = 'none',   # 'none', 'batch', 'group' or 'layer', after each convolution
     ):
         _check_sizes(n_classes=n_classes, in_channels=in_channels, input_size=input_size, width=width)
-        layers, size = _layer(nn.Conv2d(in_channels, width, 3, padding=1), norm), input_size
+        layers = _layer(nn.Conv2d(in_channels, width, 3, padding=1), norm)
+        size = input_size
         while size > 4:
             layers += _layer(nn.Conv2d(width, 2*width, 3, stride=2, padding=1), norm)
             size, width = math.ceil(size/2), 2*width
@@ -139,9 +167,11 @@ def behaves_as(
     module,    # nn.Module
     *classes,  # layer classes
 ) -> bool:
-    "Whether a module computes what one of these classes does: a subclass with a `forward` of its own, or a module with hooks (the old `weight_norm` and `spectral_norm` are such), does not."
-    same = any(isinstance(module, c) and type(module).forward is c.forward for c in classes)
-    return same and 'forward' not in vars(module) and not module._forward_hooks and not module._forward_pre_hooks
+    """Whether a module computes what one of these classes does: a subclass with a `forward` of its own, or a module
+    with hooks (the old `weight_norm` and `spectral_norm` are such), does not."""
+    if 'forward' in vars(module): return False
+    if module._forward_hooks or module._forward_pre_hooks: return False
+    return any(isinstance(module, c) and type(module).forward is c.forward for c in classes)
 
 # %% ../nbs/07_models.ipynb #e0fda89b
 ARCHITECTURES = dict(twolayercnn=TwoLayerCNN, preactresnet18=PreActResNet18, mlp=MLP, smallcnn=SmallCNN)
@@ -155,7 +185,8 @@ def create(
 ) -> nn.Module:
     "An untrained network for images of this size; a ValueError for unknown names and options."
     architecture = ARCHITECTURES[check_choice(name, 'model', ARCHITECTURES)]
-    accepted = [p for p in inspect.signature(architecture).parameters if p not in ('n_classes', 'in_channels', 'input_size')]
+    given = 'n_classes', 'in_channels', 'input_size'
+    accepted = [p for p in inspect.signature(architecture).parameters if p not in given]
     for option in options: check_choice(option, f'option of {name}', accepted)
     return architecture(n_classes, in_channels, input_size, **options)
 
@@ -164,6 +195,8 @@ def default_model(
     name: str,         # data set
     input_size: int,   # height and width of its images
 ) -> str:
-    "Name of an architecture: 'smallcnn' up to 16 pixels a side; above, 'twolayercnn' for mnist, fashionmnist, spectra and spectra-low, else 'preactresnet18'."
+    """Name of an architecture: 'smallcnn' up to 16 pixels a side; above, 'twolayercnn' for mnist, fashionmnist, spectra
+    and spectra-low, else 'preactresnet18'."""
     if input_size <= 16: return 'smallcnn'
-    return 'twolayercnn' if name in ('mnist', 'fashionmnist', 'spectra', 'spectra-low') else 'preactresnet18'
+    grey = name in ('mnist', 'fashionmnist', 'spectra', 'spectra-low')
+    return 'twolayercnn' if grey else 'preactresnet18'

@@ -33,11 +33,13 @@ def momentum(
     v = s['v'] = momentum*s.get('v', 0.) + g
     return w - lr*v
 
+# %% ../nbs/04_optim.ipynb #66f3b534
 def nesterov(
     w, g, s, lr,  # parameters, gradient, state, learning rate, as in `sgd`
     momentum=.9,  # weight of the past, in [0, 1)
 ):
-    "Nesterov's momentum (1983) in the form of PyTorch: v = momentum*v + g, w - lr*(g + momentum*v); returns the new parameters."
+    """Nesterov's momentum (1983) in the form of PyTorch: v = momentum*v + g, w - lr*(g + momentum*v);
+    returns the new parameters."""
     v = s['v'] = momentum*s.get('v', 0.) + g
     return w - lr*(g + momentum*v)
 
@@ -50,6 +52,7 @@ def adagrad(
     v = s['v'] = s.get('v', 0.) + g*g
     return w - lr*g/(v**.5 + eps)
 
+# %% ../nbs/04_optim.ipynb #2ed207be
 def rmsprop(
     w, g, s, lr,  # parameters, gradient, state, learning rate, as in `sgd`
     alpha=.99,    # weight of the past in the mean square, in [0, 1)
@@ -65,7 +68,7 @@ def adadelta(
     rho=.9,       # weight of the past in both mean squares, in [0, 1)
     eps=1e-6,     # sets the size of the first steps
 ):
-    "Adadelta (Zeiler 2012): RMSProp whose rate is the root mean square of its own past steps; returns the new parameters."
+    "Adadelta (Zeiler 2012): RMSProp whose rate is the size of its own past steps; returns the new parameters."
     v = s['v'] = rho*s.get('v', 0.) + (1 - rho)*g*g
     u = s.get('u', 0.*g)
     delta = (u + eps)**.5/(v + eps)**.5*g
@@ -85,24 +88,33 @@ def adam(
     betas=(.9, .999),    # weights of the past in the means of the gradient and of its square, each in [0, 1)
     eps=1e-8,            # keeps the quotient finite
 ):
-    "Adam (Kingma and Ba 2015): w - lr*m/(sqrt(v) + eps), m and v the running means of g and g^2, corrected for their start at 0; returns the new parameters."
+    """Adam (Kingma and Ba 2015): w - lr*m/(sqrt(v) + eps), m and v the running means of g and g^2, corrected for
+    their start at 0; returns the new parameters."""
     m, v, t = _moments(g, s, betas)
     return w - lr/(1 - betas[0]**t)*m/((v/(1 - betas[1]**t))**.5 + eps)
+
+# %% ../nbs/04_optim.ipynb #ae506ef8
+def _xp(x):
+    "The library that `x` belongs to: torch or numpy."
+    return torch if isinstance(x, torch.Tensor) else np
 
 def amsgrad(
     w, g, s, lr, betas=(.9, .999), eps=1e-8,  # as in `adam`
 ):
-    "AMSGrad (Reddi et al. 2018): Adam with the largest mean square so far in the denominator; returns the new parameters."
+    "AMSGrad (Reddi et al. 2018): Adam divided by its largest mean square so far; returns the new parameters."
     m, v, t = _moments(g, s, betas)
     top = s['top'] = _xp(v).maximum(s['top'], v) if 'top' in s else v
     return w - lr/(1 - betas[0]**t)*m/((top/(1 - betas[1]**t))**.5 + eps)
 
+# %% ../nbs/04_optim.ipynb #42f35e4b
 def adamw(
     w, g, s, lr, betas=(.9, .999), eps=1e-8,  # as in `adam`
 ):
-    "The step of `adam`; AdamW's decoupled weight decay (Loshchilov and Hutter 2019) is added by `update`; returns the new parameters."
+    """The step of `adam`; returns the new parameters. AdamW's decoupled weight decay (Loshchilov and Hutter 2019) is
+    added by `update`."""
     return adam(w, g, s, lr, betas, eps)
 
+# %% ../nbs/04_optim.ipynb #dbb65063
 def nadam(
     w, g, s, lr, betas=(.9, .999), eps=1e-8,  # as in `adam`
     momentum_decay=.004,  # how fast the schedule of beta_1 rises from half its value
@@ -111,24 +123,23 @@ def nadam(
     m, v, t = _moments(g, s, betas)
     now, ahead = (betas[0]*(1 - .5*.96**(u*momentum_decay)) for u in (t, t + 1))
     product = s['product'] = s.get('product', 1.)*now
-    return w - lr*((1 - now)/(1 - product)*g + ahead/(1 - product*ahead)*m)/((v/(1 - betas[1]**t))**.5 + eps)
+    mean = (1 - now)/(1 - product)*g + ahead/(1 - product*ahead)*m
+    return w - lr*mean/((v/(1 - betas[1]**t))**.5 + eps)
 
-def _xp(x):
-    "The library that `x` belongs to: torch or numpy."
-    return torch if isinstance(x, torch.Tensor) else np
-
-# %% ../nbs/04_optim.ipynb #dd526a16
+# %% ../nbs/04_optim.ipynb #14c475dd
 def signsgd(
     w, g, s, lr,  # parameters, gradient, state, learning rate, as in `sgd`
 ):
     "signSGD (Bernstein et al. 2018), with full gradients signGD: w - lr*sign(g); returns the new parameters."
     return w - lr*_xp(g).sign(g)
 
+# %% ../nbs/04_optim.ipynb #dd526a16
 def lion(
     w, g, s, lr,      # parameters, gradient, state, learning rate, as in `sgd`
     betas=(.9, .99),  # weights of the past in the step and in the memory, each in [0, 1)
 ):
-    "Lion (Chen et al. 2023): w - lr*sign(beta_1*m + (1 - beta_1)*g), then m = beta_2*m + (1 - beta_2)*g; returns the new parameters."
+    """Lion (Chen et al. 2023): w - lr*sign(beta_1*m + (1 - beta_1)*g), then m = beta_2*m + (1 - beta_2)*g;
+    returns the new parameters."""
     m = s.get('m', 0.*g)
     s['m'] = betas[1]*m + (1 - betas[1])*g
     return w - lr*_xp(g).sign(betas[0]*m + (1 - betas[0])*g)
@@ -139,8 +150,9 @@ def newton_schulz(
     steps=5,   # rounds
     eps=1e-7,  # smallest norm that is divided by
 ):
-    "Bring the singular values of `B` close to 1: roughly U V^T, in the precision of `B`, by Muon's polynomial of degree 5."
-    if B.shape[-2] > B.shape[-1]: return newton_schulz(B.swapaxes(-1, -2), steps, eps).swapaxes(-1, -2)
+    "Bring the singular values of `B` close to 1: roughly U V^T, in the precision of `B`, by Muon's polynomial."
+    rows, columns = B.shape[-2:]
+    if rows > columns: return newton_schulz(B.swapaxes(-1, -2), steps, eps).swapaxes(-1, -2)
     X = B/((B*B).sum((-2, -1), keepdims=True)**.5).clip(eps)
     for _ in range(steps):
         A = X @ X.swapaxes(-1, -2)
@@ -148,10 +160,15 @@ def newton_schulz(
     return X
 
 # %% ../nbs/04_optim.ipynb #35ca4a1b
-def _is_matrix(w, stacked): return w.ndim - stacked >= 2
+def _is_matrix(w, stacked):
+    "Whether a weight, one for each of `stacked` models, has rows and columns."
+    return w.ndim - stacked >= 2
 
-def _as_matrix(w, stacked): return w.reshape(*w.shape[:stacked + 1], -1)
+def _as_matrix(w, stacked):
+    "Matrices with one row for each output: all axes after it flattened."
+    return w.reshape(*w.shape[:stacked + 1], -1)
 
+# %% ../nbs/04_optim.ipynb #9f634ed4
 def muon(
     w, g, s, lr,    # parameters, gradient, state, learning rate, as in `sgd`
     momentum=.95,   # weight of the past, in [0, 1)
@@ -160,30 +177,56 @@ def muon(
     eps=1e-7,       # smallest norm that is divided by
     stacked=0,      # leading axes that count models
 ):
-    "Muon (Jordan et al. 2024) for weights with two axes or more, `adamw`'s step at the same rate for the others; returns the new parameters."
+    """Muon (Jordan et al. 2024) for weights with two axes or more, `adamw`'s step at the same rate for the others;
+    returns the new parameters."""
     if not _is_matrix(w, stacked): return adamw(w, g, s, lr)
     m = s['m'] = momentum*s.get('m', 0.) + (1 - momentum)*g
     B = _as_matrix((1 - momentum)*g + momentum*m if nesterov else m, stacked)
-    return w - lr*max(1, B.shape[-2]/B.shape[-1])**.5*newton_schulz(B, ns_steps, eps).reshape(w.shape)
+    rows, columns = B.shape[-2:]
+    return w - lr*max(1, rows/columns)**.5*newton_schulz(B, ns_steps, eps).reshape(w.shape)
 
 # %% ../nbs/04_optim.ipynb #d882d828
+def _eigenbasis(S):
+    "Eigenvectors of symmetric matrices, as columns, for ascending eigenvalues; never an error, nan counts as 0."
+    xp = _xp(S)
+    S = xp.nan_to_num(S, nan=0., posinf=0., neginf=0.)
+    if xp is torch: return torch.linalg.eigh(S.double())[1].to(S.dtype)
+    return np.linalg.eigh(S.astype(float))[1].astype(S.dtype)
+
+def _learn_basis(s, side, M, beta, renew):
+    "Add `M` to the running mean s[side] and, where it is time to `renew`, put its eigenvectors into s['Q' + side]."
+    s[side] = beta*s.get(side, 0.) + (1 - beta)*M
+    if renew: s['Q' + side] = _eigenbasis(s[side])
+
+# %% ../nbs/04_optim.ipynb #a19dfffd
+def _turn(G, s, back=False):
+    "`G` in the bases that `s` holds, or back from them."
+    if 'Qleft' in s:
+        Q = s['Qleft']
+        G = (Q if back else Q.swapaxes(-1, -2)) @ G
+    if 'Qright' in s:
+        Q = s['Qright']
+        G = G @ (Q.swapaxes(-1, -2) if back else Q)
+    return G
+
+# %% ../nbs/04_optim.ipynb #a70b0f59
 def soap(
     w, g, s, lr,               # parameters, gradient, state, learning rate, as in `sgd`
-    betas=(.95, .95),          # weights of the past in the means of the gradient, and of its square and its two matrices, each in [0, 1)
+    betas=(.95, .95),          # weights of the past in the means of g, and of g^2 and both matrices, each in [0, 1)
     eps=1e-8,                  # keeps the quotient finite
     precondition_frequency=10,  # steps between two renewals of the bases
     max_dim=2048,              # a longer side keeps its own axes
     stacked=0,                 # leading axes that count models
 ):
-    "SOAP (Vyas et al. 2024), Adam in Shampoo's eigenbasis, for weights with two axes or more, `adam`'s step for the others; returns the new parameters."
+    """SOAP (Vyas et al. 2024), Adam in Shampoo's eigenbasis, for weights with two axes or more, `adam`'s step for the
+    others; returns the new parameters."""
     if not _is_matrix(w, stacked): return adam(w, g, s, lr, betas, eps)
     check_number(precondition_frequency, 'precondition_frequency', low=1, integer=True)
     G = _as_matrix(g, stacked)
+    rows, columns = G.shape[-2:]
     renew = s.get('t', 0) % precondition_frequency == 0
-    for side, M in ('left', G @ G.swapaxes(-1, -2) if G.shape[-2] <= max_dim else None), ('right', G.swapaxes(-1, -2) @ G if G.shape[-1] <= max_dim else None):
-        if M is None: continue
-        s[side] = betas[1]*s.get(side, 0.) + (1 - betas[1])*M
-        if renew: s['Q' + side] = _eigenbasis(s[side])
+    if rows <= max_dim: _learn_basis(s, 'left', G @ G.swapaxes(-1, -2), betas[1], renew)
+    if columns <= max_dim: _learn_basis(s, 'right', G.swapaxes(-1, -2) @ G, betas[1], renew)
     turned = _turn(G, s)
     t = s['t'] = s.get('t', 0) + 1
     m = s['m'] = betas[0]*s.get('m', 0.) + (1 - betas[0])*G
@@ -191,17 +234,21 @@ def soap(
     step = _turn(m, s)/(1 - betas[0]**t)/((v/(1 - betas[1]**t))**.5 + eps)
     return w - lr*_turn(step, s, back=True).reshape(w.shape)
 
-def _eigenbasis(S):
-    "Eigenvectors of symmetric matrices: in double precision, as single fails on some of low rank, and with 0 for nan, so that a diverged model ends in nan and not in an error."
-    S, xp = _xp(S).nan_to_num(S, nan=0., posinf=0., neginf=0.), _xp(S)
-    return xp.linalg.eigh(S.double())[1].to(S.dtype) if xp is torch else xp.linalg.eigh(S.astype(float))[1].astype(S.dtype)
-
-def _turn(G, s, back=False):
-    "`G` in the bases that `s` holds, or back from them."
-    if 'Qleft' in s: G = (s['Qleft'] if back else s['Qleft'].swapaxes(-1, -2)) @ G
-    return G @ (s['Qright'].swapaxes(-1, -2) if back else s['Qright']) if 'Qright' in s else G
-
 # %% ../nbs/04_optim.ipynb #3b54d24e
+def _descent(g, pairs):
+    "The gradient times minus the inverse Hessian that `pairs` of (step, y) approximate: the two-loop recursion."
+    d, alphas = -g, []
+    for step, y in reversed(pairs):
+        alphas.append(step @ d/(y @ step))
+        d = d - alphas[-1]*y
+    if pairs:
+        step, y = pairs[-1]
+        d = d*(y @ step/(y @ y))
+    for (step, y), alpha in zip(pairs, reversed(alphas)):
+        d = d + step*(alpha - y @ d/(y @ step))
+    return d
+
+# %% ../nbs/04_optim.ipynb #6f5f77a8
 def lbfgs(
     w, g, s, lr,       # parameters as one vector, gradient, state, learning rate, as in `sgd`
     history_size=100,  # pairs of steps and gradient differences to keep
@@ -211,13 +258,8 @@ def lbfgs(
     if 'g' in s:
         y = g - s['g']
         if y @ s['step'] > 1e-10: pairs[:] = [*pairs, (s['step'], y)][-history_size:]
-    d, alphas = -g, []
-    for step, y in reversed(pairs):
-        alphas.append(step @ d/(y @ step))
-        d = d - alphas[-1]*y
-    if pairs: d = d*((y := pairs[-1][1]) @ pairs[-1][0]/(y @ y))
-    for (step, y), alpha in zip(pairs, reversed(alphas)): d = d + step*(alpha - y @ d/(y @ step))
-    s['step'] = d*(lr if 'g' in s else lr*min(1., 1/abs(g).sum()))
+    rate = lr if 'g' in s else lr*min(1., 1/abs(g).sum())
+    s['step'] = _descent(g, pairs)*rate
     s['g'] = g
     return w + s['step']
 
@@ -237,10 +279,16 @@ class Spec:
     @property
     def options(self) -> dict:
         "Names and defaults of the rule's options."
-        return {k: p.default for k, p in signature(self.rule).parameters.items() if p.default is not p.empty and k != 'stacked'} | dict(self.extra)
+        defaults = {name: p.default for name, p in signature(self.rule).parameters.items() if p.default is not p.empty}
+        defaults.pop('stacked', None)
+        return defaults | dict(self.extra)
 
-def _grid(low, high): return tuple(float(f'{m}e{k}') for k in range(-9, 3) for m in (1, 3) if low <= float(f'{m}e{k}') <= high)
+def _grid(low, high):
+    "Rates 1, 3, 10, 30, ... times a power of ten, from `low` to `high`."
+    rates = (float(f'{m}e{k}') for k in range(-9, 3) for m in (1, 3))
+    return tuple(rate for rate in rates if low <= rate <= high)
 
+# %% ../nbs/04_optim.ipynb #c7fbc22a
 OPTIMIZERS = {
     'sgd':      Spec(sgd, _grid(3e-3, 3), torch.optim.SGD, fused=True),
     'momentum': Spec(momentum, _grid(1e-3, 1), torch.optim.SGD, fused=True),
@@ -276,12 +324,13 @@ def update(
     stacked=0,  # leading axes of `w` that count models
     **options,  # the rule's options
 ):
-    "One step of the named rule; returns the new parameters. Weight decay shrinks the weights (adamw, signsgd, lion, muon, soap) or joins the gradient (the others)."
+    """One step of the named rule; returns the new parameters. Weight decay shrinks the weights (adamw, signsgd, lion,
+    muon, soap) or joins the gradient (the others)."""
     if name not in OPTIMIZERS: check_choice(name, 'optimizer', OPTIMIZERS)
     spec = OPTIMIZERS[name]
-    if isinstance(weight_decay, (int, float)) and weight_decay == 0: pass
-    elif spec.decoupled: w = w*(1 - lr*weight_decay)
-    else: g = g + weight_decay*w
+    decays = not isinstance(weight_decay, (int, float)) or weight_decay != 0
+    if decays and spec.decoupled: w = w*(1 - lr*weight_decay)
+    elif decays: g = g + weight_decay*w
     if stacked and spec.rule in (muon, soap): options['stacked'] = stacked
     return spec.rule(w, g, s, lr, **options)
 
@@ -296,35 +345,45 @@ class RuleOptimizer(torch.optim.Optimizer):
         weight_decay: float = 0.,  # see `update`
         **options,         # the rule's options
     ):
-        self.name, self.options = name, list(options)
+        self.name = name
+        self.options = list(options)
         super().__init__(params, dict(lr=lr, weight_decay=weight_decay, **options))
 
-    def __getstate__(self): return super().__getstate__() | dict(name=self.name, options=self.options)
+    def __getstate__(self):
+        return super().__getstate__() | dict(name=self.name, options=self.options)
 
     @torch.no_grad()
     def step(self, closure=None):
         "Move all parameters that have a gradient; returns the closure's loss, if there is one."
-        with torch.enable_grad(): loss = closure() if closure else None
+        with torch.enable_grad():
+            loss = closure() if closure else None
         for group in self.param_groups:
-            options = {k: group[k] for k in self.options}
+            options = {k: group[k] for k in ('lr', 'weight_decay', *self.options)}
             for p in group['params']:
-                if p.grad is not None: p.copy_(update(self.name, p, p.grad, self.state[p], group['lr'], group['weight_decay'], **options))
+                if p.grad is None: continue
+                p.copy_(update(self.name, p, p.grad, self.state[p], **options))
         return loss
 
+# %% ../nbs/04_optim.ipynb #66d88c93
 def create(
-    name: str,    # 'sgd', 'momentum', 'nesterov', 'adagrad', 'rmsprop', 'adadelta', 'adam', 'amsgrad', 'adamw', 'nadam', 'signsgd', 'lion', 'muon', 'soap' or 'lbfgs'
+    name: str,    # optimizer, a key of `OPTIMIZERS`; else a ValueError
     params,       # parameters, or parameter groups as torch takes them
     lr: float,    # learning rate, >= 0
-    weight_decay: float | None = None,  # None: PyTorch's default for this optimizer (0, but .01 for adamw and .1 for muon)
+    weight_decay: float | None = None,  # None: PyTorch's default (0, but .01 for adamw and .1 for muon)
     **options,    # the rule's options, e.g. betas, eps, momentum
 ) -> torch.optim.Optimizer:
-    "The named optimizer over `params`. L-BFGS needs a closure in `step`, the others accept one."
+    """The named optimizer over `params`: 'sgd', 'momentum', 'nesterov', 'adagrad', 'rmsprop', 'adadelta', 'adam',
+    'amsgrad', 'adamw', 'nadam', 'signsgd', 'lion', 'muon', 'soap' or 'lbfgs'.
+    L-BFGS needs a closure in `step`, the others accept one."""
     spec = OPTIMIZERS[check_choice(name, 'optimizer', OPTIMIZERS)]
     for key in options: check_choice(key, f'option of {name}', [*spec.options, 'lr', 'weight_decay'])
-    lr, weight_decay = check_number(lr, 'lr', low=0), check_number(spec.weight_decay if weight_decay is None else weight_decay, 'weight_decay', low=0)
+    if weight_decay is None: weight_decay = spec.weight_decay
+    lr = check_number(lr, 'lr', low=0)
+    weight_decay = check_number(weight_decay, 'weight_decay', low=0)
     options = spec.options | options
-    if name == 'lbfgs':
-        if weight_decay: raise ValueError(f'weight_decay: got {weight_decay!r}, accepted with lbfgs: 0 (add the penalty to the loss)')
-        return torch.optim.LBFGS(params, lr, **options)
+    if name == 'lbfgs' and weight_decay:
+        raise ValueError(f'weight_decay: got {weight_decay!r}, accepted with lbfgs: 0 (add the penalty to the loss)')
+    if name == 'lbfgs': return torch.optim.LBFGS(params, lr, **options)
     if spec.torch is None: return RuleOptimizer(params, name, lr, weight_decay, **options)
-    return spec.torch(params, lr=lr, weight_decay=weight_decay, **options, **dict(spec.fixed), **(dict(fused=True) if spec.fused else {}))
+    fused = dict(fused=True) if spec.fused else {}
+    return spec.torch(params, lr=lr, weight_decay=weight_decay, **options, **dict(spec.fixed), **fused)

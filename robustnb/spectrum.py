@@ -17,9 +17,9 @@ from .dct import check_float, dct2, dct_matrix, idct2, sandwich
 
 # %% ../nbs/02_spectrum.ipynb #0c6daaa7
 def _size(d):
-    "(height, width) from a whole number or a pair."
+    "[height, width] from a whole number or a pair."
     h, w = d if isinstance(d, (tuple, list)) else (d, d)
-    return check_number(h, 'd', low=1, integer=True), check_number(w, 'd', low=1, integer=True)
+    return [check_number(n, 'd', low=1, integer=True) for n in (h, w)]
 
 def radius(
     h: int,  # height, pixels
@@ -27,36 +27,41 @@ def radius(
 ):
     "Radius of each frequency, (h,w) float64, in half periods over the longer side; sqrt(i^2 + j^2) for squares."
     h, w = _size((h, w))
-    i, j = torch.arange(h, dtype=torch.float64)*(max(h, w)/h), torch.arange(w, dtype=torch.float64)*(max(h, w)/w)
+    i, j = (torch.arange(n, dtype=torch.float64)*(max(h, w)/n) for n in (h, w))
     return (i[:, None].square() + j.square()).sqrt()
 
 # %% ../nbs/02_spectrum.ipynb #3378c376
+def _check_mask(mask, x):
+    "`mask` if it fits the planes of `x`."
+    if mask.dtype == torch.bool and mask.shape == x.shape[-2:]: return mask
+    got = f'{mask.dtype} of shape {tuple(mask.shape)}'
+    raise ValueError(f'mask: got {got}, accepted: torch.bool of shape {tuple(x.shape[-2:])}')
+
 def _span(used):
     "The slice from the first to the last True of a vector."
     found = used.nonzero()
     return slice(int(found[0]), int(found[-1]) + 1) if len(found) else slice(0, 0)
 
-def _check_mask(mask, x):
-    "`mask` if it fits the planes of `x`."
-    if mask.dtype == torch.bool and mask.shape == x.shape[-2:]: return mask
-    raise ValueError(f'mask: got {mask.dtype} of shape {tuple(mask.shape)}, accepted: torch.bool of shape {tuple(x.shape[-2:])}')
-
+# %% ../nbs/02_spectrum.ipynb #068d2fd5
 def confine(
     X,     # coefficients (...,H,W), as `dct2` gives them
     mask,  # (H,W) bool, else a ValueError
 ):
     "The image made of those coefficients of `X` that lie in `mask`: idct2(X*mask), computed from the mask's box alone."
     _check_mask(mask, X)
-    rows, cols = _span(mask.any(1)), _span(mask.any(0))
-    Ch, Cw = (dct_matrix(n, X.dtype, X.device)[part] for n, part in zip(X.shape[-2:], (rows, cols)))
+    rows, cols = (_span(mask.any(axis)) for axis in (1, 0))
+    Ch = dct_matrix(X.shape[-2], X.dtype, X.device)[rows]
+    Cw = dct_matrix(X.shape[-1], X.dtype, X.device)[cols]
     return sandwich(Ch.T, X[..., rows, cols]*mask[rows, cols].to(X.device), Cw)
 
+# %% ../nbs/02_spectrum.ipynb #825810f9
 def keep(
     x,     # floating images (...,H,W)
     mask,  # (H,W) bool: the frequencies to keep; `~mask` removes them instead
 ):
     "The part of `x` made of the frequencies in `mask`: a linear projection, float32 or float64."
-    x, mask = check_float(x, 2), _check_mask(mask, x)
+    x = check_float(x, 2)
+    _check_mask(mask, x)
     return x.clone() if mask.all() else confine(dct2(x), mask)
 
 # %% ../nbs/02_spectrum.ipynb #3f3607ea
@@ -68,7 +73,8 @@ def mask_freq(
     h, w = _size(d)
     check_number(p, 'p', low=0, high=100)
     if p in (0, 100): return torch.full((h, w), p == 0)
-    rho, grid = radius(h, w), torch.arange(2001, dtype=torch.float64)*(max(h, w)*math.sqrt(2)/2000)
+    rho = radius(h, w)
+    grid = torch.arange(2001, dtype=torch.float64)*(max(h, w)*math.sqrt(2)/2000)
     inside = torch.searchsorted(rho.flatten().sort().values, grid)  # frequencies strictly inside each circle
     return rho < grid[100*inside < (100 - p)*h*w][-1]
 
@@ -82,12 +88,13 @@ def filter_freq(
 
 # %% ../nbs/02_spectrum.ipynb #4c4a435d
 def _kth(values, k):
-    "The k-th smallest, counted from 0, along the last axis; by NumPy on a CPU, where its selection takes a fifth of torch's time."
+    "The k-th smallest, counted from 0, along the last axis."
     if values.is_cuda: return values.kthvalue(k + 1).values
     return torch.from_numpy(np.partition(values.numpy(), k)[..., k])
 
+# %% ../nbs/02_spectrum.ipynb #cf741901
 def _strong(X, p):
-    "Mask (...,1,H,W) of the coefficients X (...,C,H,W) whose magnitude, averaged over the channels, is not below its p%-quantile."
+    "Mask (...,1,H,W) of the coefficients X (...,C,H,W) whose mean magnitude over channels reaches its p%-quantile."
     check_number(p, 'p', low=0, high=100)
     magnitude = X.detach().abs().mean(-3, keepdim=True)
     if p in (0, 100): return torch.full_like(magnitude, p == 0, dtype=torch.bool)
@@ -99,14 +106,16 @@ def mask_energy(
     x,         # floating images (...,C,H,W)
     p: float,  # percentage of the weakest coefficients to drop, 0..100
 ):
-    "Coefficients that `filter_energy` keeps: (...,1,H,W) bool, one mask for all channels of an image (paper, section 3)."
+    "Coefficients that `filter_energy` keeps, (...,1,H,W) bool: one mask for all channels of an image (section 3)."
     return _strong(dct2(check_float(x, 3)), p)
 
+# %% ../nbs/02_spectrum.ipynb #12468c7b
 def filter_energy(
     x,         # floating images (...,C,H,W)
     p: float,  # percentage of the weakest coefficients to drop: 0 is the identity, 100 gives zero
 ):
-    "Phi_nrg: each image of `x` without the p% of its coefficients of smallest magnitude, averaged over its channels; not clamped (paper, section 3)."
+    """Phi_nrg: each image of `x` without the p% of its coefficients of smallest magnitude, averaged over its channels;
+    not clamped (paper, section 3)."""
     x = check_float(x, 3)
     X = dct2(x)
     mask = _strong(X, p)
@@ -125,13 +134,16 @@ def band_edges(
     "The n-1 radii that separate the bands, float64: the paper's for its sizes and n=10, else quantiles of the radii."
     h, w = _size(d)
     check_number(n, 'n', low=1, integer=True)
-    if n == 10 and h == w and h in PAPER_EDGES: return torch.tensor(PAPER_EDGES[h], dtype=torch.float64)
-    rho, edges = radius(h, w).flatten().sort().values, []
+    in_paper = n == 10 and h == w and h in PAPER_EDGES
+    if in_paper: return torch.tensor(PAPER_EDGES[h], dtype=torch.float64)
+    rho = radius(h, w).flatten().sort().values
+    edges, last = rho.new_empty(n - 1), h*w - 1
     for k in range(1, n):
-        below, part = divmod(k*(h*w - 1), n)  # whole numbers, lest rounding moves an edge across a radius that it equals
-        edges.append(rho[below].lerp(rho[min(below + 1, h*w - 1)], part/n))
-    return torch.stack(edges) if edges else rho[:0]
+        below, part = divmod(k*last, n)  # whole numbers, lest rounding moves an edge across a radius that it equals
+        edges[k - 1] = rho[below].lerp(rho[min(below + 1, last)], part/n)
+    return edges
 
+# %% ../nbs/02_spectrum.ipynb #e03b8972
 def band_masks(
     d,            # side of a square image, or (height, width)
     n: int = 10,  # number of bands
@@ -147,17 +159,23 @@ def band_noise(
     var: float,  # variance per pixel of the white noise before it is confined, pixels in [0,1]
     generator,   # torch.Generator, see `core.generator`
 ):
-    "Gaussian noise confined to `mask`, float32 on the generator's device: (*shape), or (n,*shape) for n bands that share one draw (paper, Figure 4)."
+    """Gaussian noise confined to `mask`, float32 on the generator's device: (*shape), or (n,*shape) for n bands
+    that share one draw (paper, Figure 4)."""
     check_number(var, 'var', low=0)
-    if not isinstance(generator, torch.Generator): raise ValueError(f'generator: got {generator!r}, accepted: a torch.Generator, as core.generator makes')
-    white = torch.randn(*shape, generator=generator, dtype=torch.float32, device=generator.device).mul_(math.sqrt(var))
-    return confine(white, mask) if mask.ndim == 2 else torch.stack([confine(white, band) for band in mask])
+    if not isinstance(generator, torch.Generator):
+        raise ValueError(f'generator: got {generator!r}, accepted: a torch.Generator, as core.generator makes')
+    white = torch.randn(*shape, generator=generator, dtype=torch.float32, device=generator.device)
+    white.mul_(math.sqrt(var))
+    if mask.ndim == 2: return confine(white, mask)
+    return torch.stack([confine(white, band) for band in mask])
 
 # %% ../nbs/02_spectrum.ipynb #a0bff4d2
 def energy(
     x,  # floating images (...,H,W), at least one
 ):
-    "Mean magnitude |X| of each frequency over images and channels, (H,W) float64, not its square (paper, Figure 8); `.diagonal()` is the profile (i,i)."
+    """Mean magnitude |X| of each frequency over images and channels, (H,W) float64, not its square (paper, Figure 8);
+    `.diagonal()` is the profile (i,i)."""
     planes = check_float(x, 2).reshape(-1, *x.shape[-2:])
     if not len(planes): raise ValueError('x: got 0 images, accepted: at least one')
-    return sum(dct2(part).abs().sum(0, dtype=torch.float64) for part in planes.split(4096))/len(planes)
+    total = sum(dct2(part).abs().sum(0, dtype=torch.float64) for part in planes.split(4096))
+    return total/len(planes)
