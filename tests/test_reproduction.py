@@ -11,14 +11,15 @@ ROOT = Path(__file__).resolve().parents[1]
 TOLERANCE = dict(accuracy=.05, lipschitz=.1)  # of trained networks, absolute and relative: rounding differs between processors, and training amplifies it; analyses: 1e-6, relative
 
 
-def close(metric, ours, theirs, tolerance):
-    if metric == 'accuracy': return abs(ours - theirs) <= tolerance.get(metric, 1e-6)
+def close(metric, n, ours, theirs, tolerance):
+    "Accuracies of a few attacked images move in steps of 1/n: three images are within chance, too."
+    if metric == 'accuracy': return abs(ours - theirs) <= max(tolerance.get(metric, 1e-6), 3.01/n)
     return math.isclose(ours, theirs, rel_tol=tolerance.get(metric.split('_')[0], 1e-6))
 
 
 @pytest.mark.parametrize('name, chosen, compared, tolerance', [
     ('fig05_linear', dict(problem='paper', optimizer='signgd', mode='population'), {'adversarial_risk', 'standard_risk'}, {}),
-    ('fig12_filtered', dict(dataset='digits'), {'norm_kept', 'pixel_change'}, {}),
+    ('fig12_filtered', dict(dataset='digits'), {'norm_kept', 'pixel_change'}, dict(pixel=1e-4)),  # of coefficients equal but for rounding either may be kept
     ('counter_spectra', dict(dataset='spectra', optimizer='adam', seed=0, p=70., filter_name='freq'), {'accuracy'}, TOLERANCE),
     ('lipschitz', dict(model='mlp', depth=1, optimizer='sgd', lr=.3, seed=0), {'accuracy', 'lipschitz_lower', 'lipschitz_upper'}, TOLERANCE)])
 def test_a_deleted_result_comes_back(tmp_path, robustnb, name, chosen, compared, tolerance):
@@ -29,5 +30,6 @@ def test_a_deleted_result_comes_back(tmp_path, robustnb, name, chosen, compared,
     assert f'1 done now, {others} done before, 0 failed' in out, err
     again, before = ((table := results.table([p]))[table.metric.isin(compared)] for p in (tmp_path/'results'/name/lost.name, lost))
     assert len(again) == len(before) > 0 and set(again.metric) == compared
-    far = [(m, a, b) for m, a, b in zip(again.metric, again.value, before.value) if not close(m, a, b, tolerance)]
+    lines = zip(again.metric, again.n, again.value, before.value)
+    far = [(m, a, b) for m, n, a, b in lines if not close(m, n, a, b, tolerance)]
     assert not far
