@@ -7,6 +7,7 @@ __all__ = ['chain_module', 'jacobians', 'jacobian_norms', 'worst_direction', 'qu
 
 # %% ../nbs/11c_lip_lower.ipynb #b0675ced
 import copy, math
+from dataclasses import dataclass
 
 import numpy as np, torch
 from torch import nn
@@ -24,9 +25,17 @@ def chain_module(
     layers = []
     for W, b in relu_chain(pairs):
         layer = nn.Linear(W.shape[1], W.shape[0], dtype=torch.float64)
-        layer.weight.data, layer.bias.data = W.clone(), b.clone()
+        layer.weight.data = W.clone()
+        layer.bias.data = b.clone()
         layers += [layer, nn.ReLU()]
     return nn.Sequential(*layers[:-1]).requires_grad_(False)
+
+# %% ../nbs/11c_lip_lower.ipynb #c8f9ecb3
+def _gradients(y, x):
+    "Gradient of each output (N, outputs) at each point: (N, outputs, features)."
+    last = y.shape[1] - 1
+    each = [torch.autograd.grad(y[:, k].sum(), x, retain_graph=k < last)[0] for k in range(last + 1)]
+    return torch.stack([g.flatten(1) for g in each], 1)
 
 def jacobians(
     model,             # nn.Module, N,... -> N,outputs
@@ -37,14 +46,16 @@ def jacobians(
     "Jacobians at `x`: (N, rows, features), one row per selected output."
     found = []
     for part in x.split(batch):
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+        plain = torch.autocast(x.device.type, enabled=False)
+        with torch.inference_mode(False), torch.enable_grad(), plain:
             part = plain_tensor(part).requires_grad_()
             y = model(part)
             rows = selector(output, y.shape[1])
             if rows is not None: y = y@rows.to(y).T
-            found.append(torch.stack([torch.autograd.grad(y[:, k].sum(), part, retain_graph=k + 1 < y.shape[1])[0].flatten(1) for k in range(y.shape[1])], 1))
+            found.append(_gradients(y, part))
     return torch.cat(found)
 
+# %% ../nbs/11c_lip_lower.ipynb #75952365
 def jacobian_norms(
     J,      # (N, rows, features)
     ord=2,  # norm of input and output: 2, 1 or inf
@@ -61,10 +72,34 @@ def worst_direction(
     ord=2,  # norm of the input
 ):
     "The direction of norm 1 that the Jacobian stretches most, (features,)."
-    ord, J = check_ord(ord), J.double()
+    ord = check_ord(ord)
+    J = J.double()
     if ord == 2: return torch.linalg.svd(J, full_matrices=False)[2][0]
     if ord == 1: return nn.functional.one_hot(J.abs().sum(0).argmax(), J.shape[1]).double()
     return torch.where(J[J.abs().sum(1).argmax()] < 0, -1., 1.).double()
+
+# %% ../nbs/11c_lip_lower.ipynb #763fe597
+def _segments(x, v, box, steps):
+    "The ends (steps, 2, ...) of segments through `x` along `v`, kept inside the box."
+    sizes = torch.tensor(steps).to(x.device).double().view(-1, *[1]*x.dim())
+    step = sizes*v.view(1, *x.shape).to(x.device)
+    middle = x.double().expand_as(step)
+    if box is None: return torch.stack([middle + step, middle - step], 1)
+    low, high = (torch.as_tensor(b).to(middle) for b in box)
+    # from the border of the box the middle moves inwards as far as the step needs
+    middle = torch.minimum(torch.maximum(middle, low + step.abs()), high - step.abs())
+    ends = torch.stack([middle + step, middle - step], 1)
+    return torch.minimum(torch.maximum(ends, low), high)
+
+# %% ../nbs/11c_lip_lower.ipynb #490c0fda
+@torch.no_grad()
+def _answers(model, points):
+    "Outputs (N, outputs) in float64, and an estimate of their rounding error."
+    plain, exact = copy.deepcopy(model).float(), copy.deepcopy(model).double()
+    y = exact(points)
+    single = points.float()
+    difference = (plain(single).double() - exact(single.double())).abs().amax()
+    return y, 64*2.**-29*difference + 64*UNIT*y.abs().amax()
 
 def quotient(
     model,        # nn.Module
@@ -75,35 +110,89 @@ def quotient(
     steps=(1., .1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7),  # step sizes tried
 ) -> tuple:
     "(largest difference quotient along `v` less an estimate of its rounding error, its two points (2, ...))."
-    ord, plain = check_ord(ord), copy.deepcopy(model).float()
-    exact = copy.deepcopy(model).double()
-    step = torch.tensor(steps).to(x.device).double().view(-1, *[1]*x.dim())*v.view(1, *x.shape).to(x.device)
-    middle = x.double().expand_as(step)
-    if box is not None:  # from the border of the box the middle moves inwards as far as the step needs
-        low, high = (torch.as_tensor(b).to(middle) for b in box)
-        middle = torch.minimum(torch.maximum(middle, low + step.abs()), high - step.abs())
-    ends = torch.stack([middle + step, middle - step], 1)
-    if box is not None: ends = torch.minimum(torch.maximum(ends, low), high)
-    with torch.no_grad():
-        y = exact(ends.flatten(0, 1))
-        rows = selector(output, y.shape[1])
-        rows = torch.eye(y.shape[1]).to(y) if rows is None else rows.to(y)
-        noise = 64*2.**-29*(plain(ends.flatten(0, 1).float()).double() - exact(ends.flatten(0, 1).float().double())).abs().amax() + 64*UNIT*y.abs().amax()
-        y = (y@rows.T).unflatten(0, ends.shape[:2])
+    ord = check_ord(ord)
+    ends = _segments(x, v, box, steps)
+    y, noise = _answers(model, ends.flatten(0, 1))
+    rows = selector(output, y.shape[1])
+    rows = torch.eye(y.shape[1]).to(y) if rows is None else rows.to(y)
+    y = (y@rows.T).unflatten(0, ends.shape[:2])
     length = torch.linalg.vector_norm((ends[:, 0] - ends[:, 1]).flatten(1), ord, 1)
     rise = torch.linalg.vector_norm(y[:, 0] - y[:, 1], ord, 1) - 2*rows.abs().sum()*noise
     ratio = torch.where(length > 0, rise/length, 0.).clamp(min=0).nan_to_num(0.)*(1 - 1e-12)
     return ratio.max().item(), ends[ratio.argmax()]
 
 # %% ../nbs/11c_lip_lower.ipynb #b98e3256
+@dataclass
+class _Region:
+    "Where the search may look: in a box (low, high), in a ball (center, radius, norm); None is everywhere."
+    box: tuple | None = None
+    ball: tuple | None = None
+
+    def inside(self, points):
+        "Points moved into the ball, then into the box; for l2 a little inside, to leave room for a quotient."
+        if self.ball is not None: points = self._into_ball(points, *self.ball)
+        if self.box is None: return points
+        low, high = (torch.as_tensor(b).to(points) for b in self.box)
+        return points.clamp(low, high)
+
+    def _into_ball(self, points, center, radius, norm):
+        center = center.to(points)
+        away = points - center
+        if norm == 'linf': return center + away.clamp(-radius, radius)
+        length = away.flatten(1).norm(dim=1).clamp(min=1e-300)
+        return center + away*(.999*radius/length).clamp(max=1.).view(-1, *[1]*(points.dim() - 1))
+
+    def spread(self, points):
+        "Largest step of the search: the ball's radius, the box's width, or the points' standard deviation."
+        if self.ball is not None:
+            _, radius, norm = self.ball
+            return radius/(math.sqrt(points[0].numel()) if norm == 'l2' else 1)
+        if self.box is not None:
+            low, high = (torch.as_tensor(b).double() for b in self.box)
+            return float((high - low).mean())/2
+        return points.std().item() if points.numel() > 1 and points.std() > 0 else 1.
+
+    def limits(self, point):
+        "A box around `point` inside which quotients are taken: it lies in the box and in the ball."
+        box = (-math.inf, math.inf) if self.box is None else self.box
+        low, high = (torch.as_tensor(b).to(point).double() for b in box)
+        if self.ball is None: return low, high
+        center, radius, norm = self.ball
+        center = center.to(point).double()
+        point = point.double()
+        if norm == 'linf': return torch.maximum(low, center - radius), torch.minimum(high, center + radius)
+        room = max(radius - (point - center).norm().item(), 0.)/math.sqrt(point.numel())
+        return torch.maximum(low, point - room), torch.minimum(high, point + room)
+
+# %% ../nbs/11c_lip_lower.ipynb #7959cb4a
+def _fittest(points, norms, keep):
+    "The `keep` points of largest norm, best first; a norm of nan counts as -1."
+    norms = norms.nan_to_num(-1.)
+    best = norms.topk(min(keep, len(norms)))
+    return points[best.indices], best.values
+
+def _children(points, n, spread, draw):
+    "`n` random steps from points chosen at random, from `spread` down to a thousandth of it."
+    scale = spread*10**(-3*torch.rand(n, generator=draw))
+    parents = points[torch.randint(len(points), (n,), generator=draw).to(points.device)]
+    noise = torch.randn(parents.shape, generator=draw)
+    return parents + (scale.view(-1, *[1]*(points.dim() - 1))*noise).to(parents)
+
+# %% ../nbs/11c_lip_lower.ipynb #11fae381
+def _check_still(model):
+    "Raise a ValueError that names the first layer that depends on chance or on the rest of the batch."
+    late = [name or type(m).__name__ for name, m in model.named_modules() if in_flux(m)]
+    if late: raise ValueError(f'model: {late[0]} is in train mode or without running statistics, '
+                              'accepted: a model in eval mode (call model.eval())')
+
 @plain_mode()
 def lip_lower(
     model,               # nn.Module N,... -> N,outputs in eval mode, or [(W, b), ...]
     x,                   # points to start from (N, ...)
     ord=2,               # norm of input and output: 2, 1 or inf
     output=None,         # None: all outputs; k: logit k; (i, j): the difference of two logits
-    box=None,            # (low, high), numbers or tensors: stay inside; the bound then holds for the box
-    ball=None,           # (center, radius, norm): stay within that radius of the center, a tensor of the shape of one point, in 'l2' or 'linf'
+    box=None,            # (low, high), numbers or tensors: stay inside; the bound holds for the box
+    ball=None,           # (center, radius, 'l2' or 'linf'): stay that near to the center, one point
     rounds: int = 30,    # rounds of the search; 0 looks at `x` only
     children: int = 32,  # new points per round
     keep: int = 4,       # best points kept
@@ -111,59 +200,29 @@ def lip_lower(
     seconds: float = math.inf,  # CPU seconds after which the search ends
     batch: int = 128,    # points per pass
 ) -> Interval:
-    "Lower bound of the Lipschitz constant from data points and greedy search, proven up to an estimated rounding error; the witness is a pair of points, `value` the Jacobian's norm."
+    """Lower bound of the Lipschitz constant from data points and greedy search, proven up to an estimated rounding
+    error; the witness is a pair of points, `value` the Jacobian's norm."""
     ord = check_ord(ord)
-    for name, value in ('children', children), ('keep', keep): check_number(value, name, low=1, integer=True)
+    check_number(children, 'children', low=1, integer=True)
+    check_number(keep, 'keep', low=1, integer=True)
     check_number(rounds, 'rounds', low=0, integer=True)
     if not isinstance(model, nn.Module): model = chain_module(model)
-    if (late := [name or type(m).__name__ for name, m in model.named_modules() if in_flux(m)]): raise ValueError(f'model: {late[0]} is in train mode or without running statistics, accepted: a model in eval mode (call model.eval())')
-    def inside(points):
-        if ball is not None: points = _into_ball(points, *ball)
-        return points if box is None else points.clamp(*[torch.as_tensor(b).to(points) for b in box])
-    def look(points):
-        points = inside(points)
-        return points, jacobian_norms(jacobians(model, points, output, batch), ord).nan_to_num(-1.)
+    _check_still(model)
+    region = _Region(box, ball)
+    slope = lambda points: jacobian_norms(jacobians(model, points, output, batch), ord)
     with Stopwatch() as watch:
-        points, norms = look(plain_tensor(x).to(*takes(model, x)))
-        spread = _spread(points, box, ball)
-        best = norms.topk(min(keep, len(norms)))
-        points, norms, draw = points[best.indices], best.values, generator(seed, 'lip_lower')
-        for i in range(rounds):
+        points = region.inside(plain_tensor(x).to(*takes(model, x)))
+        spread = region.spread(points)
+        draw = generator(seed, 'lip_lower')
+        points, norms = _fittest(points, slope(points), keep)
+        for _ in range(rounds):
             if watch.cpu > seconds: break
-            scale = spread*10**(-3*torch.rand(children, generator=draw))
-            parents = points[torch.randint(len(points), (children,), generator=draw).to(points.device)]
-            new, found = look(parents + (scale.view(-1, *[1]*(x.dim() - 1))*torch.randn(parents.shape, generator=draw)).to(parents))
-            points, norms = torch.cat([points, new]), torch.cat([norms, found])
-            best = norms.topk(min(keep, len(norms)))
-            points, norms = points[best.indices], best.values
+            new = region.inside(_children(points, children, spread, draw))
+            points, norms = torch.cat([points, new]), torch.cat([norms, slope(new)])
+            points, norms = _fittest(points, norms, keep)
         proofs = []
         for p in points:
             v = worst_direction(jacobians(model, p[None], output)[0].cpu(), ord)
-            limits = _limits(p, box, ball)
-            proofs.append(quotient(model, p, v, ord, output, limits))
+            proofs.append(quotient(model, p, v, ord, output, region.limits(p)))
         lower, witness = max(proofs, key=lambda proof: proof[0])
     return Interval(lower, math.inf, 'lower bound', norms[0].item(), witness=witness).timed(watch)
-
-def _spread(points, box, ball):
-    "Largest step of the search: the ball's radius, the box's width, or the points' standard deviation."
-    if ball is not None: return ball[1]/(math.sqrt(points[0].numel()) if ball[2] == 'l2' else 1)
-    if box is not None: return float((torch.as_tensor(box[1]).double() - torch.as_tensor(box[0]).double()).mean())/2
-    return points.std().item() if points.numel() > 1 and points.std() > 0 else 1.
-
-def _into_ball(points, center, radius, norm):
-    "Points moved into the ball; for l2 a little inside, to leave room for a quotient."
-    away = points - center.to(points)
-    if norm == 'linf': return center.to(points) + away.clamp(-radius, radius)
-    length = away.flatten(1).norm(dim=1).clamp(min=1e-300)
-    return center.to(points) + away*(.999*radius/length).clamp(max=1.).view(-1, *[1]*(points.dim() - 1))
-
-def _limits(point, box, ball):
-    "A box around `point` inside which quotients are taken: it lies in the box and in the ball."
-    low, high = (-math.inf, math.inf) if box is None else box
-    low, high = torch.as_tensor(low).to(point).double(), torch.as_tensor(high).to(point).double()
-    if ball is None: return low, high
-    center, radius, norm = ball
-    center = center.to(point).double()
-    if norm == 'linf': return torch.maximum(low, center - radius), torch.minimum(high, center + radius)
-    room = max(radius - (point.double() - center).norm().item(), 0.)/math.sqrt(point.numel())
-    return torch.maximum(low, point.double() - room), torch.minimum(high, point.double() + room)
