@@ -222,7 +222,11 @@ def read_json(
     if path.exists() and not path.is_file(): raise ValueError(f'{path}: not a file but a folder, a pipe or a device')
     decode = lambda d: float(d['$float']) if set(d) == {'$float'} else d
     numbers = dict(parse_int=_finite(int), parse_float=_finite(float), parse_constant=_finite(float))
-    try: return json.loads(path.read_text(encoding='utf-8'), object_hook=decode, **numbers)
+    try:
+        text = path.read_text(encoding='utf-8')
+        found = json.loads(text, object_hook=decode, **numbers)
+        if '\\ud' in text.lower(): json.dumps(found, ensure_ascii=False).encode()  # half a character fails here
+        return found
     except (ValueError, TypeError, OverflowError, RecursionError) as e:
         raise ValueError(f'{path}: not a complete JSON file ({e}); delete it to have it made again') from e
 

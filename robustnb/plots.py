@@ -212,7 +212,7 @@ def strength_curves(
     lines, proved = accuracies(best), best[best.metric == 'certified_accuracy']
     x = 'var' if check_choice(kind, 'kind', set(lines.kind) - {'standard', 'band'}) == 'noise' else 'eps'
     own, ax, title = lines[lines.kind == kind], ax or plt.subplots(figsize=(4.2, 3))[1], KINDS.get(kind, kind)
-    if x == 'eps' and own.attack.nunique() > 1:
+    if x == 'eps' and 'attack' in own and own.attack.nunique() > 1:
         widest = own.groupby('attack').eps.nunique().idxmax()
         lines, own, title = lines[(lines.kind != kind) | (lines.attack == widest)], own[own.attack == widest], f'{title}, {widest}'
     lines = own if (own[x] == 0).any() else lines[lines.kind.isin(['standard', kind])].fillna({x: 0.})  # a zero point of its own where fewer images were attacked

@@ -180,6 +180,7 @@ def _drawings(tidy):
     "Figures of one setting, as HTML."
     lines = plots.accuracies(tidy)
     swept, n = {'optimizer', 'lr'} <= set(tidy), int(lines.n.max()) if len(lines) else 0
+    if swept and len(lines): lines = lines[lines.condition.isin(plots.accuracies(results.at_best_rates(tidy)).condition)]
     seeds = tidy.seed.nunique() if 'seed' in tidy else 1
     kinds, made = [k for k in dict.fromkeys(lines.kind) if k != 'band'], []
     bars = f'mean ± std over {seeds} seeds' if seeds > 1 else 'one seed'

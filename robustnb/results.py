@@ -93,6 +93,7 @@ _ROW = {'metric': (_text, 'a text'), 'value': (_number, 'a number'), 'n': (_is(i
 _CONDITIONS = {k: (_is(str, type(None)), 'a text') for k in ('split', 'norm', 'noise', 'attack', 'hits')}
 _CONDITIONS |= {k: (_is(int, float, type(None)), 'a number') for k in ('eps', 'var')}
 _CONFIG = {'optimizer': (_is(str, type(None)), 'a text'), 'lr': (_is(int, float, type(None)), 'a number'), 'seed': (_is(int, type(None)), 'a whole number')}
+_CONFIG |= {k: (_is(str, int, float, type(None)), 'a text or number') for k in ('dataset', 'model')}
 _STATUS = {'id': (_text, 'a text'), 'state': (_text, 'a text'), 'error': (_text, 'a text'), 'seconds': (_number, 'a number'), 'config': (_table, 'a table')}
 
 def _check_forms(table, where, forms, optional={}):
@@ -111,6 +112,15 @@ def _check_hits(r):
     except (ValueError, zlib.error) as e: raise ValueError(f'hits: not from `pack` ({e})') from None
     if len(bits) != size: raise ValueError(f'hits: got {8*len(bits)} bits, accepted: one for each of {r["n"]} images')
 
+def _check_condition(r):
+    "A ValueError if an accuracy was measured under an attack or noise and does not say how strong it was."
+    if r['metric'] != 'accuracy': return
+    strengths = [k for kind, k in (('norm', 'eps'), ('noise', 'var')) if r.get(kind) is not None]
+    for key in [*strengths, *(['band'] if r.get('band') is not None else [])]:
+        value = r.get(key)
+        if not _number(value) or not math.isfinite(value):
+            raise ValueError(f'{key}: got {str(value)[:40]!r}, accepted: a finite number')
+
 def load(
     path,  # a result.json
 ) -> dict:
@@ -127,7 +137,9 @@ def load(
     for i, r in enumerate(result['metrics']):
         _check_forms(r, f'{path}: metrics, row {i}', _ROW, _CONDITIONS)
         if r['n'] < 0: raise ValueError(f'{path}: metrics, row {i}: n: got {r["n"]}, accepted: >= 0')
-        try: _check_hits(r)
+        try:
+            _check_hits(r)
+            _check_condition(r)
         except ValueError as e: raise ValueError(f'{path}: metrics, row {i}: {e}') from None
     seconds = [k for k in result['cost'] if k.endswith('_s')]
     names = Counter(['run', 'experiment', *result['config'], *seconds, *set().union(*result['metrics'])])

@@ -166,7 +166,8 @@ def _check_plain(value, name):
     "A ValueError for dates and for numbers that no computer word holds, at any depth."
     for v in value if isinstance(value, list) else value.values() if isinstance(value, dict) else []: _check_plain(v, name)
     small = not isinstance(value, int) or abs(value) < 2**63
-    if small and isinstance(value, (str, int, float, list, dict)): return
+    readable = not isinstance(value, str) or value.encode(errors='replace').decode() == value
+    if small and readable and isinstance(value, (str, int, float, list, dict)): return
     raise ValueError(f'{name}: got {str(value)[:40]!r}, accepted: texts, numbers of 64 bits, true or false, and lists of them')
 
 def convert(
@@ -448,8 +449,8 @@ def _scratch():
     except ValueError: return None
 
 def _plain(text):
-    "Text without terminal colours."
-    return re.sub(r'\x1b\[[0-9;]*m', '', text)
+    "Text without terminal colours, and without halves of characters, which no file can hold."
+    return re.sub(r'\x1b\[[0-9;]*m', '', text).encode(errors='backslashreplace').decode()
 
 def execute_run(
     run: Run,
@@ -620,7 +621,10 @@ def cluster(
     from distributed import Client, LocalCluster
     local = dict(n_workers=1, threads_per_worker=workers, processes=False, memory_limit=0, silence_logs='CRITICAL',
                  worker_dashboard_address='127.0.0.1:0', local_directory=get_temp_dir())
-    with dask.config.set({**QUIET, 'temporary-directory': get_temp_dir()}):
+    host = dashboard.rpartition(':')[0]
+    link = dask.config.get('distributed.dashboard.link')
+    if not scheduler and host not in ('', '0.0.0.0', '[::]'): link = link.replace('{host}', host)  # the one it listens at
+    with dask.config.set({**QUIET, 'temporary-directory': get_temp_dir(), 'distributed.dashboard.link': link}):
         if scheduler:
             with connect(scheduler, Patience(patience)) as client: yield client
             return

@@ -454,6 +454,10 @@ BOMBS = dict(
     sum=([*WIDE, ('torch.ops.aten.sum.default', dict(self=name('wide')), 'result')], WORKS),
     pieces=([*WIDE, ('torch.ops.aten.unbind.int', dict(self=name('wide')), 'result')], 'without a list of results'),
     square=(SQUARES, WORKS),
+    reading=([full([1, 1]), ('torch.ops.aten.expand.default', dict(self=name('zeros'), size=ints(2**14, 2**15)), 'wide'),
+              *[('torch.ops.aten.sum.default', dict(self=name('wide')), f's{i}') for i in range(1000)]], WORKS),
+    nodes=([full([1, 10])] + chain_of(20_001, 'alias.default', lambda a: dict(self=name(a))),
+           'nodes, accepted: at most 20,000'),
     window=(after_full([1, 1, 2**13, 2**13], 'avg_pool2d.default', kernel_size=ints(2**12, 2**12), stride=ints(1, 1)),
             WORKS),
     pad=(after_full([1, 1, 8, 8], 'constant_pad_nd.default', pad=ints(2**30, 2**30)), f'{NEEDS}|{WORKS}'),
@@ -512,6 +516,26 @@ def test_a_number_where_a_type_belongs(originals, tmp_path, target, args, wrong)
         if words is None: assert foreign.load_model(file)(torch.rand(3, 1, 8, 8)).shape == (3, 10)
         else:
             with pytest.raises(ValueError, match=words): foreign.load_model(file)
+
+@pytest.mark.parametrize('target', ['div.Tensor_mode', 'div_.Tensor_mode', 'div.Scalar_mode'])
+@pytest.mark.parametrize('kind', [4, 5])
+@pytest.mark.parametrize('mode, divisor, words', [('trunc', -1, 'divided by -1'), ('trunc', 2, None), ('floor', 1, None)])
+def test_the_quotient_that_ends_a_process(originals, tmp_path, target, kind, mode, divisor, words):
+    low = dict(size=ints(3), fill_value={'as_int': -2**31 + 1 if kind == 4 else -2**63 + 1}, dtype={'as_scalar_type': kind})
+    other = dict(low, fill_value={'as_int': divisor})
+    by = {'as_int': divisor} if 'Scalar' in target else name('by')
+    file = edited(originals, tmp_path, before_the_logits(
+        ('torch.ops.aten.full.default', low, 'low'), ('torch.ops.aten.full.default', other, 'by'),
+        ('torch.ops.aten.sub.Scalar', dict(self=name('low'), other={'as_int': 1}), 'lowest'),
+        (f'torch.ops.aten.{target}', dict(self=name('lowest'), other=by, rounding_mode={'as_string': mode}), 'q'),
+        ('torch.ops.aten.to.dtype', dict(self=name('q'), dtype={'as_scalar_type': 8}), 'real'),
+        ('torch.ops.aten.sum.default', dict(self=name('real')), 'result')))
+    model, sound, x = foreign.load_model(file), foreign.load_model(originals/'chain.pt2'), torch.rand(3, 1, 8, 8)
+    if words:
+        with pytest.raises(ValueError, match=f'edited.pt2: node .*{words}'): model(x)
+    else:
+        quotient = 3*(-2**31 if kind == 4 else -2**63)/divisor
+        torch.testing.assert_close(model(x), (sound(x) + quotient).to(model(x).dtype), rtol=1e-6, atol=1e-3)
 
 @pytest.mark.parametrize('change, words', [
     (lambda t: t['graph_module']['graph']['nodes'].pop(1), 'which nothing before it defines'),
@@ -584,6 +608,15 @@ def test_packed_archives(originals, tmp_path):
         with pytest.warns(UserWarning, match='Duplicate name'): z.writestr('chain/models/model.json', b'{}')
     with pytest.raises(ValueError, match='two members of one name'): foreign.load_model(file)
 
+def test_an_end_that_speaks_of_other_disks(originals, tmp_path):
+    raw = bytearray((originals/'chain.pt2').read_bytes())
+    at = raw.rindex(b'PK\6\7')  # where the end of a large archive is: which disk, where on it, how many disks
+    assert foreign.file_kind(originals/'chain.pt2') == 'program'
+    raw[at + 16:at + 20] = struct.pack('<I', 7)
+    (tmp_path/'disks.pt2').write_bytes(raw)
+    for read in foreign.file_kind, foreign.load_model, foreign.Program:
+        with pytest.raises(ValueError, match='disks.pt2: .*multiple disks'): read(tmp_path/'disks.pt2')
+
 def test_no_pickle_runs(originals, tmp_path):
     ran = tmp_path/'ran'
     class Bomb:
@@ -624,7 +657,9 @@ def test_weights_of_other_types_and_numbers_of_classes(tmp_path):
                           ({first: own[first].to(torch.complex64)}, 'is torch.complex64'),
                           ({bias: torch.zeros(10**7)}, 'does not fit'),
                           ({bias: torch.zeros(0)}, 'does not fit|classes'),
-                          ({k: v[:0] for k, v in own.items()}, 'does not fit|classes')):
+                          ({k: v[:0] for k, v in own.items()}, 'does not fit|classes'),
+                          ({'x'*10**6: own[bias].clone()}, r'holds x{60}, which smallcnn lacks'),
+                          ({'\x1b[31m': own[bias].clone()}, r'holds \\x1b\[31m, which')):
         with pytest.raises(ValueError, match=f'bad.safetensors: .*({words})'):
             foreign.load_model(saved(own | change, tmp_path/'bad.safetensors'), **OPTIONS)
 

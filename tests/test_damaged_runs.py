@@ -8,7 +8,7 @@ import pytest
 
 from robustnb import plots, results
 from robustnb.core import read_json
-from robustnb.report import gather, failure_table, provenance_table
+from robustnb.report import gather, failure_table, provenance_table, report
 from robustnb.sweep import Parameter, convert, damaged, is_done, parameters, read_sweep, result_path, run_sweep
 
 ODD = [{}, [], [1], None, True, -1, 1.5, 10**400, '', 'x', '\ud800', {'$float': 'nan'}, {'$float': []}, {'a': {}}, [[[]]], 'nan', 2**70, {'metric': 1}]
@@ -90,6 +90,38 @@ def test_damaged_results(done, tmp_path, n):
     assert min(kinds) > n/20  # some damage is harmless: a letter of a commit
     (place/'result.json').write_text(whole)
     assert is_done(place) and results.load(place/'result.json')['config']['lr'] == done.runs[0].config['lr']
+
+
+def test_values_that_a_page_relies_on(done, tmp_path):
+    path = tmp_path/'runs/toy'/done.runs[0].id/'result.json'
+    whole = path.read_text()
+    row = dict(metric='accuracy', value=.5, n=10, split='test')
+    def with_row(**kw): return lambda r: r['metrics'].append({**row, **kw})
+    def with_radii(r): r['metrics'] += [{**row, 'norm': 'l2', 'eps': eps} for eps in (.1, .2)]  # and no attack named
+    for change, said in ((lambda r: r['config'].update(dataset=['mnist']), 'dataset'),
+                         (lambda r: r['config'].update(model={}), 'model'),
+                         (lambda r: r['config'].update(name='\udc80'), 'not a complete JSON file'),
+                         (with_row(norm='linf'), 'eps'), (with_row(norm='linf', eps={'$float': 'nan'}), 'eps'),
+                         (with_row(noise='gaussian'), 'var'), (with_row(noise='gaussian', var=.1, band='low'), 'band'),
+                         (with_row(noise='gaussian', var=.1, band=3), None), (with_row(norm='linf', eps=.1), None),
+                         (with_radii, None)):
+        result = json.loads(whole)
+        change(result)
+        path.write_text(json.dumps(result))
+        if said:
+            with pytest.raises(ValueError, match=f'result.json: .*{said}'): gather(tmp_path/'runs')
+        else: report(gather(tmp_path/'runs'), tmp_path/'page')
+
+
+def test_halves_of_characters(tmp_path, experiment, robustnb):
+    with pytest.raises(ValueError, match='name: got .*accepted: texts'): convert('\udcff', Parameter('name', 'x'))
+    experiment("raise ValueError(chr(0xdcff))")
+    for _ in range(2):
+        process = robustnb('run', 'toy.ipynb')
+        out, err = process.communicate()
+        assert process.returncode == 1 and 'udcff' in out and 'Traceback' not in err, out + err
+    failed, = results.failures(tmp_path/'runs')
+    assert 'udcff' in failed['error'] and 'JSON' not in failed['error']
 
 
 @count(100, 300)

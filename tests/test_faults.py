@@ -57,7 +57,10 @@ def test_nobody_can_connect_to_a_sweep_on_this_machine(tmp_path, experiment, rob
     for address in open_ports:
         with pytest.raises(Exception):
             with Client(f'tcp://{address.ip}:{address.port}', timeout=2) as client: client.submit(os.getpid).result(2)
-    assert finish(process)[0] == 0
+    code, out, err = finish(process)
+    assert code == 0, err
+    ip, port = re.search(r'dashboard: http://([\d.]+):(\d+)/', out).groups()
+    assert (ip, int(port)) in open_ports  # the address that is printed is the one it listens at
 
 
 def test_after_a_killed_driver_a_second_start_does_the_rest(tmp_path, experiment, robustnb):
