@@ -677,11 +677,13 @@ def dispatch(
 # %% ../nbs/14b_sweep.ipynb #1f8223b2
 def _outcome(run, future, place):
     "The status of a finished run, failed where its worker raised; None where the scheduler was lost and the run has to be done again. `Stopped` if it cannot be written."
+    from distributed.comm import CommClosedError
     if future.cancelled(): return None
     error = future.exception()
     try:
         if error is None: return receive(future.result(), place)
     except OSError as e: error = e
+    if isinstance(error, (CommClosedError, ConnectionError)): return None
     if isinstance(error, OSError) and (error.errno in FULL or future.status == 'finished'):
         raise Stopped(f'{error.filename or place}: {error.strerror or error}; the same command does the rest when there is room') from None
     return dict(id=run.id, state='failed', error=f'{type(error).__name__}: {error}', seconds=0., config=run.config)

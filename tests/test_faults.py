@@ -252,7 +252,7 @@ def test_a_scheduler_that_comes_back_is_waited_for(tmp_path, experiment, robustn
     cluster.scheduler()
     cluster.worker()
     code, out, err = finish(process)
-    assert code == 0, err
+    assert code == 0, out + err
     assert len(results_of(tmp_path)) == 8 and all(p.stat().st_mtime_ns == t for p, t in early.items())
 
 
