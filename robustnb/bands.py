@@ -54,12 +54,14 @@ def band_accuracy(
     seed: int = 0,          # models compared under one seed see the same noise
     topk: int = 1,          # right if the label is among the k largest logits
     batch_size: int = 512,  # images per pass
+    only=None,              # list of bands to look at, counted from 1; None: all
 ) -> BandAccuracy:
-    "Accuracy under noise confined to each of `n_bands` bands, not clamped (paper, Figure 4)."
+    "Accuracy under noise confined to each of `n_bands` bands, or to those in `only`, not clamped (paper, Figure 4)."
     check_number(var, 'var', low=0)
     for name, value in dict(n_bands=n_bands, repeats=repeats, batch_size=batch_size).items(): check_number(value, name, low=1, integer=True)
     masks = band_masks(x.shape[-2:], n_bands)
-    clean, right = torch.zeros(len(x), dtype=torch.bool), torch.zeros(repeats, n_bands, len(x), dtype=torch.bool)
+    if only is not None: masks = masks[[check_number(band, 'only', low=1, high=n_bands, integer=True) - 1 for band in only]]
+    clean, right = torch.zeros(len(x), dtype=torch.bool), torch.zeros(repeats, len(masks), len(x), dtype=torch.bool)
     for start in range(0, len(x), batch_size):
         part = slice(start, min(start + batch_size, len(x)))
         batch = to_float(x[part], takes(model)[0])
