@@ -301,10 +301,10 @@ def _row(condition, judged, split):
 
 # %% ../nbs/10g_conditions.ipynb #6f1fd99f
 class FieldError(ValueError):
-    "A mistake in the table of a condition; `key` is where."
-    def __init__(self, key, text):
+    "A mistake in the table of a condition: its `key`, and the `value` there."
+    def __init__(self, key, text, value=''):
         super().__init__(text)
-        self.key = key
+        self.key, self.value = key, value
 
 def parse(
     conditions,  # a list of `Condition` objects and tables, mixed as you like
@@ -323,7 +323,7 @@ def _kind(table):
     kind = table.get('kind')
     if not isinstance(kind, str): raise FieldError('kind', f'kind: got {kind!r}, accepted: {", ".join(KINDS)}, or module:Name of your own')
     try: return find_named(kind, 'kind') if ':' in kind else KINDS[check_choice(kind, 'kind', KINDS)]
-    except ValueError as e: raise FieldError('kind', f'{e}, or module:Name of your own' if ':' not in kind else str(e)) from None
+    except ValueError as e: raise FieldError('kind', f'{e}, or module:Name of your own' if ':' not in kind else str(e), kind) from None
 
 def _expand(table):
     "The conditions of one table."
@@ -335,7 +335,7 @@ def _expand(table):
         n_bands = check_number(given.get('n_bands', 10), 'n_bands', low=1, integer=True)
         given['band'] = list(range(1, n_bands + 1))
     lacks = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING and f.name not in given]
-    if lacks: raise FieldError('kind', f'{lacks[0]}: missing for {cls.kind}, accepted: a value, or a list of them')
+    if lacks: raise FieldError('kind', f'{lacks[0]}: missing for {cls.kind}, accepted: a value, or a list of them', cls.kind)
     axes = [v if isinstance(v, list) else [v] for v in given.values()]
     if empty := [k for k, v in zip(given, axes) if not v]: raise FieldError(empty[0], f'{empty[0]}: got [], accepted: at least one value')
     try: return [cls(**dict(zip(given, point))) for point in itertools.product(*axes)]
