@@ -139,7 +139,7 @@ def _assignments(notebook, number, source):
         try: new = _assigned(node, values)
         except (ValueError, TypeError, ArithmeticError, RecursionError) as e: raise ValueError(f'{where}, line {node.lineno}: {e}') from None
         values.update(new)
-        found.append((new, comments.get(node.end_lineno, '')))
+        found.append((new, comments.get(node.end_lineno) or comments.get(node.lineno, '')))
     return found
 
 # %% ../nbs/14b_sweep.ipynb #da68b1af
