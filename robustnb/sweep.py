@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['RUNNERS', 'SETTLED', 'ABOUT', 'MARK', 'WEIGHTS', 'FILES', 'FULL', 'QUIET', 'Parameter', 'evaluate', 'parameters',
            'find_experiment', 'convert', 'identity', 'run_id', 'asked_here', 'asked_workers', 'settle', 'cells_digest',
-           'strip_show', 'Run', 'Experiment', 'read_experiment', 'Sweep', 'sweep_name', 'read_sweep', 'workspace',
-           'is_done', 'is_run', 'check_place', 'clear_leftovers', 'run_notebook', 'execute_run', 'receive',
+           'strip_show', 'Run', 'Experiment', 'read_experiment', 'Sweep', 'sweep_name', 'read_sweep', 'read_conditions',
+           'workspace', 'is_done', 'is_run', 'check_place', 'clear_leftovers', 'run_notebook', 'execute_run', 'receive',
            'result_path', 'damaged', 'locked', 'Stopped', 'Patience', 'check_scheduler', 'connect', 'environment',
-           'cluster', 'threads', 'dispatch', 'run_sweep', 'read_results', 'publish']
+           'cluster', 'threads', 'dispatch', 'run_sweep', 'read_results', 'edited', 'replay', 'publish']
 
 # %% ../nbs/14b_sweep.ipynb #12eee027
-import ast, errno, fcntl, hashlib, inspect, io, itertools, math, operator, os, queue, re, secrets, shutil, socket, sys, tempfile, time, tokenize, tomllib
+import ast, errno, fcntl, hashlib, inspect, io, itertools, json, math, operator, os, queue, re, secrets, shutil, socket, sys, tempfile, time, tokenize, tomllib
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.util import get_temp_dir
@@ -21,11 +21,11 @@ import nbformat, psutil
 from tqdm.auto import tqdm
 
 from . import results
-from .core import check_choice, check_number, code_digest, cores, digest, find_named, parse_number, read_json, shipped, thread_env, write_json, write_text
+from .core import check_choice, check_number, code_digest, cores, digest, find_named, json_text, parse_number, read_json, shipped, thread_env, write_json, write_text
 from .engine import check_limits, halt, run_isolated
 
 # %% ../nbs/14b_sweep.ipynb #794abe15
-RUNNERS = 'out', 'weights'  # parameters that the runner fills: where result.json and the weights go
+RUNNERS = 'out', 'weights', 'original', 'kept'  # parameters that the runner fills: files to write and to read
 
 @dataclass(frozen=True)
 class Parameter:
@@ -294,10 +294,15 @@ def asked_here(
     return function(*args)
 
 def asked_workers(
-    client,  # Dask client
+    client,               # Dask client
+    patience: float = 600,  # seconds to wait for a worker
 ):
     "`ask(function, *args)`: the answer of all workers; a ValueError where they differ."
+    waiting = Patience(patience)
     def ask(function, *args):
+        while not threads(client):
+            waiting.wait(f'no worker at {client.scheduler.address}')
+            time.sleep(1)
         answers = {repr(v): v for v in client.run(function, *args).values()}
         if len(answers) == 1: return next(iter(answers.values()))
         got = ', '.join(answers) or 'no answer'
@@ -398,11 +403,11 @@ class Experiment:
             if own_data: found[p.name] = ask(_fingerprint, config[p.name])
         kinds = {table['kind'] for table in config.get('conditions') or [] if isinstance(table, dict) and ':' in table['kind']}
         return {**found, **{kind: ask(_module_digest, kind) for kind in sorted(kinds)}}
-    def run(self, given: dict, ask=asked_here, **kw) -> Run:
+    def run(self, values: dict, ask=asked_here, **kw) -> Run:
         "The run with these parameters, the others at their defaults."
         config = {k: p.default for k, p in self.parameters.items()}
         if 'conditions' in config: config['conditions'] = _conditions(config['conditions'])
-        config = settle({**config, **given}, self.parameters, ask)
+        config = settle({**config, **values}, self.parameters, ask)
         return Run(self.name, config, identity(config, self.parameters), self.protocol, self.outside(config, ask), self.source, **kw)
 
 def read_experiment(
@@ -517,6 +522,18 @@ def _run_of(experiment, given, ask, keep):
     if ask: return experiment.run(given, ask, keep_weights=keep)
     config = {**{k: p.default for k, p in experiment.parameters.items()}, **given}
     return Run(experiment.name, config, protocol=experiment.protocol, keep_weights=keep)
+
+# %% ../nbs/14b_sweep.ipynb #1847064b
+def read_conditions(
+    path,  # a TOML file with conditions = [{kind = ...}, ...]
+) -> list:
+    "Tables of conditions, see `conditions.tables`; every mistake is a ValueError with file, line, key and accepted values."
+    path = Path(path)
+    text, spec = _toml(path)
+    for key in spec:
+        with _located(path, text, key): check_choice(key, 'key', ['conditions'])
+    if 'conditions' not in spec: raise ValueError(f'{path}: lacks conditions = [{{kind = "..."}}, ...]')
+    with _located(path, text, 'conditions'): return _conditions(spec['conditions'])
 
 # %% ../nbs/14b_sweep.ipynb #8d6bf139
 MARK = 'this folder is made and cleared by robustnb'
@@ -967,6 +984,43 @@ def read_results(
 ):
     "All results of the sweep that exist, as `results.table`."
     return results.table(p for r in sweep.runs if (p := result_path(r, sweep.name, out, committed)))
+
+# %% ../nbs/14b_sweep.ipynb #af9c3033
+def edited(
+    sweep: Sweep,
+    out='runs',           # folder of runs
+    committed='results',  # folder of committed results
+) -> list:
+    "Paths of the sweep's results that other cells of its notebook made than there are today."
+    paths = [(r, result_path(r, sweep.name, out, committed)) for r in sweep.runs]
+    return [p for r, p in paths if p and results.load(p).get('source', 'unknown') not in ('unknown', r.source)]
+
+def replay(
+    sweep: Sweep,
+    out='runs',           # folder of runs
+    committed='results',  # folder of committed results
+    engine='warm',        # see `execute_run`
+):
+    "Do the cheapest of the sweep's finished runs again: (path of its result, pandas table of the rows that differ, with `before` and `now`)."
+    paths = {r.id: p for r in sweep.runs if (p := result_path(r, sweep.name, out, committed))}
+    if not paths: raise ValueError(f'{sweep.name}: none of its runs is done, so that there is nothing to do again')
+    run = min((r for r in sweep.runs if r.id in paths), key=lambda r: results.load(paths[r.id])['cost'].get('wall_s', 0))
+    before = results.load(paths[run.id])
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder).resolve()/sweep.notebook.stem/run.id
+        status = execute_run(run, sweep.notebook.read_text(encoding='utf-8'), place, engine)
+        if status['state'] == 'failed': raise ValueError(f'{sweep.name}: the run {run.id} fails now: {status["error"].splitlines()[-1]}')
+        now = results.load(place/'result.json')
+    return paths[run.id], _differences(before['metrics'], now['metrics'])
+
+def _differences(before, now):
+    "Table of the metric rows whose value is not the same."
+    import pandas as pd
+    whole = lambda r: json_text({k: v for k, v in r.items() if k not in ('value', 'hits')})
+    values = [{whole(r): r['value'] for r in rows} for rows in (before, now)]
+    keys = list(dict.fromkeys([*values[0], *values[1]]))
+    lines = [dict(json.loads(k), before=values[0].get(k), now=values[1].get(k)) for k in keys]
+    return pd.DataFrame([l for l in lines if repr(l['before']) != repr(l['now'])])
 
 # %% ../nbs/14b_sweep.ipynb #700c30fe
 def publish(
