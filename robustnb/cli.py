@@ -311,7 +311,7 @@ EXAMPLES = dict(
   robustnb run                                     list the experiments
   robustnb run fig01_robustness --parameters       what it can be told, and the defaults
   robustnb run fig01_robustness                    one run on its defaults, seconds
-  robustnb run fig01_robustness --set optimizer=adam --set lr=0.001 --set 'variances=[0.01, 0.1]'""",
+  robustnb run fig01_robustness --set optimizer=adam --set lr=0.001 --set 'conditions=[{kind="gaussian", var=0.1}]'""",
     sweep="""
   robustnb sweep demo --dry-run                    what would be done
   robustnb sweep demo --workers 2                  do it; interrupted, the same command does the rest
@@ -468,6 +468,12 @@ def gentle_signals():
         for number, handler in before.items(): signal.signal(number, handler)
 
 # %% ../nbs/15_cli.ipynb #7652b993
+def _make_importable(folder):
+    "Let this process, and those that it starts, import modules from the folder, after all others: names like mylab:Blur are looked for there."
+    if folder not in sys.path: sys.path.append(folder)
+    paths = os.environ.get('PYTHONPATH', '').split(os.pathsep)
+    if folder not in paths: os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [*paths, folder]))
+
 def _close_output():
     "Send what is still to be printed nowhere: its reader is gone."
     for stream in sys.stdout, sys.stderr:
@@ -479,6 +485,7 @@ def main(
 ) -> int:
     "Entry point of the command `robustnb`; returns the exit code: 0, 1 if a run failed, 2 for a wrong argument or file, 128 + its number for a signal (a wrong option exits, with 2)."
     args = make_parser().parse_args(argv)
+    _make_importable(os.getcwd())
     try:
         with gentle_signals(): code = args.run(args)
         sys.stdout.flush()

@@ -650,6 +650,7 @@ def run_notebook(
 ):
     "Execute `work`/notebook.ipynb in place through papermill."
     import papermill
+    sys.path += [p for p in os.environ.get('PYTHONPATH', '').split(os.pathsep) if p and p not in sys.path]  # modules of one's own
     if root := os.environ.get('ROBUSTNB_DATA'): os.environ['ROBUSTNB_DATA'] = str(Path(root).expanduser().absolute())  # in this process, before it moves to `work`
     papermill.execute_notebook(work/'notebook.ipynb', work/'notebook.ipynb', {**parameters, 'out': str(work/'result.json')}, engine_name=engine,
                                cwd=work, kernel_name='python3', progress_bar=False, log_output=False)
