@@ -18,7 +18,7 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from . import optim, paper
-from .conditions import Clean, Condition, condition_of, fraction, select
+from .conditions import Attack, Band, Clean, Condition, Gaussian, condition_of, fraction, select
 from .core import check_choice
 from .results import at_best_rates, best_rates, settings, summary
 from .stats import compare, wilson
@@ -190,11 +190,11 @@ def legend_above(
 # %% ../nbs/12_plots.ipynb #a490be3b
 def _tick(c):
     "What tells a condition from the others of its panel."
-    if c.kind == 'clean': return ''
-    if c.kind == 'gaussian': return f'var {c.var:g}'
-    if c.kind == 'band': return f'{c.band} var {c.var:g}'
-    if c.kind != 'attack': return as_text(c.label)
-    return fraction(c.eps, c.norm) + ('' if c.attack == 'autoattack' else f' {c.attack}')
+    if isinstance(c, Clean): return ''
+    if isinstance(c, Gaussian): return f'var {c.var:g}'
+    if isinstance(c, Band): return f'{c.band} var {c.var:g}'
+    if isinstance(c, Attack): return fraction(c.eps, c.norm) + ('' if c.attack == 'autoattack' else f' {c.attack}')
+    return as_text(c.label)
 
 def bar_panel(
     tidy,        # from `results.table`; a ValueError if its runs differ in more than optimizer, lr, seed
