@@ -385,6 +385,8 @@ class Other(Condition):
     @property
     def kind(self): return self.name
     @property
+    def fields(self): return dict(kind=self.name)
+    @property
     def label(self): return self.text
     @property
     def strength(self): return self.level
@@ -395,9 +397,15 @@ def condition_of(
     "The condition that an accuracy was measured under."
     kind = line.get('kind') if has(line, 'kind') else 'clean'
     cls = KINDS.get(kind)
-    if cls not in OURS:
-        return Other(kind, line['label'] if has(line, 'label') else kind, line['strength'] if has(line, 'strength') else math.nan)
-    return cls(**{f.name: _as(f.type, line[f.name]) for f in fields(cls) if f.name not in ('n', 'draws') and has(line, f.name)})
+    if cls is Attack and line.get('eps') == 0: return Clean()  # the images that are attacked, as they are
+    if cls not in OURS: return _described(kind, kind, line)
+    given = {f.name: _as(f.type, line[f.name]) for f in fields(cls) if f.name not in ('n', 'draws') and has(line, f.name)}
+    try: return cls(**given)
+    except (TypeError, ValueError): return _described(kind, ' '.join([kind, *(_shown(k, v) for k, v in given.items())]), line)
+
+def _described(kind, text, line):
+    "A condition that is known from its row only: of another's kind, or of ours with an attack that is not."
+    return Other(kind, line['label'] if has(line, 'label') else text, line['strength'] if has(line, 'strength') else math.nan)
 
 def _as(kind, value): return int(value) if kind is int else value  # a table holds whole numbers as floats
 
@@ -406,6 +414,9 @@ def select(
     condition,          # a `Condition`
 ):
     "Those rows of the table that were measured under the condition, on however many images."
+    if isinstance(condition, Other):
+        accuracies = tidy[tidy.metric == 'accuracy']
+        return accuracies[[condition_of(line) == condition for line in accuracies.to_dict('records')]]
     wanted = row_fields(condition)
     mine = tidy.metric == _metric(condition)
     for name, value in wanted.items():

@@ -12,7 +12,7 @@ from .core import check_choice
 PAPER = 'Ma, Pan and Farahmand, TMLR 2023, arXiv 2308.06703v2'
 
 _OPTIMIZERS = 'sgd adam rmsprop'.split()
-_DISTURBANCES = 'standard gaussian l2 linf'.split()
+_PANELS = 'clean gaussian l2 linf'.split()  # as `Condition.panel` has them
 
 _FIGURE1 = dict(  # percent, +-0.5: standard | Gaussian noise | l2 | linf, each SGD, Adam, RMSProp
     mnist=((98.7, 99.0, 98.9), (95.8, 89.5, 90.7), (66.3, 54.7, 50.0), (72.0, 53.0, 50.0)),
@@ -28,27 +28,30 @@ _CHECKPOINTS = dict(  # percent: standard | sigma^2 = .007 | l2 .3 | linf 4/255;
     cifar100=dict(sgd=(83.64, 65.46, 57.40, 39.00), adam=(86.70, 49.14, 52.20, 33.60), rmsprop=(86.08, 52.13, 56.50, 36.60)))
 
 _STRENGTHS = dict(  # of the checkpoints
-    standard={}, gaussian=dict(noise='gaussian', var=.007),
-    l2=dict(norm='l2', eps=.3, attack='autoattack'), linf=dict(norm='linf', eps=4/255, attack='autoattack'))
+    clean={}, gaussian=dict(var=.007), l2=dict(eps=.3, attack='autoattack'), linf=dict(eps=4/255, attack='autoattack'))
 
 # %% ../nbs/03b_paper.ipynb #a7ab4318
-def _line(source, dataset, optimizer, disturbance, percent, strength={}):
+_KINDS = dict(clean=dict(kind='clean'), gaussian=dict(kind='gaussian'), l2=dict(kind='attack', norm='l2'),
+              linf=dict(kind='attack', norm='linf'))  # fields of each panel's conditions
+
+def _line(source, dataset, optimizer, panel, percent, strength={}):
     "One line of `table`."
     return dict(source=source, dataset=dataset, optimizer=optimizer, metric='accuracy', value=round(percent/100, 4),
-                split='test', disturbance=disturbance, **strength)
+                split='test', panel=panel, **_KINDS[panel], **strength)
 
 def table():
-    """The paper's accuracies (fractions) as a pandas table: source 'Figure 1', read off to half a point, and 'checkpoints', the authors'
-    at single strengths. Columns: source, dataset, optimizer, metric, value, split, disturbance ('standard', 'gaussian', 'l2', 'linf');
-    for checkpoints also noise, var, norm, eps, attack."""
+    """The paper's accuracies (fractions) as a pandas table: source 'Figure 1', read off to half a point, and
+    'checkpoints', the authors' at single strengths. Columns: source, dataset, optimizer, metric, value, split, panel
+    ('clean', 'gaussian', 'l2', 'linf'), kind and norm as result rows have them; for checkpoints also var, eps, attack."""
     import pandas as pd
     lines = []
-    for dataset, kinds in _FIGURE1.items():
-        for kind, values in zip(_DISTURBANCES, kinds):
-            lines += [_line('Figure 1', dataset, o, kind, v) for o, v in zip(_OPTIMIZERS, values)]
+    for dataset, panels in _FIGURE1.items():
+        for panel, values in zip(_PANELS, panels):
+            lines += [_line('Figure 1', dataset, o, panel, v) for o, v in zip(_OPTIMIZERS, values)]
     for dataset, rows in _CHECKPOINTS.items():
         for optimizer, values in rows.items():
-            lines += [_line('checkpoints', dataset, optimizer, k, v, _STRENGTHS[k]) for k, v in zip(_DISTURBANCES, values)]
+            shown = zip(_PANELS, values)
+            lines += [_line('checkpoints', dataset, optimizer, p, v, _STRENGTHS[p]) for p, v in shown]
     return pd.DataFrame(lines)
 
 # %% ../nbs/03b_paper.ipynb #08c39872

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STYLE', 'svg', 'figure', 'table_html', 'markdown_text', 'table_markdown', 'table_csv', 'page', 'Runs', 'gather',
-           'doubt_lines', 'beside_paper', 'reading', 'last_error', 'failure_table', 'provenance_table', 'written',
-           'check_replaceable', 'write_files', 'report']
+           'beside_paper', 'reading', 'last_error', 'failure_table', 'provenance_table', 'written', 'check_replaceable',
+           'write_files', 'report']
 
 # %% ../nbs/13a_report.ipynb #8650e106
 import hashlib, html, io, itertools, math, os, re
@@ -18,10 +18,11 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from . import paper, plots, results
+from .conditions import condition_of, select
 from .core import atomic_path, read_json, write_json
 
 # %% ../nbs/13a_report.ipynb #fdea30f6
-_WORDS = {**plots.KINDS, 'l2': 'l2 attack', 'linf': 'linf attack'}
+_WORDS = {**plots.PANELS, 'l2': 'l2 attack', 'linf': 'linf attack'}  # a panel in plain text
 
 _count = itertools.count()
 
@@ -30,8 +31,9 @@ def svg(
     alt: str,   # what a reader who cannot see it should know
 ) -> str:
     "The figure as an inline SVG element."
+    unsigned = dict.fromkeys(['Date', 'Creator', 'Format', 'Type'])
     with io.StringIO() as f, matplotlib.rc_context({'svg.hashsalt': 'robustnb', 'svg.fonttype': 'path'}):
-        fig.savefig(f, format='svg', bbox_inches='tight', transparent=True, metadata=dict.fromkeys(['Date', 'Creator', 'Format', 'Type']))
+        fig.savefig(f, format='svg', bbox_inches='tight', transparent=True, metadata=unsigned)
         text = f.getvalue()
     plt.close(fig)
     text = re.sub(r'<metadata>.*?</metadata>', '', text[text.index('<svg'):], flags=re.S)
@@ -45,15 +47,18 @@ def figure(
     alt: str = '',    # default: the caption
 ) -> str:
     "A figure with its caption as HTML."
-    return f'<figure>{svg(getattr(drawing, "figure", drawing), alt or caption)}<figcaption>{html.escape(caption)}</figcaption></figure>'
+    drawn = svg(getattr(drawing, 'figure', drawing), alt or caption)
+    return f'<figure>{drawn}<figcaption>{html.escape(caption)}</figcaption></figure>'
 
 def table_html(
     table,              # pandas table
     caption: str = '',  # plain text above it; empty: none
 ) -> str:
     "A table as HTML that scrolls sideways on a narrow screen; numbers as they stand."
-    text = f'<div class="scroll">{table.to_html(index=False, border=0, na_rep="", justify="left", escape=True)}</div>'
-    return f'<figure class="table"><figcaption>{html.escape(caption)}</figcaption>{text}</figure>' if caption else text
+    text = table.to_html(index=False, border=0, na_rep='', justify='left', escape=True)
+    text = f'<div class="scroll">{text}</div>'
+    if not caption: return text
+    return f'<figure class="table"><figcaption>{html.escape(caption)}</figcaption>{text}</figure>'
 
 # %% ../nbs/13a_report.ipynb #397ec147
 def markdown_text(
@@ -75,22 +80,31 @@ def table_csv(
     table,  # pandas table
 ) -> str:
     "A table as CSV; a text that a spreadsheet would take for a formula gets a leading apostrophe."
-    def harmless(v): return f"'{v}" if isinstance(v, str) and v[:1] in ('=', '+', '-', '@', '\t', '\r') else v
+    formula = ('=', '+', '-', '@', '\t', '\r')
+    def harmless(v): return f"'{v}" if isinstance(v, str) and v.startswith(formula) else v
     return table.rename(columns=harmless).map(harmless).to_csv(index=False)
 
 # %% ../nbs/13a_report.ipynb #0f063c2f
 STYLE = '''
 :root{color-scheme:light dark;--fg:#1c2024;--bg:#fff;--soft:#f3f4f6;--line:#d4d8dd;--link:#0a56c2;--bad:#b3261e}
-@media(prefers-color-scheme:dark){:root{--fg:#e4e6e8;--bg:#14171a;--soft:#1f2428;--line:#3b4248;--link:#82b4ff;--bad:#ff8a80}}
+@media(prefers-color-scheme:dark){:root{--fg:#e4e6e8;--bg:#14171a;--soft:#1f2428;--line:#3b4248;--link:#82b4ff;
+  --bad:#ff8a80}}
 *{box-sizing:border-box}
-body{margin:0 auto;max-width:68rem;padding:1rem 1.2rem 4rem;font:1rem/1.5 system-ui,sans-serif;color:var(--fg);background:var(--bg);overflow-wrap:break-word}
-h1{line-height:1.2;margin:.5em 0 .2em}h2{margin:2em 0 .4em;border-top:1px solid var(--line);padding-top:.8em}h3{margin:1.4em 0 .3em}
-a{color:var(--link)}p,ul,ol{max-width:46rem}.lead{font-size:1.12rem}.warn{border-left:.3rem solid var(--bad);padding-left:.8rem}.bad{color:var(--bad)}
-.scroll{overflow-x:auto;margin:.4em 0}table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
+body{margin:0 auto;max-width:68rem;padding:1rem 1.2rem 4rem;font:1rem/1.5 system-ui,sans-serif;color:var(--fg);
+  background:var(--bg);overflow-wrap:break-word}
+h1{line-height:1.2;margin:.5em 0 .2em}h2{margin:2em 0 .4em;border-top:1px solid var(--line);padding-top:.8em}
+  h3{margin:1.4em 0 .3em}
+a{color:var(--link)}p,ul,ol{max-width:46rem}.lead{font-size:1.12rem}.warn{border-left:.3rem solid var(--bad);
+  padding-left:.8rem}.bad{color:var(--bad)}
+.scroll{overflow-x:auto;margin:.4em 0}table{border-collapse:collapse;font-size:.88rem;
+  font-variant-numeric:tabular-nums}
 th,td{padding:.28rem .7rem;text-align:left;border-bottom:1px solid var(--line);vertical-align:top}
 th{background:var(--soft)}td{white-space:nowrap}td.wrap{white-space:normal}
-.figures{display:flex;flex-wrap:wrap;gap:1rem 1.6rem;margin:1em 0}figure{margin:0;max-width:32rem;min-width:0}figure.table{max-width:none;margin:1em 0}.table figcaption{max-width:46rem}figcaption{font-size:.86rem;opacity:.85;max-width:30rem}
-svg{max-width:100%;height:auto;fill:currentColor;display:block}code,pre{font-size:.85rem;background:var(--soft);border-radius:.25rem}code{padding:.1rem .3rem}pre{padding:.7rem;overflow-x:auto;white-space:pre-wrap}
+.figures{display:flex;flex-wrap:wrap;gap:1rem 1.6rem;margin:1em 0}figure{margin:0;max-width:32rem;min-width:0}
+  figure.table{max-width:none;margin:1em 0}.table figcaption{max-width:46rem}figcaption{font-size:.86rem;
+  opacity:.85;max-width:30rem}
+svg{max-width:100%;height:auto;fill:currentColor;display:block}code,pre{font-size:.85rem;background:var(--soft);
+  border-radius:.25rem}code{padding:.1rem .3rem}pre{padding:.7rem;overflow-x:auto;white-space:pre-wrap}
 details{margin:.8em 0}summary{cursor:pointer}
 @media print{h2{break-after:avoid}figure,tr{break-inside:avoid}}
 '''
@@ -101,10 +115,12 @@ def page(
     sections: list,  # pairs (heading, HTML)
 ) -> str:
     "A complete HTML page that needs nothing but itself."
+    title = html.escape(title)
     body = ''.join(f'<section><h2>{html.escape(h)}</h2>\n{text}\n</section>\n' for h, text in sections)
-    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-            f'<meta name="color-scheme" content="light dark"><title>{html.escape(title)}</title><style>{STYLE}</style></head>\n'
-            f'<body>\n<h1>{html.escape(title)}</h1>\n<p class="lead">{lead}</p>\n{body}</body></html>\n')
+    return ('<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f'<meta name="color-scheme" content="light dark"><title>{title}</title><style>{STYLE}</style></head>\n'
+            f'<body>\n<h1>{title}</h1>\n<p class="lead">{lead}</p>\n{body}</body></html>\n')
 
 # %% ../nbs/13a_report.ipynb #5e4e2728
 @dataclass
@@ -115,137 +131,266 @@ class Runs:
     failed: list        # see `results.failures`
     doubts: dict = field(default_factory=dict)  # {what makes numbers doubtful, as a sentence: runs that say so}
 
+    @property
+    def edge(self) -> bool:
+        "Does the best rate of some optimizer lie at an end of its grid, so that a better one may lie beyond?"
+        return any(results.best_rates(_used(part)).edge.any() for part in _compared(_split(self.tidy)))
+
 def gather(
     *sources,       # folders, result files or result dictionaries
     failed=None,    # statuses of failed runs; None looks for them in the folders
 ) -> Runs:
     "Read runs, their provenance and what failed; a ValueError names a file that is no result."
-    found = [r for s in sources for r in ([s] if isinstance(s, dict) else map(results.load, results.find(s)))]
-    folders = [s for s in sources if not isinstance(s, dict) and Path(s).is_dir()]
+    found = list(itertools.chain(*map(_read, sources)))
     made = [{**r['provenance'], **r['cost'], 'experiment': r['experiment']} for r in found]
     doubts = Counter(doubt for r in found for doubt in results.doubts(r))
+    folders = [s for s in sources if not isinstance(s, dict) and Path(s).is_dir()]
     failed = results.failures(*folders) if failed is None else list(failed)
     return Runs(results.table(found), made, failed, dict(doubts))
 
-def doubt_lines(
-    doubts: dict,   # see `Runs`
-    most: int = 20, # lines, at the most
-) -> list:
-    "What makes numbers of these runs doubtful, a sentence each, with the number of runs."
-    lines = [f'{_runs(n, "")}: {doubt}' for doubt, n in sorted(doubts.items(), key=lambda item: -item[1])]
-    more = len(lines) - most
-    return lines if more <= 0 else [*lines[:most], f'and {plots.plural(more, "further doubt")}, in the result files']
+def _read(source): return [source] if isinstance(source, dict) else map(results.load, results.find(source))
 
 # %% ../nbs/13a_report.ipynb #8848f00d
+def _has_accuracy(tidy): return (tidy.metric == 'accuracy').any()
+
+def _is_compared(tidy):
+    "Can its optimizers be compared?"
+    return plots.has_rates(tidy) and _has_accuracy(tidy)
+
+def _stated(tidy):
+    "The paper's settings, if it has this data set with this network and top-k, else None."
+    line = tidy.iloc[0]
+    stated = paper.PAPER_SETTINGS.get(line.get('dataset'))
+    if stated is None or not plots.has_rates(tidy): return None
+    same = all(line.get(k, stated[k]) == stated[k] for k in ('model', 'topk'))
+    return stated if same else None
+
+def _with_strength(theirs):
+    "The paper's accuracies whose condition is known."
+    return theirs[(theirs.source == 'checkpoints') | (theirs.kind == 'clean')]
+
 def beside_paper(
     tidy,  # table of one setting
 ):
     """Pandas table of our accuracy (%) at best rates beside the paper's; empty where data set, network or top-k differ.
     Standard accuracy for Figure 1, every condition for its checkpoints."""
-    line = tidy.iloc[0].to_dict()
-    stated = paper.PAPER_SETTINGS.get(line.get('dataset'))
-    if stated is None or {'lr', 'optimizer'} - set(tidy) or any(line.get(k, stated[k]) != stated[k] for k in ('model', 'topk')): return pd.DataFrame()
-    best = results.best_rates(tidy).set_index('optimizer')
+    stated = _stated(tidy)
+    if stated is None: return pd.DataFrame()
+    best = results.best_rates(tidy).set_index('optimizer').lr
     ours = plots.accuracies(results.at_best_rates(tidy))
     theirs = paper.table()
-    theirs = theirs[(theirs.dataset == line['dataset']) & ((theirs.source == 'checkpoints') | (theirs.disturbance == 'standard'))]
-    theirs = theirs.assign(condition=[plots.condition(t) for t in theirs.to_dict('records')])
-    merged = theirs.merge(results.summary(ours, ['optimizer', 'condition']), on=['optimizer', 'condition'])
+    theirs = _with_strength(theirs[theirs.dataset == tidy.dataset.iloc[0]])
     rates = dict(zip('sgd adam rmsprop'.split(), stated['rates']))
-    return pd.DataFrame([dict(optimizer=m.optimizer, condition=m.condition, ours=f'{100*m["mean"]:.1f}', paper=f'{100*m["value"]:.1f}', source=m.source, seeds=m.runs,
-                              rate=f'{best.lr[m.optimizer]:g}', **{"paper's rate": f'{rates[m.optimizer]:g}'}) for _, m in merged.iterrows()])
+    found = []
+    for line in theirs.to_dict('records'):
+        name = line['optimizer']
+        mine = select(ours[ours.optimizer == name], condition_of(line))
+        if not len(mine): continue
+        numbers = dict(ours=f'{100*mine.value.mean(skipna=False):.1f}', paper=f'{100*line["value"]:.1f}')
+        rate = {'rate': f'{best[name]:g}', "paper's rate": f'{rates[name]:g}'}
+        found.append(dict(optimizer=name, condition=mine.condition.iloc[0], **numbers, source=line['source'],
+                          seeds=len(mine), **rate))
+    return pd.DataFrame(found)
 
 # %% ../nbs/13a_report.ipynb #80ef4115
+def _on_clean_images(gap, reference):
+    "The sentence about standard accuracy, from a line of `plots.contrasts`."
+    size, higher = abs(gap.difference), 'higher' if gap.difference > 0 else 'lower'
+    apart = f'differ by {size:.1f} points ({reference} {higher})' if size >= .05 else 'are equal to a tenth of a point'
+    said = f'{reference} and {gap.against}: standard accuracies {apart}'
+    if gap.lower != gap.lower: return said + '.'
+    return said + f'; 95% interval of {reference} minus {gap.against} {gap.lower:+.1f} to {gap.upper:+.1f}.'
+
+def _disturbed(gaps, reference):
+    "The sentence about all other conditions, from their lines of `plots.contrasts`."
+    other = gaps.against.iloc[0]
+    more, less = (gaps.difference > 0).sum(), (gaps.difference < 0).sum()
+    said = f'Disturbed, {reference} keeps more than {other} under {more} of {len(gaps)} conditions, less under {less}. '
+    if gaps.lower.isna().all(): return said + 'One seed: nothing is known about chance.'
+    seeds = plots.plural(int(gaps.seeds.min()), 'seed')
+    sure, sure_less = (gaps.lower > 0).sum(), (gaps.upper < 0).sum()
+    return said + (f'With {seeds} the 95% interval excludes zero in favour of {reference} under {sure}, in favour of '
+                   f'{other} under {sure_less}.')
+
 def reading(
     tidy,                    # table of one setting
     reference: str = 'sgd',  # the optimizer that the others are compared with
 ) -> list:
-    "Sentences: how far the optimizers' standard accuracies lie apart, and under how many disturbances the reference keeps more than each other one."
-    if {'lr', 'optimizer'} - set(tidy) or reference not in set(tidy.optimizer) or tidy.optimizer.nunique() < 2: return []
-    gaps, said = plots.contrasts(tidy, reference), []
-    for other, part in gaps.groupby('against', sort=False):
-        clean, rest = part[part.condition == 'standard'], part[part.condition != 'standard']
-        for gap, low, high in clean[['difference', 'lower', 'upper']].values:
-            said.append(f'{reference} and {other}: standard accuracies ' + (f'differ by {abs(gap):.1f} points ({reference} {"higher" if gap > 0 else "lower"})' if abs(gap) >= .05 else 'are equal to a tenth of a point')
-                        + (f'; 95% interval of {reference} minus {other} {low:+.1f} to {high:+.1f}.' if low == low else '.'))
-        if not len(rest): continue
-        more, sure = int((rest.difference > 0).sum()), int((rest.lower > 0).sum())
-        less, sure_less = int((rest.difference < 0).sum()), int((rest.upper < 0).sum())
-        said.append(f'Disturbed, {reference} keeps more than {other} under {more} of {len(rest)} conditions, less under {less}. '
-                    + (f'With {plots.plural(int(rest.seeds.min()), "seed")} the 95% interval excludes zero in favour of {reference} under {sure}, in favour of {other} under {sure_less}.' if rest.lower.notna().any() else 'One seed: nothing is known about chance.'))
+    """Sentences: how far the optimizers' standard accuracies lie apart, and under how many disturbances the reference
+    keeps more than each other one."""
+    if not _has_pairs(tidy, reference): return []
+    said = []
+    for _, part in plots.contrasts(tidy, reference).groupby('against', sort=False):
+        clean = part.kind == 'clean'
+        said += [_on_clean_images(gap, reference) for gap in part[clean].itertuples()]
+        if not clean.all(): said.append(_disturbed(part[~clean], reference))
     return said
 
+def _has_pairs(tidy, reference='sgd'):
+    "Is there an optimizer to compare with the reference?"
+    if not plots.has_rates(tidy): return False
+    there = set(tidy.optimizer)
+    return reference in there and len(there) > 1
+
 # %% ../nbs/13a_report.ipynb #d62a02b0
+def _seeds(tidy): return tidy.seed.nunique() if 'seed' in tidy else 1
+
+def _over_seeds(tidy):
+    "What the bars of a figure are, in words."
+    seeds = _seeds(tidy)
+    return f'mean ± std over {seeds} seeds' if seeds > 1 else 'one seed'
+
+def _word(panel): return _WORDS.get(panel, panel)
+
+def _bar_figures(tidy, lines, bars):
+    "Accuracy at the best rates, a figure for each panel, and against the rate."
+    made = []
+    for panel, part in _panels(lines):
+        caption = f'{_word(panel)}: accuracy at each best rate, {bars}, {int(part.n.max())} test images.'
+        made.append(figure(plots.bar_panel(tidy, panel), caption))
+    if tidy.lr.nunique() < 2: return made
+    caption = ('Standard accuracy against learning rate. Rings mark the best rates; one at the end of its line may not '
+               'be the optimum.')
+    return [*made, figure(plots.rate_curves(tidy), caption)]
+
+def _panels(lines):
+    "[(panel, its rows)] in the order of the rows; bands have a figure of their own."
+    return list(lines[lines.kind != 'band'].groupby('panel', sort=False))
+
+def _strength_figure(tidy, panel, part):
+    "Accuracy against strength: [] where its conditions are one, do not say how strong they are, or are equally strong."
+    labels, strengths = part.condition.nunique(), part.strength
+    single = part.groupby('strength').condition.nunique().max() == 1 or panel in ('l2', 'linf')
+    if labels < 2 or strengths.isna().any() or not single: return []
+    error = _over_seeds(tidy) if _seeds(tidy) > 1 else '95% intervals over images'
+    caption = f'{_word(panel)}: accuracy against strength, from no disturbance; {error}.'
+    return [figure(plots.strength_curves(tidy, panel), caption)]
+
+def _run_figure(tidy, part):
+    "Every run under the condition that leaves the least: [] for a few runs, or where nothing is known of it."
+    means = part.groupby('condition').value.mean()
+    few = not plots.has_rates(tidy) or tidy.run.nunique() < 4
+    if few or means.isna().all(): return []
+    hardest = means.idxmin()
+    condition = condition_of(part[part.condition == hardest].iloc[0].to_dict())
+    caption = (f'Every run of every rate: accuracy under {hardest} against standard accuracy. At equal standard '
+               'accuracy the higher point is the more robust run. Runs 25 points below the best are left out.')
+    return [figure(plots.trade_off(tidy, condition), caption)]
+
+# %% ../nbs/13a_report.ipynb #fa5eecfe
 def _drawings(tidy):
     "Figures of one setting, as HTML."
-    lines = plots.accuracies(tidy)
-    swept, n = {'optimizer', 'lr'} <= set(tidy), int(lines.n.max()) if len(lines) else 0
-    if swept and len(lines): lines = lines[lines.condition.isin(plots.accuracies(results.at_best_rates(tidy)).condition)]
-    seeds = tidy.seed.nunique() if 'seed' in tidy else 1
-    kinds, made = [k for k in dict.fromkeys(lines.kind) if k != 'band'], []
-    bars = f'mean ± std over {seeds} seeds' if seeds > 1 else 'one seed'
-    if swept and len(lines):
-        made += [figure(plots.bar_panel(tidy, k), f'{_WORDS.get(k, k)}: accuracy at each best rate, {bars}, {int(lines[lines.kind == k].n.max())} test images.') for k in kinds]
-        if tidy.lr.nunique() > 1: made.append(figure(plots.rate_curves(tidy), 'Standard accuracy against learning rate. Rings mark the best rates; one at the end of its line may not be the optimum.'))
-    for kind in (k for k in kinds if k != 'standard'):
-        if lines[lines.kind == kind].condition.nunique() > 1:
-            made.append(figure(plots.strength_curves(tidy, kind), f'{_WORDS.get(kind, kind)}: accuracy against strength, from no disturbance; {bars if seeds > 1 else "95% intervals over images"}.'))
-        means = lines[lines.kind == kind].groupby('condition').value.mean()
-        if swept and tidy.run.nunique() > 3 and means.notna().any():
-            hardest = means.idxmin()
-            made.append(figure(plots.trade_off(tidy, hardest), f'Every run of every rate: accuracy under {hardest} against standard accuracy. At equal standard accuracy the higher point is the more robust run. Runs 25 points below the best are left out.'))
-    if 'band' in set(lines.kind): made.append(figure(plots.band_curves(tidy), f'Loss of accuracy under noise confined to one band of frequencies, {bars}, {n} test images.'))
-    if tidy.metric.str.startswith('lipschitz_').any(): made.append(figure(plots.bounds(tidy), 'Lipschitz constants: bounds and estimates. The true constant lies between a lower and an upper bound.'))
+    lines, bars = plots.accuracies(tidy), _over_seeds(tidy)
+    made = []
+    if _is_compared(tidy) and len(lines):
+        best = plots.accuracies(results.at_best_rates(tidy))
+        lines = lines[lines.condition.isin(best.condition)]
+        made = _bar_figures(tidy, lines, bars)
+    for panel, part in _panels(lines):
+        if panel != 'clean': made += _strength_figure(tidy, panel, part) + _run_figure(tidy, part)
+    if (lines.kind == 'band').any():
+        made.append(figure(plots.band_curves(tidy), 'Loss of accuracy under noise confined to one band of frequencies, '
+                           f'{bars}, {int(lines.n.max())} test images.'))
+    if len(plots.constants(tidy)):
+        made.append(figure(plots.bounds(tidy), 'Lipschitz constants: bounds and estimates. The true constant lies '
+                           'between a lower and an upper bound.'))
     return made
+
+# %% ../nbs/13a_report.ipynb #6b3258f4
+_NO_CONDITION = 'run experiment metric value n hits doubt draws'.split()
 
 def _others(tidy):
     "Table of the metrics that no figure shows, mean and std at best rates."
-    rest = tidy[~tidy.metric.str.startswith(('accuracy', 'lipschitz_'))]
+    if _is_compared(tidy): tidy = results.at_best_rates(tidy)
+    drawn = tidy.index.isin([*plots.accuracies(tidy).index, *plots.constants(tidy).index])
+    rest = tidy[~drawn]
     if not len(rest): return pd.DataFrame()
-    if {'optimizer', 'lr'} <= set(tidy) and (tidy.metric == 'accuracy').any(): rest = results.at_best_rates(tidy).pipe(lambda t: t[~t.metric.str.startswith(('accuracy', 'lipschitz_'))])
-    conditions = [c for c in results.RESERVED if c in rest and c not in ('run', 'experiment', 'metric', 'value', 'n') and rest[c].notna().any()]
-    keys = [k for k in ('optimizer', 'lr') if k in rest] + ['metric', *conditions]
+    names = ('optimizer', 'lr', 'metric', *(c for c in results.RESERVED if c not in _NO_CONDITION))
+    keys = [c for c in names if c in rest and (c == 'lr' or rest[c].notna().any())]
     s = results.summary(rest, keys).rename(columns={'runs': 'seeds'})
-    for k in ('mean', 'std', *(c for c in s if c in ('lr', 'eps', 'var'))): s[k] = [f'{v:.4g}' if v == v else '' for v in s[k]]
+    for k in ('mean', 'std', 'lr', 'eps', 'var'):
+        if k in s: s[k] = [f'{v:.4g}' if v == v else '' for v in s[k]]
     return s
 
-def _setting(tidy):
-    "HTML of one setting."
-    said = reading(tidy)
-    parts = [f'<ul>{"".join(f"<li>{html.escape(s)}</li>" for s in said)}</ul>'] if said else []
-    if (tidy.metric == 'accuracy').any() and {'optimizer', 'lr'} <= set(tidy):
-        parts.append(table_html(plots.comparison(tidy), 'Accuracy in percent at each best learning rate, mean ± std over seeds. "edge": the best rate is the first or last of its grid.'))
-    parts.append(f'<div class="figures">{"".join(_drawings(tidy))}</div>')
-    gaps = plots.contrasts(tidy) if {'optimizer', 'lr'} <= set(tidy) and 'sgd' in set(tidy.optimizer) and tidy.optimizer.nunique() > 1 and (tidy.metric == 'accuracy').any() else pd.DataFrame()
-    if len(gaps):
-        shown = gaps.assign(difference=gaps.difference.map('{:+.1f}'.format), interval=[f'{l:+.1f} to {u:+.1f}' if l == l else '' for l, u in zip(gaps.lower, gaps.upper)],
-                            paper=[f'{p:+.1f}' if p == p else '' for p in gaps.paper])[['condition', 'against', 'difference', 'interval', 'seeds', 'paper']]
-        if not gaps.paper.notna().any(): shown = shown.drop(columns='paper')
-        parts.append(table_html(shown.rename(columns=dict(difference='SGD minus it', interval='95% interval', paper="paper's Figure 1")),
-                                "Points that SGD keeps more, with a 95% interval: paired over seeds and images where the runs kept which images were right, else over seeds." + (" The strengths of the paper's Figure 1 are not stated: compare its signs." if gaps.paper.notna().any() else '')))
+# %% ../nbs/13a_report.ipynb #fc3c8acc
+def _sentences(tidy):
+    items = ''.join(f'<li>{html.escape(s)}</li>' for s in reading(tidy))
+    return f'<ul>{items}</ul>' if items else ''
+
+def _comparison(tidy):
+    if not _is_compared(tidy): return ''
+    return table_html(plots.comparison(tidy), 'Accuracy in percent at each best learning rate, mean ± std over seeds. '
+                      '"edge": the best rate is the first or last of its grid.')
+
+def _signed(values): return [f'{v:+.1f}' if v == v else '' for v in values]
+
+def _gaps(tidy):
+    "Table of the differences to SGD."
+    if not _is_compared(tidy) or not _has_pairs(tidy): return ''
+    gaps = plots.contrasts(tidy)
+    if not len(gaps): return ''
+    ends = zip(_signed(gaps.lower), _signed(gaps.upper))
+    shown = gaps[['condition', 'against']].assign(**{
+        'SGD minus it': [f'{d:+.1f}' for d in gaps.difference],
+        '95% interval': [f'{low} to {high}' if low else '' for low, high in ends],
+        'seeds': gaps.seeds})
+    caption = ('Points that SGD keeps more, with a 95% interval: paired over seeds and images where the runs kept '
+               'which images were right, else over seeds.')
+    if gaps.paper.notna().any():
+        shown["paper's Figure 1"] = _signed(gaps.paper)
+        caption += " The strengths of the paper's Figure 1 are not stated: compare its signs."
+    return table_html(shown, caption)
+
+def _paper(tidy):
+    "Our numbers beside the paper's, or why they do not stand there."
     beside = beside_paper(tidy)
     if len(beside):
         differ = paper.differences(tidy.iloc[0].drop('lr', errors='ignore').to_dict())  # the rates stand in the table
-        parts.append(table_html(beside, f'Beside the paper ({paper.PAPER}). ' + (f'Our runs differ in: {", ".join(differ)}.' if differ else 'The stated settings are the same.')))
-    elif {'dataset', 'lr', 'optimizer'} <= set(tidy) and tidy.dataset.iloc[0] in paper.PAPER_SETTINGS:
-        parts.append('<p>The paper has this data set, but with another network or another top-k, so its values are not put beside these.</p>')
-    rest = _others(tidy)
-    if len(rest): parts.append(f'<details><summary>Other measurements ({rest.metric.nunique()})</summary>{table_html(rest)}</details>')
-    return '\n'.join(parts)
+        stated = f'Our runs differ in: {", ".join(differ)}.' if differ else 'The stated settings are the same.'
+        return table_html(beside, f'Beside the paper ({paper.PAPER}). {stated}')
+    if not plots.has_rates(tidy) or 'dataset' not in tidy: return ''
+    if tidy.dataset.iloc[0] not in paper.PAPER_SETTINGS: return ''
+    return ('<p>The paper has this data set, but with another network or another top-k, so its values are not put '
+            'beside these.</p>')
 
+def _rest(tidy):
+    rest = _others(tidy)
+    if not len(rest): return ''
+    heading = f'Other measurements ({rest.metric.nunique()})'
+    return f'<details><summary>{heading}</summary>{table_html(rest)}</details>'
+
+def _setting(tidy):
+    "HTML of one setting."
+    figures = f'<div class="figures">{"".join(_drawings(tidy))}</div>'
+    parts = [_sentences(tidy), _comparison(tidy), figures, _gaps(tidy), _paper(tidy), _rest(tidy)]
+    return '\n'.join(part for part in parts if part)
+
+# %% ../nbs/13a_report.ipynb #d10088e2
 def _used(tidy):
     "The table without empty columns; those that every row has stay, also where all is nan."
     return tidy[[c for c in tidy if c in ('metric', 'value', 'n', 'split') or tidy[c].notna().any()]]
 
+def _heading(keys, values):
+    "What tells a setting from others, '' for nothing."
+    known = [(k, v) for k, v in zip(keys, values) if v != 'nan']
+    return ', '.join(v if k in ('dataset', 'model') else f'{k} {v}' for k, v in known)
+
+def _as_text(value): return f'{value:g}' if isinstance(value, float) else str(value)
+
 def _split(tidy):
-    "[(heading, table of one setting)] in the order of the runs."
+    "[(experiment, heading, table of one setting)] in the order of the runs."
+    if not len(tidy): return []
     found = []
     for experiment, part in tidy.groupby('experiment', sort=False):
-        keys = [k for k in dict.fromkeys(['dataset', 'model', *results.settings(part)]) if k in part and part[k].notna().any()]
-        text = lambda v: f'{v:g}' if isinstance(v, float) else str(v)
-        groups = part.groupby([part[k].map(text) for k in keys], sort=False) if keys else [((), part)]
-        found += [(experiment, ', '.join(v if k in ('dataset', 'model') else f'{k} {v}' for k, v in zip(keys, values) if v != 'nan'), _used(t)) for values, t in groups]
+        keys = dict.fromkeys(['dataset', 'model', *results.settings(part)])
+        keys = [k for k in keys if k in part and part[k].notna().any()]
+        groups = part.groupby([part[k].map(_as_text) for k in keys], sort=False) if keys else [((), part)]
+        found += [(experiment, _heading(keys, values), _used(t)) for values, t in groups]
     return found
+
+def _compared(parts):
+    "The tables of those settings whose optimizers can be compared."
+    return [t for *_, t in parts if _is_compared(t)]
 
 # %% ../nbs/13a_report.ipynb #f28386e2
 def last_error(
@@ -253,30 +398,49 @@ def last_error(
 ) -> str:
     "The line that names the exception raised last, of which more lines may follow; without one the last line."
     lines = [l for l in text.strip().splitlines() if l.strip()] or ['?']
-    return next((l for l in reversed(lines) if re.match(r'[\w.]*(Error|Exception|Interrupt|Exit)\b', l)), lines[-1])
+    named = [l for l in lines if re.match(r'[\w.]*(Error|Exception|Interrupt|Exit)\b', l)]
+    return (named or lines)[-1]
+
+def _peculiar(configs):
+    "Of each configuration, as text, what it does not share with all the others."
+    same = lambda k: all(c.get(k, configs) == configs[0][k] for c in configs)
+    common = {k for k in configs[0] if same(k)} if len(configs) > 1 else set()
+    return [', '.join(f'{k}={v}' for k, v in c.items() if k not in common) for c in configs]
 
 def failure_table(
     failed: list,  # see `results.failures`
 ):
-    "Pandas table, one row per failed run: experiment, id, what was raised last, seconds, its notebook, and the parameters that are peculiar to it."
-    configs = [f.get('config', {}) for f in failed]
-    common = {k for k in (configs[0] if configs else {}) if len(configs) > 1 and all(c.get(k, configs) == configs[0][k] for c in configs)}
-    return pd.DataFrame([dict(experiment=f.get('experiment', ''), run=f['id'], error=last_error(f.get('error') or ''), seconds=f.get('seconds', ''), notebook=str(f.get('notebook', '')),
-                              parameters=', '.join(f'{k}={v}' for k, v in f.get('config', {}).items() if k not in common)) for f in failed])
+    """Pandas table, one row per failed run: experiment, id, what was raised last, seconds, its notebook, and the
+    parameters that are peculiar to it."""
+    peculiar = _peculiar([f.get('config', {}) for f in failed])
+    lines = [dict(experiment=f.get('experiment', ''), run=f['id'], error=last_error(f.get('error') or ''),
+                  seconds=f.get('seconds', ''), notebook=str(f.get('notebook', '')), parameters=text)
+             for f, text in zip(failed, peculiar)]
+    return pd.DataFrame(lines)
+
+# %% ../nbs/13a_report.ipynb #32111ef6
+_MADE_BY = 'commit processor gpu cores threads device precision system'.split()
+
+def _hours(made, key): return round(sum(m.get(key) or 0 for m in made)/3600, 3)
+
+def _made_alike(made):
+    "One line of `provenance_table`: runs that were made in the same way."
+    facts = {k: made[0][k] for k in _MADE_BY if made[0].get(k) is not None}
+    versions = ', '.join(f'{k} {v}' for k, v in sorted((made[0].get('versions') or {}).items()))
+    times = [m.get('time', '') for m in made]
+    hours = {'CPU hours': _hours(made, 'cpu_s'), 'wall hours': _hours(made, 'wall_s')}
+    return dict(runs=len(made), **facts, versions=versions, first=min(times), last=max(times), **hours)
 
 def provenance_table(
     made: list,  # provenance of each run
 ):
-    "Pandas table, one row per distinct provenance (commit, versions, hardware, threads, precision) with the number of runs, their time span and hours."
-    keys = 'commit processor gpu cores threads device precision system'.split()
-    lines = {}
+    """Pandas table, one row per distinct provenance (commit, versions, hardware, threads, precision) with the number of
+    runs, their time span and hours."""
+    groups = {}
     for m in made:
-        key = (*(m.get(k) for k in keys), *sorted((m.get('versions') or {}).items()))
-        lines.setdefault(key, []).append(m)
-    hours = lambda ms, k: round(sum(m.get(k) or 0 for m in ms)/3600, 3)
-    return pd.DataFrame([dict(runs=len(ms), **{k: v for k, v in zip(keys, key) if v is not None}, versions=', '.join(f'{k} {v}' for k, v in key[len(keys):]),
-                              first=min(m.get('time', '') for m in ms), last=max(m.get('time', '') for m in ms), **{'CPU hours': hours(ms, 'cpu_s'), 'wall hours': hours(ms, 'wall_s')})
-                         for key, ms in lines.items()])
+        key = *(m.get(k) for k in _MADE_BY), *sorted((m.get('versions') or {}).items())
+        groups.setdefault(key, []).append(m)
+    return pd.DataFrame([_made_alike(alike) for alike in groups.values()])
 
 # %% ../nbs/13a_report.ipynb #263f2634
 def _list(kind): return f'.robustnb-{kind}.json'
@@ -307,8 +471,9 @@ def check_replaceable(
     wrong = [name for name in names if os.path.lexists(folder/name) and not _ours(folder/name, before.get(name, []))]
     if os.path.lexists(folder/_list(kind)) and not before: wrong.append(_list(kind))
     if wrong:
-        raise ValueError(f'{folder/wrong[0]}: not from {"an audit" if kind == "audit" else "a report"}, or edited since, so it '
-                         'will not be replaced; move it away, or choose another folder')
+        maker = 'an audit' if kind == 'audit' else 'a report'
+        raise ValueError(f'{folder/wrong[0]}: not from {maker}, or edited since, so it will not be replaced; move it '
+                         'away, or choose another folder')
 
 def write_files(
     folder,                # created if absent
@@ -328,41 +493,52 @@ def write_files(
 
 # %% ../nbs/13a_report.ipynb #57d59f0a
 _READ = '''<ul>
-<li>Accuracies are percentages of test images classified right. "±" is the standard deviation over seeds (n-1); the best rate of each optimizer is the one with the highest mean standard accuracy.</li>
-<li>Gaussian noise has the stated variance per pixel, pixels in [0, 1]. Attacks move each image by at most &epsilon; in the stated norm; "quick" is a weaker attack than AutoAttack, so its accuracies may be too high.</li>
+<li>Accuracies are percentages of test images classified right. "±" is the standard deviation over seeds (n-1); the best
+rate of each optimizer is the one with the highest mean standard accuracy.</li>
+<li>Gaussian noise has the stated variance per pixel, pixels in [0, 1]. Attacks move each image by at most &epsilon; in
+the stated norm; "quick" is a weaker attack than AutoAttack, so its accuracies may be too high.</li>
 <li>Attacks can only find weaknesses: a robust accuracy is an upper bound of the true one.</li>
-<li>A difference whose interval contains zero may be chance. Intervals over seeds say nothing about other data sets, and intervals over images nothing about other seeds.</li></ul>'''
+<li>A difference whose interval contains zero may be chance. Intervals over seeds say nothing about other data sets, and
+intervals over images nothing about other seeds.</li></ul>'''
 
-def report(
-    runs: Runs,               # from `gather`
-    folder,                   # where report.html, table.md, runs.csv and figures shall appear
-    title: str = 'Robustness report',  # heading of the page
-    sections: int = 40,       # settings that are shown in full; of more, only the tables
-) -> Path:
-    "Write the report; returns the path of the page."
-    folder, tidy, body = Path(folder), runs.tidy, []
-    parts = _split(tidy) if len(tidy) else []
-    compared = lambda parts: [t for *_, t in parts if (t.metric == 'accuracy').any() and {'optimizer', 'lr'} <= set(t)]
-    swept, rest = compared(parts), compared(parts[sections:])
-    many = len({e for e, _, _ in parts}) > 1
-    for experiment, name, part in parts[:sections]: body.append((f'{experiment}: {name}' if many or not name else name, _setting(part)))
-    if len(parts) > sections: body.append((f'{len(parts) - sections} further settings', ''.join(table_html(plots.comparison(_used(t))) for t in _alike(rest)) or '<p>Their numbers are in runs.csv.</p>'))
-    if runs.failed: body.insert(0, (_runs(len(runs.failed), 'failed'), table_html(failure_table(runs.failed), 'The notebook shows the cell that failed.')))
+def _runs(n, what): return f'{plots.plural(n, "run")} {what}'.rstrip()
+
+def _lead(runs):
+    "The first paragraph."
+    minutes = sum(m.get('cpu_s') or 0 for m in runs.made)/60
+    took = f'{minutes/60:.1f} CPU hours' if minutes > 90 else f'{minutes:.1f} CPU minutes'
+    experiments = html.escape(', '.join(sorted({m['experiment'] for m in runs.made}))) or 'nothing'
+    failed = f'<span class="bad">{_runs(len(runs.failed), "failed")}.</span>' if runs.failed else 'None failed.'
+    return f'{_runs(len(runs.made), "of")} {experiments}, {took}. {failed}'
+
+def _warnings(runs):
+    "Sections about what is in doubt, and what failed."
+    found = []
     if runs.doubts:
         doubted = ''.join(f'<li>{html.escape(line)}</li>' for line in doubt_lines(runs.doubts))
-        body.insert(0, ('In doubt', f'<ul class="warn">{doubted}</ul>'))
-    body += [('How to read this', _READ), ('How it was made', table_html(provenance_table(runs.made)))]
-    minutes = sum(m.get('cpu_s') or 0 for m in runs.made)/60
-    lead = (f'{_runs(len(runs.made), "of")} {html.escape(", ".join(sorted({m["experiment"] for m in runs.made}))) or "nothing"}, {f"{minutes/60:.1f} CPU hours" if minutes > 90 else f"{minutes:.1f} CPU minutes"}.'
-            + (f' <span class="bad">{_runs(len(runs.failed), "failed")}.</span>' if runs.failed else ' None failed.'))
-    files = {'runs.csv': table_csv(tidy).encode()}
-    if swept:
-        tables = [table_markdown(plots.comparison(_used(t))) for t in _alike(swept)]
-        files['table.md'] = ('\n\n'.join(tables) + '\n').encode()
-        for i, part in enumerate(swept[:sections]): files[f'figure-{i}.png' if i else 'figure.png'] = _png(part)
-    write_files(folder, {**files, 'report.html': page(title, lead, body).encode()})
-    return folder/'report.html'
+        found.append(('In doubt', f'<ul class="warn">{doubted}</ul>'))
+    if runs.failed:
+        shown = table_html(failure_table(runs.failed), 'The notebook shows the cell that failed.')
+        found.append((_runs(len(runs.failed), 'failed'), shown))
+    return found
 
+def _results(parts, sections):
+    "A section for each of the first settings, and one for the tables of those beyond."
+    many = len({e for e, *_ in parts}) > 1
+    title = lambda experiment, name: f'{experiment}: {name}' if many or not name else name
+    found = [(title(experiment, name), _setting(part)) for experiment, name, part in parts[:sections]]
+    beyond = parts[sections:]
+    if not beyond: return found
+    tables = [table_html(plots.comparison(_used(t))) for t in _alike(_compared(beyond))]
+    found.append((f'{len(beyond)} further settings', ''.join(tables) or '<p>Their numbers are in runs.csv.</p>'))
+    return found
+
+def _alike(tables):
+    "Tables of settings joined experiment by experiment."
+    experiments = list(dict.fromkeys(t.experiment.iloc[0] for t in tables))
+    return [pd.concat([t for t in tables if t.experiment.iloc[0] == e]) for e in experiments]
+
+# %% ../nbs/13a_report.ipynb #bc547b26
 def _png(part):
     "The bars of one setting as a PNG file."
     with plt.ioff(), io.BytesIO() as f:
@@ -371,9 +547,25 @@ def _png(part):
         plt.close(fig)
         return f.getvalue()
 
-def _runs(n, what): return f'{plots.plural(n, "run")} {what}'.rstrip()
+def _beside_page(parts, sections):
+    "Content of table.md and the pictures, by name."
+    compared = _compared(parts)
+    if not compared: return {}
+    tables = [table_markdown(plots.comparison(_used(t))) for t in _alike(compared)]
+    names = ['figure.png', *(f'figure-{i}.png' for i in range(1, sections))]
+    pictures = {name: _png(part) for name, part in zip(names, compared[:sections])}
+    return {'table.md': ('\n\n'.join(tables) + '\n').encode(), **pictures}
 
-def _alike(tables):
-    "Tables of settings joined experiment by experiment."
-    experiments = list(dict.fromkeys(t.experiment.iloc[0] for t in tables))
-    return [pd.concat([t for t in tables if t.experiment.iloc[0] == e]) for e in experiments]
+def report(
+    runs: Runs,          # from `gather`
+    folder,              # where report.html, table.md, runs.csv and figures shall appear
+    title: str = 'Robustness report',  # heading of the page
+    sections: int = 40,  # settings that are shown in full; of more, only the tables
+) -> Path:
+    "Write the report; returns the path of the page."
+    parts = _split(runs.tidy)
+    about = [('How to read this', _READ), ('How it was made', table_html(provenance_table(runs.made)))]
+    text = page(title, _lead(runs), [*_warnings(runs), *_results(parts, sections), *about])
+    files = {'runs.csv': table_csv(runs.tidy).encode(), **_beside_page(parts, sections), 'report.html': text.encode()}
+    write_files(folder, files)
+    return Path(folder)/'report.html'

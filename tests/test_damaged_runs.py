@@ -55,7 +55,7 @@ def count(short, long): return pytest.mark.parametrize('n', [short, pytest.param
 @pytest.fixture
 def done(tmp_path, experiment):
     "A sweep file of two finished runs, which have all kinds of values in them."
-    body = 'import torch\nvalue = lr\nextra = [results.accuracy_row(torch.arange(20) % 3 > 0, noise="gaussian", var=.1), results.row("loss", float("nan"), 20, norm="linf", eps=8/255)]'
+    body = 'import torch\nvalue = lr\nextra = [results.accuracy_row(torch.arange(20) % 3 > 0, kind="gaussian", var=.1), results.row("loss", float("nan"), 20, norm="linf", eps=8/255)]'
     path = experiment(f'from robustnb import results\n{body}')
     path.write_text(path.read_text().replace("dict(lr=lr, seed=seed), [", "dict(optimizer='sgd', lr=lr, seed=seed), [*extra, "))
     (tmp_path/'toy.toml').write_text('# two runs\nexperiment = "toy.ipynb"\n[fixed]\nseed = 3\n[[grid]]\nlr = [0.1, "1/5"]\n')
@@ -97,13 +97,15 @@ def test_values_that_a_page_relies_on(done, tmp_path):
     whole = path.read_text()
     row = dict(metric='accuracy', value=.5, n=10, split='test')
     def with_row(**kw): return lambda r: r['metrics'].append({**row, **kw})
-    def with_radii(r): r['metrics'] += [{**row, 'norm': 'l2', 'eps': eps} for eps in (.1, .2)]  # and no attack named
+    def with_radii(r): r['metrics'] += [{**row, 'kind': 'attack', 'norm': 'l2', 'eps': eps} for eps in (.1, .2)]  # and no attack named
     for change, said in ((lambda r: r['config'].update(dataset=['mnist']), 'dataset'),
                          (lambda r: r['config'].update(model={}), 'model'),
                          (lambda r: r['config'].update(name='\udc80'), 'not a complete JSON file'),
-                         (with_row(norm='linf'), 'eps'), (with_row(norm='linf', eps={'$float': 'nan'}), 'eps'),
-                         (with_row(noise='gaussian'), 'var'), (with_row(noise='gaussian', var=.1, band='low'), 'band'),
-                         (with_row(noise='gaussian', var=.1, band=3), None), (with_row(norm='linf', eps=.1), None),
+                         (with_row(), 'kind'), (with_row(kind='attack', norm='linf'), 'eps'),
+                         (with_row(kind='attack', norm='linf', eps={'$float': 'nan'}), 'eps'),
+                         (with_row(kind='gaussian'), 'var'), (with_row(kind='band', var=.1, band='low'), 'band'),
+                         (with_row(kind='band', var=.1, band=3), None), (with_row(kind='attack', norm='linf', eps=.1), None),
+                         (with_row(kind='clean'), None), (with_row(kind='haze', strength='much'), 'strength'),
                          (with_radii, None)):
         result = json.loads(whole)
         change(result)

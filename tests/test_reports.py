@@ -8,7 +8,7 @@ from robustnb.core import seed_all
 
 
 def fake(optimizer, lr, accuracy, experiment='fig', **config):
-    rows = [results.row('accuracy', accuracy, 100), results.row('accuracy', accuracy, 100, noise='gaussian', var=.1), results.row('train_loss', 1., 100, 'train')]
+    rows = [results.row('accuracy', accuracy, 100), results.row('accuracy', accuracy, 100, kind='gaussian', var=.1), results.row('train_loss', 1., 100, 'train')]
     return results.save('', experiment, dict(dataset='mine', model='net', optimizer=optimizer, lr=lr, seed=0, **config), rows)
 
 def swept(accuracy=.9, **config): return [fake(o, lr, accuracy, **config) for o in ('sgd', 'adam') for lr in (.1, .3)]
