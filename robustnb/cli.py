@@ -200,8 +200,7 @@ def cmd_audit(args) -> int:
     eps = {norm: radii for norm, radii in dict(linf=args.linf, l2=args.l2).items() if radii} or None
     found = audits.audit(foreign.prepared(model, args.mean, args.std), images.x, images.y, args.name or Path(args.model).name, images.classes, args.variances, args.band_var, args.bands, args.attack, eps,
                          args.n_attack, args.lipschitz, args.seed, args.batch_size, args.device, images.source, progress=not args.json,
-                         notes=[*images.notes, *foreign.notes_of(model)])
-    if not args.label_map: found.notes = [*audits.guessed_outputs(images.classes, found.config['classes']), *found.notes]
+                         notes=[*images.notes, *foreign.notes_of(model)], mapped=bool(args.label_map))
     path = audits.save(found, args.to)
     words = [f'warning: {n}' for n in found.notes] + [f'{topic}: {sentence}' for topic, sentence in audits.sentences(found)]
     say(args, '\n\n'.join([*words, f'page: {path}']), page=path, notes=found.notes, sentences=dict(audits.sentences(found)), metrics=found.rows, config=found.config)

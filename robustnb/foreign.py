@@ -1093,7 +1093,7 @@ def read_label_map(
     path,  # JSON file
 ):
     "A label map for `mapped`; a ValueError that names the file if it is none."
-    try: return json.loads(regular_file(path).read_text(encoding='utf-8'), object_pairs_hook=_once)
+    try: return json.loads(regular_file(path).read_text(encoding='utf-8-sig'), object_pairs_hook=_once)
     except (ValueError, RecursionError) as e: raise ValueError(f'{path}: got no label map ({e}), accepted: JSON') from e
 
 def mapped(

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from . import results
 from .core import check_choice, check_number, code_digest, cores, digest, find_named, json_text, parse_number, read_json, shipped, thread_env, write_json, write_text
-from .engine import check_limits, halt, run_isolated
+from .engine import Halted, check_limits, halt, run_isolated
 
 # %% ../nbs/14b_sweep.ipynb #794abe15
 RUNNERS = 'out', 'weights', 'original', 'kept'  # parameters that the runner fills: files to write and to read
@@ -706,20 +706,28 @@ def execute_run(
         start = time.time()
         nbformat.write(strip_show(nbformat.reads(notebook, 4)), work/'notebook.ipynb')
         (work/'log.txt').touch()
+        def finish(error):
+            "Write the status beside what the run has left, and put the folder in its place if that can be seen from here."
+            if not error:
+                try: _sign(work/'result.json', run)
+                except ValueError as e: error = f'ValueError: {e}'
+            status = dict(id=run.id, state='failed' if error else 'done', error=error, seconds=round(time.time() - start, 1), config=run.config)
+            if error and _keep_measured(place, work): status['kept'] = 'unfinished.json'
+            if not (work/'log.txt').stat().st_size: (work/'log.txt').unlink()
+            write_json(work/'status.json', status)
+            if shared: _install(work, place)
+            return status
         given = {**run.config, **run.given, **({'weights': str(work/WEIGHTS)} if run.keep_weights else {})}
-        state, error = run_isolated(run_notebook, work, given, engine, log=work/'log.txt', timeout=timeout, memory=memory)
+        try: state, error = run_isolated(run_notebook, work, given, engine, log=work/'log.txt', timeout=timeout, memory=memory)
+        except (Halted, KeyboardInterrupt):
+            savable = shared and not is_done(place)  # a result from before is worth more than one that may not be whole
+            if savable and is_done(work, status=False): finish('interrupted after its result was saved')
+            raise
         error = '' if state == 'ok' else _plain(error).strip()
         if os.strerror(errno.ENOSPC) in error and shared: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(work))
         if not error and not is_done(work, status=False): error = 'the notebook ended without writing a valid result.json'
-        if not error:
-            try: _sign(work/'result.json', run)
-            except ValueError as e: error = f'ValueError: {e}'
-        status = dict(id=run.id, state='failed' if error else 'done', error=error, seconds=round(time.time() - start, 1), config=run.config)
-        if error and _keep_measured(place, work): status['kept'] = 'unfinished.json'
-        if not (work/'log.txt').stat().st_size: (work/'log.txt').unlink()
-        write_json(work/'status.json', status)
-        if shared: return _install(work, place) or status
-        return {**status, 'files': {p.name: p.read_bytes() for p in work.iterdir() if p.is_file()}}
+        status = finish(error)
+        return status if shared else {**status, 'files': {p.name: p.read_bytes() for p in work.iterdir() if p.is_file()}}
 
 def receive(
     status: dict,  # from `execute_run` on a machine that does not see the runs folder

@@ -1,5 +1,5 @@
 "What happens on a cluster: workers and drivers are killed, schedulers vanish, disks fill up. Real processes throughout."
-import os, re, resource, shlex, shutil, signal, socket, subprocess, sys, time
+import json, os, re, resource, shlex, shutil, signal, socket, subprocess, sys, time
 from pathlib import Path
 
 import nbformat
@@ -481,3 +481,31 @@ def test_a_result_that_was_saved_survives_what_fails_later(tmp_path, experiment,
     experiment()
     code, out, err = finish(robustnb('sweep', 'toy.toml'))
     assert code == 0 and '2 done now' in out and len(results_of(tmp_path)) == 2, err
+
+
+@pytest.mark.parametrize('command', ['run', 'sweep'])
+def test_a_result_that_was_saved_survives_an_interruption(tmp_path, experiment, robustnb, command):
+    path = experiment()
+    nb = nbformat.read(path, 4)
+    nb.cells.append(nbformat.v4.new_code_cell(f"import os, time\nif os.path.exists({str(tmp_path/'wait')!r}): time.sleep(600)"))
+    nbformat.write(nb, path)
+    write_sweep(tmp_path, 1, 1), (tmp_path/'wait').touch()
+    start = ['run', 'toy.ipynb'] if command == 'run' else ['sweep', 'toy.toml']
+    process = robustnb(*start)
+    wait_for(lambda: any((p/'result.json').exists() for p in hidden(tmp_path)))
+    process.send_signal(signal.SIGINT)
+    code, out, err = finish(process)
+    assert code == 130 and 'Traceback' not in err, out + err
+    place, = tmp_path.glob('runs/toy/[0-9a-f]*')
+    status = json.loads((place/'status.json').read_text())
+    assert (status['state'], status['error'], status['kept']) == ('failed', 'interrupted after its result was saved', 'unfinished.json')
+    assert json.loads((place/'unfinished.json').read_text())['metrics'][0]['value'] == .1 and not results_of(tmp_path)
+    if command == 'sweep': assert 'is kept beside it, in unfinished.json, and does not count' in out
+    (tmp_path/'wait').unlink()
+    code, out, err = finish(robustnb(*start))
+    assert code == 0 and len(results_of(tmp_path)) == 1, out + err
+    (tmp_path/'wait').touch()  # a run that is done stays so when it is interrupted while it is done again
+    process = robustnb('run', 'toy.ipynb', '--again')
+    wait_for(lambda: any((p/'result.json').exists() for p in hidden(tmp_path)))
+    process.send_signal(signal.SIGINT)
+    assert finish(process)[0] == 130 and len(results_of(tmp_path)) == 1
