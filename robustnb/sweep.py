@@ -6,8 +6,8 @@
 __all__ = ['MARK', 'FILES', 'FULL', 'QUIET', 'Parameter', 'evaluate', 'parameters', 'find_experiment', 'parse_number', 'convert',
            'Run', 'Sweep', 'run_id', 'freeze', 'sweep_name', 'read_sweep', 'workspace', 'strip_show', 'is_done',
            'is_run', 'check_place', 'clear_leftovers', 'run_notebook', 'execute_run', 'receive', 'result_path',
-           'damaged', 'locked', 'Stopped', 'Patience', 'check_scheduler', 'check_greeting', 'connect', 'environment',
-           'cluster', 'threads', 'dispatch', 'run_sweep', 'read_results', 'publish']
+           'damaged', 'locked', 'Stopped', 'Patience', 'check_scheduler', 'check_greeting', 'connect',
+           'check_dashboard', 'environment', 'cluster', 'threads', 'dispatch', 'run_sweep', 'read_results', 'publish']
 
 # %% ../nbs/14b_sweep.ipynb #12eee027
 import ast, errno, fcntl, hashlib, importlib, io, itertools, math, operator, os, queue, re, secrets, shutil, socket, ssl, sys, tempfile, time, tokenize, tomllib
@@ -637,6 +637,17 @@ def connect(
         except TypeError as e: raise Stopped(f'{address}: what listens there belongs to Dask and is no scheduler, perhaps a worker ({e})') from None
         time.sleep(1)
 
+# %% ../nbs/14b_sweep.ipynb #a0f572bc
+def check_dashboard(
+    address: str,  # HOST:PORT
+):
+    "A ValueError unless this machine can listen at the address; port 0 stands for any that is free."
+    host, _, port = address.rpartition(':')
+    try: socket.create_server((host, int(port))).close()
+    except (OSError, ValueError, OverflowError) as e:
+        if getattr(e, 'errno', None) == errno.EADDRINUSE: return
+        raise ValueError(f'dashboard: got {address!r}, accepted: HOST:PORT of this machine, like 127.0.0.1:8787, or port 0 for a free one ({e})') from None
+
 # %% ../nbs/14b_sweep.ipynb #d4ddd37e
 @contextmanager
 def environment(
@@ -750,6 +761,7 @@ def run_sweep(
     check_limits(timeout, memory)
     check_number(patience, 'patience', above=0)
     if scheduler: check_scheduler(scheduler)
+    else: check_dashboard(dashboard)
     folder, source, statuses = Path(out).resolve()/sweep.notebook.stem, sweep.notebook.read_text(encoding='utf-8'), {}
     halt.clear()
     with locked(folder):

@@ -324,6 +324,13 @@ def test_a_scheduler_that_comes_back_is_waited_for(tmp_path, experiment, robustn
     assert len(results_of(tmp_path)) == 8 and all(p.stat().st_mtime_ns == t for p, t in early.items())
 
 
+@pytest.mark.parametrize('address', ['nonsense', '127.0.0.1:99999', '8.8.8.8:0'])
+def test_where_no_dashboard_can_listen(tmp_path, experiment, robustnb, address):
+    experiment(), write_sweep(tmp_path, 1, 1)
+    code, out, err = finish(robustnb('sweep', 'toy.toml', '--dashboard', address))
+    assert code == 2 and f"dashboard: got '{address}', accepted: HOST:PORT of this machine" in err and not (tmp_path/'runs').exists(), err
+
+
 # --- signals
 
 def survivors(tmp_path):
