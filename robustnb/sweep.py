@@ -7,11 +7,12 @@ __all__ = ['RUNNERS', 'SETTLED', 'ABOUT', 'MARK', 'WEIGHTS', 'FILES', 'FULL', 'Q
            'find_experiment', 'convert', 'identity', 'run_id', 'asked_here', 'asked_workers', 'settle', 'cells_digest',
            'strip_show', 'Run', 'Experiment', 'read_experiment', 'Sweep', 'sweep_name', 'read_sweep', 'read_conditions',
            'workspace', 'is_done', 'is_run', 'check_place', 'clear_leftovers', 'run_notebook', 'execute_run', 'receive',
-           'result_path', 'damaged', 'locked', 'Stopped', 'Patience', 'check_scheduler', 'connect', 'environment',
-           'cluster', 'threads', 'dispatch', 'run_sweep', 'read_results', 'edited', 'replay', 'publish']
+           'result_path', 'damaged', 'locked', 'Stopped', 'Patience', 'check_scheduler', 'check_greeting', 'connect',
+           'check_dashboard', 'environment', 'cluster', 'threads', 'dispatch', 'run_sweep', 'read_results', 'edited',
+           'replay', 'publish']
 
 # %% ../nbs/14b_sweep.ipynb #12eee027
-import ast, errno, fcntl, hashlib, inspect, io, itertools, json, math, operator, os, queue, re, secrets, shutil, socket, sys, tempfile, time, tokenize, tomllib
+import ast, errno, fcntl, hashlib, inspect, io, itertools, json, math, operator, os, queue, re, secrets, shutil, socket, ssl, sys, tempfile, time, tokenize, tomllib
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.util import get_temp_dir
@@ -811,38 +812,90 @@ class Patience:
         self.since, self.told = None, -math.inf
 
 # %% ../nbs/14b_sweep.ipynb #5951eec5
-def check_scheduler(
-    address: str,  # like tcp://10.0.0.1:8786, or tls://
-) -> tuple:
-    "Host and port of the address; a ValueError if it is none, or if it needs certificates that Dask's settings do not name or that are not there."
+def _tls_context(address):
+    "What Dask encrypts with, by its settings; a ValueError if they lack a certificate, or if one is not there, damaged, or not made for the key."
     import dask
-    from distributed.comm.addressing import parse_host_port
-    scheme, _, rest = str(address).rpartition('://')
-    try: host, port = parse_host_port(rest)
-    except ValueError as e: raise ValueError(f'scheduler: got {address!r}, accepted: an address like tcp://10.0.0.1:8786 ({e})') from None
-    if (scheme or 'tcp') not in ('tcp', 'tls'): raise ValueError(f'scheduler: got {address!r}, accepted: tcp://HOST:PORT or tls://HOST:PORT')
-    for key in ['ca-file', 'client.cert', 'client.key'] if scheme == 'tls' else []:
+    from distributed.security import Security
+    for key in 'ca-file', 'client.cert', 'client.key':
         file = dask.config.get(f'distributed.comm.tls.{key}', None)
         if not file: raise ValueError(f'scheduler: {address} needs certificates, and distributed.comm.tls.{key} is not set in the settings of Dask')
         if not Path(file).is_file(): raise ValueError(f'{file}: no such file; the settings of Dask name it as distributed.comm.tls.{key}')
-    return host, port
+    try: return Security().get_connection_args('client')['ssl_context']
+    except OSError as e: raise ValueError(f'scheduler: the certificates and the key in distributed.comm.tls of the settings of Dask cannot be used ({e})') from None
 
+def check_scheduler(
+    address: str,  # like tcp://10.0.0.1:8786, or tls://
+) -> tuple:
+    "Host and port of the address, and what it is encrypted with or None; a ValueError if it is no address, or if it needs certificates that Dask's settings do not name or that cannot be used."
+    from distributed.comm.addressing import parse_host_port
+    scheme, _, rest = str(address).rpartition('://')
+    try:
+        host, port = parse_host_port(rest)
+        host.encode('idna')  # as the system will
+        check_number(port, 'port', low=1, high=65535)
+    except ValueError as e: raise ValueError(f'scheduler: got {address!r}, accepted: an address like tcp://10.0.0.1:8786 ({e})') from None
+    if (scheme or 'tcp') not in ('tcp', 'tls'): raise ValueError(f'scheduler: got {address!r}, accepted: tcp://HOST:PORT or tls://HOST:PORT')
+    return (host, port), _tls_context(address) if scheme == 'tls' else None
+
+# %% ../nbs/14b_sweep.ipynb #6194147f
+def _first_words(link, context, seconds):
+    "What the other end of a connection says by itself, up to the end of a greeting of Dask's, or 1,000 bytes."
+    end = time.monotonic() + seconds
+    link.settimeout(seconds)
+    said = b''
+    with context.wrap_socket(link) if context else link as link:
+        while b'pickle-protocol' not in said and len(said) < 1000:
+            link.settimeout(max(.01, end - time.monotonic()))
+            more = link.recv(1000)
+            if not more: raise ConnectionResetError('it closes the connection')
+            said += more
+    return said
+
+def check_greeting(
+    address: str,         # of a scheduler
+    seconds: float = 10,  # to wait for it
+):
+    "`Stopped` if what listens there does not greet as Dask does, or if one of the two has no valid certificate for the other; an OSError if nobody listens there, or hangs up."
+    target, context = check_scheduler(address)
+    kind = 'Dask scheduler with TLS' if context else 'Dask scheduler without TLS'
+    expected = f'{address}: what listens there is no {kind}'
+    link = socket.create_connection(target, timeout=5)
+    try: said = _first_words(link, context, seconds)
+    except ssl.SSLEOFError: raise
+    except TimeoutError: raise Stopped(f'{expected}, which would have greeted within {seconds:g} s') from None
+    except ssl.SSLError as e: raise Stopped(f'{expected} and certificates that belong to those here ({e})') from None
+    finally: link.close()
+    if b'pickle-protocol' not in said: raise Stopped(f'{expected}, it begins with {said[:40]!r}')
+
+# %% ../nbs/14b_sweep.ipynb #5083b9da
 def connect(
     address: str,        # of a scheduler
     patience: Patience,
 ):
-    "A Dask client of the scheduler at `address`; waits for one to listen there."
+    "A Dask client of the scheduler at `address`; waits for one to listen there. `Stopped` if something else does."
     from distributed import Client
-    target = check_scheduler(address)
     while True:
         try:
-            socket.create_connection(target, timeout=5).close()
+            check_greeting(address)
             client = Client(address, timeout=20)
             patience.over()
             return client
-        except (OSError, OverflowError, MemoryError) as e: patience.wait(f'no Dask scheduler answers at {address} ({e})')
+        except OSError as e: patience.wait(f'no Dask scheduler answers at {address} ({e})')
+        except TypeError as e: raise Stopped(f'{address}: what listens there belongs to Dask and is no scheduler, perhaps a worker ({e})') from None
         time.sleep(1)
 
+# %% ../nbs/14b_sweep.ipynb #a0f572bc
+def check_dashboard(
+    address: str,  # HOST:PORT
+):
+    "A ValueError unless this machine can listen at the address; port 0 stands for any that is free."
+    host, _, port = address.rpartition(':')
+    try: socket.create_server((host, int(port))).close()
+    except (OSError, ValueError, OverflowError) as e:
+        if getattr(e, 'errno', None) == errno.EADDRINUSE: return
+        raise ValueError(f'dashboard: got {address!r}, accepted: HOST:PORT of this machine, like 127.0.0.1:8787, or port 0 for a free one ({e})') from None
+
+# %% ../nbs/14b_sweep.ipynb #d4ddd37e
 @contextmanager
 def environment(
     values: dict,  # variables to set meanwhile
@@ -955,6 +1008,7 @@ def run_sweep(
     check_limits(timeout, memory)
     check_number(patience, 'patience', above=0)
     if scheduler: check_scheduler(scheduler)
+    else: check_dashboard(dashboard)
     folder, source, statuses = Path(out).resolve()/sweep.notebook.stem, sweep.notebook.read_text(encoding='utf-8'), {}
     halt.clear()
     with locked(folder):
