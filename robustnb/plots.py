@@ -9,6 +9,7 @@ __all__ = ['PANELS', 'colour', 'plural', 'drawable', 'as_text', 'accuracies', 'h
 
 # %% ../nbs/12_plots.ipynb #ef3b007b
 import itertools, math, warnings
+from dataclasses import fields
 from functools import lru_cache
 
 import matplotlib.pyplot as plt
@@ -18,7 +19,7 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from . import optim, paper
-from .conditions import Attack, Band, Clean, Condition, Gaussian, condition_of, fraction, select
+from .conditions import OURS, Attack, Band, Clean, Condition, Gaussian, condition_of, fraction, select
 from .core import check_choice
 from .results import at_best_rates, best_rates, settings, summary
 from .stats import compare, wilson
@@ -70,13 +71,16 @@ def as_text(
 PANELS = dict(clean='standard', gaussian='Gaussian noise', l2='$\\ell_2$ attack', linf='$\\ell_\\infty$ attack',
               band='noise in one band')  # titles; a panel of conditions that are not of this book bears its own name
 
+_TELLING = {'kind', 'label', 'strength', *(f.name for c in OURS for f in fields(c))}  # columns that tell a condition
+
 def accuracies(
     tidy,  # table from `results.table`
 ):
     """Rows of accuracies on the test split, with the columns kind, panel and strength, as the `Condition` has them, and
     condition, its label."""
     lines = tidy[(tidy.metric == 'accuracy') & (tidy.split == 'test')]
-    found = [condition_of(line) for line in lines.to_dict('records')]
+    told = [c for c in lines if c in _TELLING]
+    found = [condition_of(line) for line in lines[told].to_dict('records')]
     return lines.assign(condition=_labels(found), kind=[c.kind for c in found], panel=[c.panel for c in found],
                         strength=[float(c.strength) for c in found])
 
