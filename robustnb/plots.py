@@ -37,11 +37,8 @@ def condition(
     line,  # row of the tidy table (mapping)
 ) -> str:
     "What an accuracy was measured under, as a short label: 'standard', 'noise var 0.01', 'band 3 var 0.01', 'linf 8/255', 'l2 0.3 quick'."
-    def has(k): return k in line and isinstance(line[k], (str, Real)) and line[k] == line[k]
-    if has('norm'): return f'{line["norm"]} {fraction(line["eps"], line["norm"])}' + (f' {line["attack"]}' if has('attack') and line['attack'] != 'autoattack' else '')
-    if has('noise') and has('band'): return f'band {line["band"]:g} var {line["var"]:g}'
-    if has('noise'): return f'noise var {line["var"]:g}'
-    return 'standard'
+    from robustnb.conditions import condition_of
+    return condition_of(line).label
 
 def plural(
     n: int,     # how many
@@ -83,8 +80,11 @@ def accuracies(
 ):
     "Rows of accuracies on the test split, with condition and kind of disturbance as columns."
     tidy = tidy[(tidy.metric == 'accuracy') & (tidy.split == 'test')]
-    labels = [condition(line) for line in tidy.to_dict('records')]
-    return tidy.assign(condition=labels, kind=[l.split()[0] for l in labels])
+    from robustnb.conditions import condition_of
+    found = [condition_of(line) for line in tidy.to_dict('records')]
+    old = dict(clean='standard', gaussian='noise')
+    return tidy.assign(condition=[c.label for c in found], panel=[c.panel for c in found], strength=[c.strength for c in found],
+                       kind=[old.get(c.panel, c.panel) for c in found])
 
 def _one_setting(tidy):
     "Refuse a table that a figure would average over."
@@ -210,12 +210,13 @@ def strength_curves(
     known = {'optimizer', 'lr'} <= set(tidy)
     best = at_best_rates(_one_setting(tidy)) if known else tidy.assign(optimizer='model')
     lines, proved = accuracies(best), best[best.metric == 'certified_accuracy']
-    x = 'var' if check_choice(kind, 'kind', set(lines.kind) - {'standard', 'band'}) == 'noise' else 'eps'
-    own, ax, title = lines[lines.kind == kind], ax or plt.subplots(figsize=(4.2, 3))[1], KINDS.get(kind, kind)
-    if x == 'eps' and 'attack' in own and own.attack.nunique() > 1:
+    x = 'strength'
+    kind = check_choice(dict(noise='gaussian').get(kind, kind), 'kind', set(lines.panel) - {'clean', 'band'})
+    own, ax, title = lines[lines.panel == kind], ax or plt.subplots(figsize=(4.2, 3))[1], KINDS.get(kind, kind)
+    if kind in ('linf', 'l2') and own.attack.nunique() > 1:
         widest = own.groupby('attack').eps.nunique().idxmax()
-        lines, own, title = lines[(lines.kind != kind) | (lines.attack == widest)], own[own.attack == widest], f'{title}, {widest}'
-    lines = own if (own[x] == 0).any() else lines[lines.kind.isin(['standard', kind])].fillna({x: 0.})  # a zero point of its own where fewer images were attacked
+        own, title = own[own.attack == widest], f'{title}, {widest}'
+    lines = pd.concat([lines[lines.panel == 'clean'], own])
     for name in _names(lines):
         part = lines[lines.optimizer == name]
         s = summary(part, [x])
@@ -225,8 +226,8 @@ def strength_curves(
         if len(p := proved[(proved.optimizer == name) & (proved['norm'] == kind)] if len(proved) else proved):
             s = summary(p, ['eps'])
             ax.plot(s.eps, 100*s['mean'], '--', color=colour(name))
-    ax.set(ylim=(0, 100), xlabel='noise variance $\\sigma^2$' if x == 'var' else '$\\epsilon$', ylabel='accuracy (%)', title=title)
-    if x == 'eps': ax.set_xticks(ticks := sorted(lines.eps.unique()), [fraction(e, kind) if e else '0' for e in ticks], rotation=45)
+    ax.set(ylim=(0, 100), xlabel='noise variance $\\sigma^2$' if kind == 'gaussian' else '$\\epsilon$', ylabel='accuracy (%)', title=title)
+    if kind in ('linf', 'l2'): ax.set_xticks(ticks := sorted(lines.strength.unique()), [fraction(e, kind) if e else '0' for e in ticks], rotation=45)
     if known: ax.legend(loc='upper left', bbox_to_anchor=(1, 1))
     return ax
 
