@@ -29,7 +29,7 @@ KINDS = {}  # class of each kind
 @dataclass(frozen=True)
 class Condition:
     "What an accuracy is measured under. A subclass is a frozen dataclass with a `kind`, fields and `hits`; the rest follows, and may be replaced."
-    n: int = field(default=0, kw_only=True)  # images, from the first on; 0: all
+    n: int = field(default=0, kw_only=True)  # images at most, from the first on; 0: all
     kind = ''
 
     def __init_subclass__(cls, **kw):
@@ -190,6 +190,8 @@ class Proof(_Ball):
     @property
     def label(self): return f'{self.norm} {fraction(self.eps, self.norm)} proved'
 
+OURS = Clean, Gaussian, Band, Attack, Proof
+
 def fraction(
     eps: float,          # radius
     norm: str = 'linf',  # pixels are counted in 255ths, lengths are not
@@ -248,11 +250,11 @@ def measure(
 ) -> list:
     "Metric rows of the accuracy under each condition, as `results.save` takes them; each says its `kind`, keeps its `hits`, and may be in `doubt`."
     conditions = with_clean(parse(conditions))
-    if diverged: return [row(_metric(c), math.nan, c.n or len(x), split, **row_fields(c)) for c in conditions]
+    if diverged: return [row(_metric(c), math.nan, min(c.n or len(x), len(x)), split, **row_fields(c)) for c in conditions]
     how, judged = dict(seed=seed, topk=topk, batch_size=batch_size, progress=progress), {}
     with eval_mode(model) if isinstance(model, torch.nn.Module) else torch.no_grad():
         for _, group in _groups(conditions):
-            n = _images(group[0].n, x)
+            n = group[0].n or len(x)
             judged.update(zip(map(id, group), _judge(group, model, x[:n], y[:n], how)))
     return [_row(c, judged[id(c)], split) for c in conditions]
 
@@ -261,11 +263,6 @@ def with_clean(
 ) -> list:
     "The conditions, `Clean()` before them if it is not among them."
     return conditions if any(c.kind == 'clean' and not c.n for c in conditions) else [Clean(), *conditions]
-
-def _images(n, x):
-    "How many images to judge; a ValueError if there are not as many."
-    if getattr(x, 'ndim', 4) and n > len(x): raise ValueError(f'n: got {n}, accepted: at most {len(x)}, the images that there are')
-    return n or len(x)
 
 def _groups(conditions):
     "Conditions that are judged together, in the order of the first of each."
@@ -285,8 +282,6 @@ def _accepted(function, how):
     return {k: v for k, v in how.items() if k in taken}
 
 # %% ../nbs/10g_conditions.ipynb #cc9e5c22
-OURS = Clean, Gaussian, Band, Attack, Proof
-
 def row_fields(
     condition,  # a `Condition`
 ) -> dict:
@@ -301,10 +296,10 @@ def _row(condition, judged, split):
 
 # %% ../nbs/10g_conditions.ipynb #6f1fd99f
 class FieldError(ValueError):
-    "A mistake in the table of a condition; `key` is where."
-    def __init__(self, key, text):
+    "A mistake in the table of a condition: its `key`, and the `value` there."
+    def __init__(self, key, text, value=''):
         super().__init__(text)
-        self.key = key
+        self.key, self.value = key, value
 
 def parse(
     conditions,  # a list of `Condition` objects and tables, mixed as you like
@@ -323,7 +318,7 @@ def _kind(table):
     kind = table.get('kind')
     if not isinstance(kind, str): raise FieldError('kind', f'kind: got {kind!r}, accepted: {", ".join(KINDS)}, or module:Name of your own')
     try: return find_named(kind, 'kind') if ':' in kind else KINDS[check_choice(kind, 'kind', KINDS)]
-    except ValueError as e: raise FieldError('kind', f'{e}, or module:Name of your own' if ':' not in kind else str(e)) from None
+    except ValueError as e: raise FieldError('kind', f'{e}, or module:Name of your own' if ':' not in kind else str(e), kind) from None
 
 def _expand(table):
     "The conditions of one table."
@@ -335,7 +330,7 @@ def _expand(table):
         n_bands = check_number(given.get('n_bands', 10), 'n_bands', low=1, integer=True)
         given['band'] = list(range(1, n_bands + 1))
     lacks = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING and f.name not in given]
-    if lacks: raise FieldError('kind', f'{lacks[0]}: missing for {cls.kind}, accepted: a value, or a list of them')
+    if lacks: raise FieldError('kind', f'{lacks[0]}: missing for {cls.kind}, accepted: a value, or a list of them', cls.kind)
     axes = [v if isinstance(v, list) else [v] for v in given.values()]
     if empty := [k for k, v in zip(given, axes) if not v]: raise FieldError(empty[0], f'{empty[0]}: got [], accepted: at least one value')
     try: return [cls(**dict(zip(given, point))) for point in itertools.product(*axes)]
@@ -345,15 +340,32 @@ def _expand(table):
 def tables(
     conditions,  # as for `parse`
 ) -> list:
-    "A table for each condition; fields that have their default are left out."
-    return [_table(c) for c in parse(conditions)]
+    "Tables from which `parse` makes the same conditions; fields that have their default are left out."
+    found = []
+    for table in map(_table, parse(conditions)):
+        if not (found and _joined(found[-1], table)): found.append(table)
+    return [_whole(table) for table in found]
 
 def _table(c):
     "Kind and fields of a condition, without defaults."
     cls = type(c)
     own = {f.name: getattr(c, f.name) for f in fields(cls) if getattr(c, f.name) != f.default}
-    kind = c.kind if cls in OURS else f'{cls.__module__}:{cls.__qualname__}'
-    return dict(kind=kind, **own)
+    return dict(kind=c.kind if cls in OURS else f'{cls.__module__}:{cls.__qualname__}', **own)
+
+def _joined(table, other):
+    "Whether `other` differs from the table in one field, the one that is a list already if there is one; then it is joined to it."
+    if set(table) != set(other): return False
+    lists = [k for k, v in table.items() if isinstance(v, list)]
+    differ = [k for k in table if k not in lists and table[k] != other[k]]
+    if len(lists + differ) != 1: return False
+    key, = lists + differ
+    table[key] = [*(table[key] if lists else [table[key]]), other[key]]
+    return True
+
+def _whole(table):
+    "The table, without the bands where it has them all."
+    everything = list(range(1, table.get('n_bands', 10) + 1)) if table['kind'] == 'band' else None
+    return {k: v for k, v in table.items() if not (k == 'band' and v == everything)}
 
 # %% ../nbs/10g_conditions.ipynb #f3064eaa
 def has(

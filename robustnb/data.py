@@ -6,10 +6,10 @@
 __all__ = ['DIGITS', 'BANDS', 'MAX_CLASSES', 'IMAGE_FILES', 'IMAGE_FORMATS', 'MAX_PIXELS', 'MAX_RATIO', 'GROUNDS', 'FASHION',
            'CIFAR10', 'IMAGENETTE', 'KNOWN', 'MADE', 'NAMES', 'Data', 'to_float', 'show_images', 'split_by_class',
            'radial_amplitude', 'quantile_band', 'nfc', 'Labelled', 'read_npz', 'read_idx', 'read_mat', 'resize',
-           'read_folder', 'data_root', 'is_there', 'load', 'take', 'save']
+           'read_folder', 'data_root', 'is_there', 'load', 'take', 'save', 'Sizes', 'sizes', 'fingerprint']
 
 # %% ../nbs/06_data.ipynb #e7a96e88
-import fcntl, inspect, math, os, pickle, unicodedata, zipfile, zlib
+import fcntl, hashlib, inspect, math, os, pickle, unicodedata, zipfile, zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -399,8 +399,7 @@ def read_idx(
     "The uint8 array of an IDX file; a ValueError for a faulty one."
     path = regular_file(path)
     packed = path.suffix == '.gz'
-    with open(path, 'rb') as file: head = file.read(1024)
-    shape, start = _idx_header(_unpacked(path, head, 20) if packed else head, path)
+    shape, start = _idx_start(path)
     size = start + math.prod(shape)
     _fits(size, path)
     if packed: raw = np.frombuffer(bytearray(_unpacked(path, path.read_bytes(), size + 1, whole=True)), np.uint8)
@@ -410,6 +409,11 @@ def read_idx(
         raise _fault(path, f'{there} bytes where the header announces {size:,} ({_by(shape)})',
                      'truncated or damaged: delete it and load again')
     return raw[start:].reshape(shape)
+
+def _idx_start(path):
+    "(shape, where the pixels start) of an IDX file."
+    with open(path, 'rb') as file: head = file.read(1024)
+    return _idx_header(_unpacked(path, head, 20) if path.suffix == '.gz' else head, path)
 
 def _idx_header(head, path):
     "(shape, where the pixels start) from the first bytes of an IDX file."
@@ -855,6 +859,7 @@ class _Known:
     ignore: tuple = ()             # folders that are no classes
     names: dict = field(default_factory=dict)      # folder name -> class name
     options: dict = field(default_factory=dict)    # for torchvision's class
+    sizes: tuple | None = None     # training and test images, where that is how it was published
 
 def _imagenette_set(base):
     for name in 'imagenette2', 'imagenette2-320', 'imagenette2-160':
@@ -873,15 +878,15 @@ IMAGENETTE = dict(n01440764='tench', n02102040='English springer', n02979186='ca
 
 _idx_layout = '{}/raw/{{train,t10k}}-{{images-idx3,labels-idx1}}-ubyte[.gz]'.format
 KNOWN = dict(
-    mnist=_Known('MNIST', _idx_layout('MNIST'), partial(_idx_set, folder='MNIST'), DIGITS, (1, 28, 28)),
-    fashionmnist=_Known('FashionMNIST', _idx_layout('FashionMNIST'), partial(_idx_set, folder='FashionMNIST'), FASHION, (1, 28, 28)),
-    svhn=_Known('SVHN', '{train,test}_32x32.mat', _svhn_set, DIGITS, (3, 32, 32)),
+    mnist=_Known('MNIST', _idx_layout('MNIST'), partial(_idx_set, folder='MNIST'), DIGITS, (1, 28, 28), sizes=(60_000, 10_000)),
+    fashionmnist=_Known('FashionMNIST', _idx_layout('FashionMNIST'), partial(_idx_set, folder='FashionMNIST'), FASHION, (1, 28, 28), sizes=(60_000, 10_000)),
+    svhn=_Known('SVHN', '{train,test}_32x32.mat', _svhn_set, DIGITS, (3, 32, 32), sizes=(73_257, 26_032)),
     cifar10=_Known('CIFAR10', 'cifar-10-batches-py/{data_batch_1..5,test_batch}', partial(
-        _cifar_set, folder='cifar-10-batches-py', train=[f'data_batch_{i}' for i in range(1, 6)], test='test_batch', key='labels'), CIFAR10, (3, 32, 32)),
+        _cifar_set, folder='cifar-10-batches-py', train=[f'data_batch_{i}' for i in range(1, 6)], test='test_batch', key='labels'), CIFAR10, (3, 32, 32), sizes=(50_000, 10_000)),
     cifar100=_Known('CIFAR100', 'cifar-100-python/{train,test}', partial(
-        _cifar_set, folder='cifar-100-python', train=['train'], test='test', key='fine_labels'), tuple(map(str, range(100))), (3, 32, 32)),
+        _cifar_set, folder='cifar-100-python', train=['train'], test='test', key='fine_labels'), tuple(map(str, range(100))), (3, 32, 32), sizes=(50_000, 10_000)),
     caltech101=_Known('Caltech101', 'caltech101/101_ObjectCategories/<class>/', _caltech_set, ignore=('BACKGROUND_Google',)),
-    imagenette=_Known('Imagenette', 'imagenette2[-320|-160]/{train,val}/<class>/', _imagenette_set, names=IMAGENETTE, options=dict(size='320px')))
+    imagenette=_Known('Imagenette', 'imagenette2[-320|-160]/{train,val}/<class>/', _imagenette_set, names=IMAGENETTE, options=dict(size='320px'), sizes=(9_469, 3_925)))
 
 # %% ../nbs/06_data.ipynb #7d74da06
 def _has_images(folder, deep=True):
@@ -1081,3 +1086,63 @@ def save(
         arrays |= dict(lossy_index=np.arange(0 if data.lossless else len(x)), notes=np.array(data.notes, dtype='U'))
         with atomic_path(folder/f'{split}.npz') as path: np.savez(path, **arrays)
     return folder
+
+# %% ../nbs/06_data.ipynb #60da7aac
+class Sizes(NamedTuple):
+    "How large a data set is."
+    n_train: int  # training images
+    n_test: int   # test images
+    side: int     # height of the images; of a folder, of its first
+
+def _divided_sizes(y, side):
+    "Sizes of a set that `load` would divide."
+    train, test = split_by_class(torch.as_tensor(y))
+    return Sizes(len(train), len(test), side)
+
+def _tree_side(tree): return _open(tree.paths[0], lambda image: image.height)
+
+def _npz_sizes(folder, known):
+    shapes = [_npy_headers(folder/f'{split}.npz')['images'][0] for split in ('train', 'test')]
+    return Sizes(shapes[0][0], shapes[1][0], shapes[0][1])
+
+def _idx_sizes(paths, source):
+    shapes = [_idx_start(path)[0] for path in (paths[0], paths[2])]
+    return Sizes(shapes[0][0], shapes[1][0], shapes[0][1])
+
+def _split_tree_sizes(train, test, source, ignore=(), *_):
+    trees = [_tree(folder, ignore) for folder in (train, test)]
+    return Sizes(len(trees[0].paths), len(trees[1].paths), _tree_side(trees[0]))
+
+def _tree_sizes(folder, source='', ignore=(), *_):
+    tree = _tree(folder, ignore)
+    return _divided_sizes(tree.labels, _tree_side(tree))
+
+_SIZES = {_npz_pair: _npz_sizes, _read_idx_set: _idx_sizes, _read_tree: _split_tree_sizes, read_folder: _tree_sizes}
+
+# %% ../nbs/06_data.ipynb #81bfa4a2
+def sizes(
+    name: str,  # as for `load`
+    root=None,  # likewise
+) -> Sizes:
+    "How many images `load` will give, and how high they are, without decoding them; nothing is downloaded."
+    known = KNOWN.get(name)
+    if known and known.sizes and not is_there(name, root): return Sizes(*known.sizes, known.shape[1] if known.shape else 224)
+    reader = _reader(name, root, download=False)
+    if isinstance(reader, partial) and reader.func in _SIZES: return _SIZES[reader.func](*reader.args)
+    found = load(name, root, download=False)
+    return Sizes(len(found.x_train), len(found.x_test), found.shape[1])
+
+def fingerprint(
+    name: str,  # of data of your own, as for `load`
+    root=None,  # likewise
+) -> str:
+    "Digest of the content of all its files, hidden ones left out: another if a file is added, removed, renamed or edited."
+    place = data_root(root)/os.path.expanduser(name)
+    if not place.exists(): place = Path(f'{place}.npz')
+    if not place.exists(): raise _missing(name, data_root(root), 'a name of your own is never downloaded')
+    files = [Path(folder)/file for folder, names in _walk(place) for file in names] if place.is_dir() else [place]
+    whole = hashlib.sha256()
+    for path in sorted(files):
+        with open(regular_file(path), 'rb') as file: inside = hashlib.file_digest(file, 'sha256').hexdigest()
+        whole.update(f'{path.relative_to(place.parent).as_posix()} {inside}\n'.encode(errors='surrogateescape'))
+    return whole.hexdigest()[:16]

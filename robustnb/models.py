@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['NORMS', 'ARCHITECTURES', 'norm_layer', 'TwoLayerCNN', 'PreActBlock', 'PreActResNet18', 'MLP', 'SmallCNN',
-           'behaves_as', 'create', 'default_model']
+           'behaves_as', 'create', 'save', 'load', 'default_model']
 
 # %% ../nbs/07_models.ipynb #6f9a94fd
-import inspect, math
+import inspect, json, math
 from collections import OrderedDict
 
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
-from .core import check_choice, check_number
+from .core import atomic_path, check_choice, check_number, regular_file
 
 # %% ../nbs/07_models.ipynb #63fe28cb
 NORMS = 'none', 'batch', 'group', 'layer'
@@ -188,7 +191,35 @@ def create(
     given = 'n_classes', 'in_channels', 'input_size'
     accepted = [p for p in inspect.signature(architecture).parameters if p not in given]
     for option in options: check_choice(option, f'option of {name}', accepted)
-    return architecture(n_classes, in_channels, input_size, **options)
+    net = architecture(n_classes, in_channels, input_size, **options)
+    net.made = dict(name=name, n_classes=n_classes, in_channels=in_channels, input_size=input_size, **options)
+    return net
+
+# %% ../nbs/07_models.ipynb #2e904779
+def save(
+    net,   # from `create`
+    path,  # .safetensors file, replaced atomically
+):
+    "Write the weights, and what the network was made of; a ValueError for a network that `create` did not make."
+    if not hasattr(net, 'made'): raise ValueError('net: not from models.create, so that nobody could make it again from its weights')
+    tensors = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in net.state_dict().items()}
+    with atomic_path(path) as tmp: save_file(tensors, tmp, {'robustnb': json.dumps(net.made)})
+
+def load(
+    path,  # file from `save`
+) -> nn.Module:
+    "The network, in evaluation mode; a ValueError names the file and what is wrong in it."
+    path = regular_file(path)
+    try:
+        with safe_open(path, 'pt') as file:
+            made = json.loads((file.metadata() or {})['robustnb'])
+            tensors = {k: file.get_tensor(k) for k in file.keys()}
+        net = create(**made)
+        net.load_state_dict(tensors)
+    except FileNotFoundError: raise
+    except Exception as e:  # a damaged file makes safetensors, json and torch raise a dozen kinds
+        raise ValueError(f'{path}: not a network saved by robustnb ({type(e).__name__}: {" ".join(str(e).split())[:200]})') from None
+    return net.eval()
 
 # %% ../nbs/07_models.ipynb #24ed3b7b
 def default_model(

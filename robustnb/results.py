@@ -168,6 +168,11 @@ def upgraded(
     return {**result, 'schema': SCHEMA, 'metrics': rows}
 
 # %% ../nbs/03_results.ipynb #7fca8c3a
+def _columns(result):
+    "Column of each parameter in a table: its name, with `parameter_` before it if metric rows have a column of that name."
+    taken = {*RESERVED, *set().union(*result['metrics'])}
+    return {k: f'parameter_{k}' if k in taken else k for k in result['config']}
+
 def load(
     path,  # a result.json
 ) -> dict:
@@ -191,7 +196,8 @@ def load(
             _check_condition(r)
         except ValueError as e: raise ValueError(f'{path}: metrics, row {i}: {e}') from None
     seconds = [k for k in result['cost'] if k.endswith('_s')]
-    names = Counter(['run', 'experiment', *result['config'], *seconds, *set().union(*result['metrics'])])
+    columns = _columns(result).values()
+    names = Counter(['run', 'experiment', *columns, *seconds, *set().union(*result['metrics'])])
     if twice := [k for k, n in names.items() if n > 1]: raise ValueError(f'{path}: {", ".join(twice)} would name two columns of a table')
     return result
 
@@ -236,7 +242,8 @@ def table(
     for run, result in enumerate(results):
         if not isinstance(result, dict): result = load(result)
         cost = {k: v for k, v in result['cost'].items() if k.endswith('_s')}
-        config = {k: json.dumps(v, sort_keys=True) if isinstance(v, dict) else v for k, v in result['config'].items()}
+        columns = _columns(result)
+        config = {columns[k]: json.dumps(v, sort_keys=True) if isinstance(v, dict) else v for k, v in result['config'].items()}
         lines += [dict(run=run, experiment=result['experiment'], **config, **cost, **r) for r in result['metrics']]
     return pd.DataFrame(lines)
 
