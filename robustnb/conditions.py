@@ -417,7 +417,6 @@ def select(
 EPS = dict(linf=(1/255, 2/255, 4/255, 8/255), l2=(.1, .3, .5, 1.))
 
 def usual(
-    n_images: int,                   # how many images there are
     channels: int = 1,               # of the images
     variances=(.001, .01, .05, .1),  # of Gaussian noise
     band_var: float | None = None,   # of the noise that is confined to bands; None: .1 for grey images, .01 for colour
@@ -432,13 +431,15 @@ def usual(
     _check_usual(variances, band_var, bands, attack, eps, n_attack)
     noises = [Gaussian(v) for v in variances]
     confined = [Band(band_var, band, bands) for band in range(1, bands + 1)]
-    return [*noises, *confined, *_balls(attack, eps, min(n_attack, n_images))]
+    return [*noises, *confined, *_balls(attack, eps, n_attack)]
 
 def _balls(attack, eps, n):
-    "An attack and a proof at each radius, from the smallest on."
-    if attack == 'none': return []
-    points = [(norm, e) for norm, radii in eps.items() for e in sorted(set(radii))]
-    return [c for norm, e in points for c in (Attack(attack, norm, e, n=n), Proof(norm, e, n=n))]
+    "An attack and a proof at each radius."
+    found = []
+    for norm, radii in eps.items() if attack != 'none' else ():
+        found += [Attack(attack, norm, e, n=n) for e in sorted(set(radii))]
+        found += [Proof(norm, e, n=n) for e in sorted(set(radii))]
+    return found
 
 def _check_usual(variances, band_var, bands, attack, eps, n_attack):
     "A ValueError that names the argument of `usual`."
