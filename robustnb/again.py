@@ -60,7 +60,7 @@ def weights_sweeps(
 
 def measuring_sweep(
     runs: list,        # of `Original`
-    conditions: list,  # tables, see `sweep.read_conditions`
+    conditions: list,  # tables, see `conditions.tables`
     out,               # folder of runs
     name: str,         # of the sweep
 ) -> sweep.Sweep:
@@ -73,7 +73,7 @@ def measuring_sweep(
 
 def measure_again(
     folders,           # that are searched for results, or result files
-    conditions: list,  # tables, see `sweep.read_conditions`
+    conditions: list,  # tables, see `conditions.tables`
     out='runs',        # folder of runs, new ones go to `measure` in it
     name='measure',    # of the sweep, for its report
     **options,         # workers, engine, timeout, memory, progress, each; passed on to `sweep.run_sweep`

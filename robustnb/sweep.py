@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['RUNNERS', 'SETTLED', 'ABOUT', 'MARK', 'WEIGHTS', 'FILES', 'FULL', 'QUIET', 'Parameter', 'evaluate', 'parameters',
            'find_experiment', 'convert', 'identity', 'run_id', 'asked_here', 'asked_workers', 'settle', 'cells_digest',
-           'strip_show', 'Run', 'Experiment', 'read_experiment', 'Sweep', 'sweep_name', 'read_sweep', 'read_conditions',
-           'workspace', 'is_done', 'is_run', 'check_place', 'clear_leftovers', 'run_notebook', 'execute_run', 'receive',
+           'strip_show', 'Run', 'Experiment', 'read_experiment', 'Sweep', 'sweep_name', 'read_sweep', 'workspace',
+           'is_done', 'is_run', 'check_place', 'clear_leftovers', 'run_notebook', 'execute_run', 'receive',
            'result_path', 'damaged', 'locked', 'Stopped', 'Patience', 'check_scheduler', 'check_greeting', 'connect',
            'check_dashboard', 'environment', 'cluster', 'threads', 'dispatch', 'run_sweep', 'read_results', 'edited',
            'replay', 'publish']
@@ -523,18 +523,6 @@ def _run_of(experiment, given, ask, keep):
     if ask: return experiment.run(given, ask, keep_weights=keep)
     config = {**{k: p.default for k, p in experiment.parameters.items()}, **given}
     return Run(experiment.name, config, protocol=experiment.protocol, keep_weights=keep)
-
-# %% ../nbs/14b_sweep.ipynb #1847064b
-def read_conditions(
-    path,  # a TOML file with conditions = [{kind = ...}, ...]
-) -> list:
-    "Tables of conditions, see `conditions.tables`; every mistake is a ValueError with file, line, key and accepted values."
-    path = Path(path)
-    text, spec = _toml(path)
-    for key in spec:
-        with _located(path, text, key): check_choice(key, 'key', ['conditions'])
-    if 'conditions' not in spec: raise ValueError(f'{path}: lacks conditions = [{{kind = "..."}}, ...]')
-    with _located(path, text, 'conditions'): return _conditions(spec['conditions'])
 
 # %% ../nbs/14b_sweep.ipynb #8d6bf139
 MARK = 'this folder is made and cleared by robustnb'

@@ -15,7 +15,7 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.testing import assert_close
 
-from robustnb import attacks, data, evaluate, fab, models, square, train
+from robustnb import attacks, conditions, data, evaluate, fab, models, square, train
 from robustnb.core import generator, seed_all
 from robustnb.threat import Oracle, distance, image_keys
 
@@ -363,10 +363,11 @@ def test_honest_gradients_raise_no_doubt(digits, kind):
 
 def test_a_doubt_is_a_field_of_the_row(digits):
     net, x, y = digits
+    asked = [conditions.Attack('quick', 'linf', eps) for eps in (.05, .1)]
     with pytest.warns(UserWarning, match='vanished'):
-        rows = attacks.accuracy_rows(nn.Sequential(Rounds(), net).eval(), x, y, 'linf', [.05, .1], 'quick', progress=False)
-    assert all('dlr_targeted' in r['doubt'] for r in rows)
-    assert not any('doubt' in r for r in attacks.accuracy_rows(net, x, y, 'linf', [.05], 'quick', progress=False))
+        rows = conditions.measure(nn.Sequential(Rounds(), net).eval(), x, y, asked)[1:]
+    assert len(rows) == 2 and all('dlr_targeted' in r['doubt'] for r in rows)
+    assert not any('doubt' in r for r in conditions.measure(net, x, y, asked[:1]))
 
 @pytest.mark.parametrize('other', ['gain', 'activation', 'callable'])
 def test_a_state_belongs_to_a_function_not_to_weights(digits, tmp_path, other):

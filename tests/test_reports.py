@@ -3,7 +3,7 @@ import csv, math
 
 import pytest, torch
 
-from robustnb import attacks, audit, data, foreign, models, report, results, train
+from robustnb import attacks, audit, conditions, data, foreign, models, report, results, train
 from robustnb.core import seed_all
 
 
@@ -44,11 +44,13 @@ def test_the_error_shown_is_the_exception():
 
 # --- audits
 
-def audited(channels=1, **options):
+def audited(channels=1, name='model', classes=(), notes=(), **asked):
+    "An audit of random images that are all right, under one noise and, unless told otherwise, the usual attacks."
     seed_all(0)
     net, x = models.SmallCNN(3, channels, 8, 4).eval(), torch.rand(12, channels, 8, 8)
     with torch.no_grad(): y = net(x).argmax(1)
-    return audit.audit(net, x, y, bands=0, variances=(.1,), lipschitz=0, device='cpu', progress=False, **options)
+    wanted = conditions.usual(channels, (.1,), bands=0, **asked)
+    return audit.audit(net, x, y, name, classes, wanted, lipschitz=0, device='cpu', progress=False, notes=notes)
 
 def test_class_names_with_dollars(tmp_path): audit.save(audited(classes=('$', '$$', 'a$b$'), attack='none'), tmp_path)
 
@@ -59,13 +61,14 @@ def test_a_model_in_half_precision_is_judged_but_nothing_is_proved():
     seed_all(0)
     net, x = models.MLP(n_classes=4, width=8).eval().bfloat16(), torch.rand(6, 1, 8, 8)
     with pytest.raises(ValueError, match='half precision'): attacks.autoattack(net, x, torch.zeros(6, dtype=torch.long), certify=True, progress=False)
-    all_four, = attacks.accuracy_rows(net, x, torch.zeros(6, dtype=torch.long), 'linf', [.5], 'quick', topk=4, progress=False)
-    assert all_four['value'] == 1
+    asked = [conditions.Attack('quick', 'linf', .5)]
+    all_four = conditions.measure(net, x, torch.zeros(6, dtype=torch.long), asked, topk=4)
+    assert [r['value'] for r in all_four] == [1, 1]
 
 def test_radii_that_are_none_or_come_twice(tmp_path):
     for eps in {}, {'linf': ()}: assert not [r for r in audited(eps=eps).rows if r.get('norm')]
     found = audited(eps={'linf': (.1, .01, .1), 'l2': ()})
-    assert [r['eps'] for r in found.rows if r['metric'] == 'accuracy' and r.get('norm') == 'linf'] == [0, .01, .1]
+    assert [r['eps'] for r in found.rows if r['metric'] == 'accuracy' and r.get('norm') == 'linf'] == [.01, .1]
     audit.save(found, tmp_path)
 
 def test_labels_that_are_no_numbers_of_classes():
@@ -86,14 +89,14 @@ def test_the_audited_model_comes_back_as_it_was():
     model, x = models.SmallCNN(width=4).train(), torch.rand(20, 1, 8, 8)
     model[0].eval()
     modes, place = [m.training for m in model.modules()], [p.device for p in model.parameters()]
-    audit.audit(model, x, torch.arange(20) % 10, attack='none', lipschitz=0, bands=0, variances=())
+    audit.audit(model, x, torch.arange(20) % 10, conditions=[], lipschitz=0)
     assert modes == [m.training for m in model.modules()] and place == [p.device for p in model.parameters()]
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
 def test_audits_in_other_precisions(dtype):
     seed_all(0)
     model, x, y = models.SmallCNN(width=4).eval(), torch.rand(20, 1, 8, 8), torch.arange(20) % 10
-    options = dict(eps=dict(linf=(.01,)), n_attack=5, lipschitz=1, progress=False)
+    options = dict(conditions=conditions.usual(eps=dict(linf=(.01,)), n_attack=5), lipschitz=1, progress=False)
     kept = audit.audit(model, x, y, **options)
     found = audit.audit(model.to(dtype), x, y, **options)
     assert [r['metric'] for r in found.rows][:5] == [r['metric'] for r in kept.rows][:5]
@@ -111,7 +114,8 @@ def test_what_is_in_doubt_stands_in_every_file_of_an_audit(tmp_path):
         def forward(self, x): return (4*x).round()/4
     digits = data.load('digits').subset(400, 60)
     net = train.fit(models.SmallCNN(width=4), digits, train.Config('adam', .005, 8, 64)).model
-    options = dict(eps=dict(linf=(.1,), l2=(.5,)), lipschitz=0, bands=0, variances=(), progress=False)
+    asked = conditions.usual(1, (), bands=0, eps=dict(linf=(.1,), l2=(.5,)))
+    options = dict(conditions=asked, lipschitz=0, progress=False)
     rounding = torch.nn.Sequential(Rounds(), net).eval()
     page = audit.save(audit.audit(rounding, digits.x_test, digits.y_test, **options), tmp_path)
     for text in page.read_text(), (tmp_path/'audit.md').read_text(), (tmp_path/'audit.json').read_text(): assert 'vanished' in text
