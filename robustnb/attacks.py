@@ -60,7 +60,7 @@ class Evaluation:
     passes: dict = field(default_factory=dict)  # {attack: {'forward': images, 'gradient': images}}
     cpu_s: dict = field(default_factory=dict)   # {attack: CPU seconds}
     certify: bool = False                       # whether proofs were asked for
-    vanished: dict = field(default_factory=dict)  # {loss: [starts where its gradient vanished, all starts]}
+    vanished: dict = field(default_factory=dict)  # what was noticed of the gradients, see `threat.masked`
 
     @property
     def name(self) -> str:

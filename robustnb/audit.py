@@ -99,8 +99,8 @@ def guessed_outputs(
     classes,        # names of the images' classes, taken for the first outputs
     n_outputs: int, # outputs of the model
 ) -> list:
-    "The sentence that says which outputs the classes were taken for; none where there are as many of both."
-    if len(classes) >= n_outputs: return []
+    "The sentence that says which outputs the classes were taken for; none where there are as many of both, or no names."
+    if not len(classes) or len(classes) >= n_outputs: return []
     pairs = ', '.join(f'{name!r} for {i}' for i, name in enumerate(classes[:5])) + (', ...' if len(classes) > 5 else '')
     number = 'one class' if len(classes) == 1 else f'{len(classes)} classes'
     return [f'The images have {number} and the model {n_outputs:,} outputs. The classes were taken for its first outputs: {pairs}. If they are others, name them by --label-map.']
@@ -202,6 +202,7 @@ def audit(
     source: str = '',      # where the images came from, for the page
     progress: bool = True, # show bars
     notes=(),              # what is doubtful about images and model already, see `foreign.Images`
+    mapped: bool = False,  # the classes are known to be those outputs, by a label map; else fewer classes than outputs are a doubt
 ) -> Audit:
     """Measure one model's accuracy and robustness; the model comes back as it was given. A ValueError names what cannot be judged:
     softmax outputs, random models, labels that it has no output for."""
@@ -216,7 +217,10 @@ def audit(
         n_outputs = check_model(model, to_float(x[:32]).to(*takes(model)), y)
         z = logits(model, x, batch_size)
         clean = is_right(z, y)
-        rows, notes = [accuracy_row(clean)], [*notes, *suspicions(z.argmax(1), y, n_outputs, classes)]
+        guessed = [] if mapped else guessed_outputs(classes, n_outputs)
+        lost = int((~z.isfinite().all(1)).sum())
+        unanswered = [f'{lost:,} of {len(x):,} images have logits of NaN or infinity: they count as wrong.']*bool(lost)
+        rows, notes = [accuracy_row(clean)], [*guessed, *notes, *unanswered, *suspicions(z.argmax(1), y, n_outputs, classes)]
         rows += _noise_rows(model, x, y, clean, variances, bands, band_var, seed, batch_size)
         some = torch.randperm(len(x), generator=generator(seed, 'audit', 'attack'))[:n_attack]
         show = some[clean[some]][:6]

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['EXAMPLES', 'parse_set', 'say', 'find_sweep', 'failed_runs', 'closing_summary', 'list_experiments', 'show_result',
-           'show_failure', 'cmd_run', 'cmd_report', 'cmd_audit', 'show_plan', 'end_early', 'cmd_sweep', 'cmd_data',
-           'make_parser', 'cmd_completion', 'Ended', 'exit_code', 'gentle_signals', 'main']
+           'show_failure', 'cmd_run', 'cmd_report', 'cmd_audit', 'show_plan', 'end_early', 'read_asked', 'show_replay',
+           'tell_edited', 'cmd_sweep', 'cmd_measure', 'cmd_data', 'make_parser', 'cmd_completion', 'Ended', 'exit_code',
+           'gentle_signals', 'main']
 
 # %% ../nbs/15_cli.ipynb #8a9ae23f
 import argparse, os, shutil, signal, sys, textwrap, threading, tomllib
@@ -159,17 +160,14 @@ def cmd_run(args) -> int:
     "Do one run of an experiment, or show the one that was done before."
     if args.parameters or not args.experiment: return list_experiments(args)
     from robustnb import results, sweep as sweeps
-    from robustnb.core import check_choice
-    notebook = sweeps.find_experiment(args.experiment)
-    accepted = sweeps.parameters(notebook)
-    given = {k: sweeps.convert(v, accepted[check_choice(k, f'parameter of {notebook.stem}', accepted)]) for k, v in parse_set(args.set).items()}
-    run = sweeps.Run(notebook.stem, sweeps.freeze({**{k: p.default for k, p in accepted.items()}, **given}))
+    experiment = sweeps.read_experiment(sweeps.find_experiment(args.experiment))
+    run = experiment.run({k: experiment.check(k, v) for k, v in parse_set(args.set).items()})
     place = Path(args.out)/run.experiment/run.id
     with sweeps.locked(place.parent):
         sweeps.clear_leftovers(place.parent)
         before = sweeps.is_done(place) and not args.again
         if not before:
-            status = sweeps.execute_run(run, notebook.read_text(encoding='utf-8'), Path(os.path.abspath(place)), args.engine, args.timeout, again=args.again)
+            status = sweeps.execute_run(run, experiment.notebook.read_text(encoding='utf-8'), Path(os.path.abspath(place)), args.engine, args.timeout, again=args.again)
             if status['state'] == 'failed': return show_failure(status, place, args)
     result = results.load(place/'result.json')
     say(args, f'{show_result(result)}\n{"done before" if before else "done"}: {place}', id=run.id, state='done', done_before=before, place=place, result=result)
@@ -202,8 +200,7 @@ def cmd_audit(args) -> int:
     eps = {norm: radii for norm, radii in dict(linf=args.linf, l2=args.l2).items() if radii} or None
     found = audits.audit(foreign.prepared(model, args.mean, args.std), images.x, images.y, args.name or Path(args.model).name, images.classes, args.variances, args.band_var, args.bands, args.attack, eps,
                          args.n_attack, args.lipschitz, args.seed, args.batch_size, args.device, images.source, progress=not args.json,
-                         notes=[*images.notes, *foreign.notes_of(model)])
-    if not args.label_map: found.notes = [*audits.guessed_outputs(images.classes, found.config['classes']), *found.notes]
+                         notes=[*images.notes, *foreign.notes_of(model)], mapped=bool(args.label_map))
     path = audits.save(found, args.to)
     words = [f'warning: {n}' for n in found.notes] + [f'{topic}: {sentence}' for topic, sentence in audits.sentences(found)]
     say(args, '\n\n'.join([*words, f'page: {path}']), page=path, notes=found.notes, sentences=dict(audits.sentences(found)), metrics=found.rows, config=found.config)
@@ -235,12 +232,38 @@ def end_early(sweep, statuses, args, damaged, why, code) -> int:
     with suppress(OSError): print(f'\n{why}: {done} of {len(sweep.runs)} runs are done; the same command does the rest', file=sys.stderr, flush=True)
     return code
 
+def read_asked(args):
+    "The sweep of the file, settled by this machine, or by the workers of a scheduler."
+    from robustnb import sweep as sweeps
+    file, overrides = find_sweep(args.file), parse_set(args.set)
+    if not args.scheduler: return sweeps.read_sweep(file, overrides)
+    sweeps.read_sweep(file, overrides, ask=None)  # mistakes in the file come before the wait for workers
+    with sweeps.connect(args.scheduler, sweeps.Patience(args.patience)) as client:
+        return sweeps.read_sweep(file, overrides, sweeps.asked_workers(client, args.patience))
+
+def show_replay(sweep, args) -> int:
+    "Do the cheapest finished run again and print what differs; returns the exit code, 1 if anything does."
+    from robustnb import sweep as sweeps
+    path, differ = sweeps.replay(sweep, args.out, args.results, args.engine)
+    words = 'the same numbers' if differ.empty else f'other numbers:\n{differ.to_string(index=False)}'
+    say(args, f'{path} done again: {words}', path=path, differ=differ.to_dict('records'))
+    return int(not differ.empty)
+
+def tell_edited(sweep, args):
+    "Say on stderr which results other cells of the notebook made."
+    from robustnb import sweep as sweeps
+    if not (paths := sweeps.edited(sweep, args.out, args.results)): return
+    print(f'{sweep.name}: {len(paths)} of its results were made before {sweep.notebook.stem} was edited (its protocol is the same); '
+          '--replay does the cheapest run again and compares', file=sys.stderr)
+
 def cmd_sweep(args) -> int:
     "Do the missing runs of a sweep, or print its plan."
     from robustnb import sweep as sweeps
     from robustnb.core import check_number
-    sweep = sweeps.read_sweep(find_sweep(args.file), parse_set(args.set))
+    sweep = read_asked(args)
+    tell_edited(sweep, args)
     if args.dry_run: return show_plan(sweep, args)
+    if args.replay: return show_replay(sweep, args)
     memory = args.memory and args.memory*1e9
     resources = {k: check_number(v, f'--resources {k}', above=0) for k, v in parse_set(args.resources, '--resources').items()} or None
     damaged, statuses = sweeps.damaged(sweep, args.out, args.results), []
@@ -251,6 +274,18 @@ def cmd_sweep(args) -> int:
     except sweeps.Stopped as e: return end_early(sweep, statuses, args, damaged, f'stopped: {e}', 2)
     if args.publish: print(f'published: {len(sweeps.publish(sweep, args.out, args.results))} results under {args.results}/{sweep.name}', file=sys.stderr if args.json else sys.stdout)
     return closing_summary(sweep, statuses, args, damaged)
+
+def cmd_measure(args) -> int:
+    "Measure the models of finished runs under further conditions."
+    from robustnb import sweep as sweeps
+    from robustnb.again import measure_again
+    conditions = sweeps.read_conditions(args.conditions)
+    name = f'measure-{sweeps.sweep_name(Path(args.conditions).stem, {})}'
+    memory = args.memory and args.memory*1e9
+    sweep, statuses = measure_again(args.folders, conditions, args.out, name, workers=args.workers, engine=args.engine,
+                                    timeout=args.timeout, memory=memory, progress=not args.json)
+    args.results = ''
+    return closing_summary(sweep, statuses, args)
 
 def cmd_data(args) -> int:
     "Say which data sets are here."
@@ -275,12 +310,17 @@ EXAMPLES = dict(
   robustnb run                                     list the experiments
   robustnb run fig01_robustness --parameters       what it can be told, and the defaults
   robustnb run fig01_robustness                    one run on its defaults, seconds
-  robustnb run fig01_robustness --set optimizer=adam --set lr=0.001 --set 'variances=[0.01, 0.1]'""",
+  robustnb run fig01_robustness --set optimizer=adam --set lr=0.001 --set 'conditions=[{kind="gaussian", var=0.1}]'""",
     sweep="""
   robustnb sweep demo --dry-run                    what would be done
   robustnb sweep demo --workers 2                  do it; interrupted, the same command does the rest
   robustnb sweep demo --set dataset=fashionmnist   the same on another data set
   robustnb sweep my.toml --scheduler tcp://10.0.0.1:8786 --resources GPU=1""",
+    measure="""
+  robustnb measure runs/fig01_robustness --conditions questions.toml
+  robustnb measure results/fig01_mnist --conditions questions.toml   trained again, where no weights were kept
+
+questions.toml holds conditions, as a sweep file does: conditions = [{kind = "gaussian", var = [0.02, 0.2]}]""",
     report="""
   robustnb report runs                             one page: runs/reports/report.html
   robustnb report results/fig05_linear --to page   from committed results, elsewhere""",
@@ -332,9 +372,18 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument('--scheduler', default='', metavar='ADDRESS', help='use the workers of a running Dask scheduler, e.g. tcp://10.0.0.1:8786')
     p.add_argument('--resources', action='append', default=[], metavar='NAME=N', help="what each run needs of a worker, e.g. GPU=1 for workers started with --resources 'GPU=1'")
     p.add_argument('--dry-run', action='store_true', help='list the runs and the estimated time, run nothing')
+    p.add_argument('--replay', action='store_true', help='do the cheapest finished run again and compare its numbers, run nothing else')
     p.add_argument('--out', default='runs', help='folder of runs (default: runs)')
     p.add_argument('--results', default='results', help='folder of committed results, which count as done (default: results)')
     p.add_argument('--publish', action='store_true', help='afterwards copy the result files to the folder of committed results')
+    p = _command(commands, 'measure', cmd_measure, 'measure the models of finished runs under further conditions')
+    p.add_argument('folders', nargs='+', help='folders of runs or results, or result files')
+    p.add_argument('--conditions', required=True, metavar='FILE', help='TOML file with conditions = [{kind = ...}, ...]')
+    p.add_argument('--workers', type=int, help='processes (default: one per core); they share the cores')
+    p.add_argument('--engine', default='warm', choices=['warm', 'nbclient'], help='as for sweep')
+    p.add_argument('--timeout', type=float, metavar='SECONDS', help='for each run')
+    p.add_argument('--memory', type=float, metavar='GB', help='for each run (default: 90%% of the machine, shared out)')
+    p.add_argument('--out', default='runs', help='folder of runs (default: runs); results go to measure in it')
     p = _command(commands, 'report', cmd_report, 'one page from folders of runs or results: tables, figures, failures, provenance')
     p.add_argument('folders', nargs='+', help='folders that are searched for result files')
     p.add_argument('--to', default='', metavar='FOLDER', help='where report.html, table.md and runs.csv go (default: reports in the first folder)')
@@ -418,6 +467,12 @@ def gentle_signals():
         for number, handler in before.items(): signal.signal(number, handler)
 
 # %% ../nbs/15_cli.ipynb #7652b993
+def _make_importable(folder):
+    "Let this process, and those that it starts, import modules from the folder, after all others: names like mylab:Blur are looked for there."
+    if folder not in sys.path: sys.path.append(folder)
+    paths = os.environ.get('PYTHONPATH', '').split(os.pathsep)
+    if folder not in paths: os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [*paths, folder]))
+
 def _close_output():
     "Send what is still to be printed nowhere: its reader is gone."
     for stream in sys.stdout, sys.stderr:
@@ -429,6 +484,7 @@ def main(
 ) -> int:
     "Entry point of the command `robustnb`; returns the exit code: 0, 1 if a run failed, 2 for a wrong argument or file, 128 + its number for a signal (a wrong option exits, with 2)."
     args = make_parser().parse_args(argv)
+    _make_importable(os.getcwd())
     try:
         with gentle_signals(): code = args.run(args)
         sys.stdout.flush()

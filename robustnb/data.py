@@ -598,6 +598,7 @@ class _Tree:
     def paths(self): return [path for paths in self.files.values() for path in paths]
     @property
     def labels(self): return [c for c, paths in enumerate(self.files.values()) for _ in paths]
+    def only_deeper(self, paths): return all(path.parent.parent != self.folder for path in paths)
 
 def _tree(folder, ignore=()):
     "What a folder of class folders holds; a ValueError for none, and for a class without images."
@@ -605,6 +606,9 @@ def _tree(folder, ignore=()):
     subs = _subfolders(folder, ignore)
     if not subs: raise _fault(folder, 'no class folders', 'wanted one folder of images per class')
     names = _names([sub.name for sub in subs], folder)
+    places = [_identity(sub) for sub in subs]
+    if twice := [sub.name for sub, place in zip(subs, places) if places.count(place) > 1]:
+        raise _fault(folder, f'the classes {" and ".join(map(repr, twice[:5]))} are one folder, by links', 'each class needs images of its own')
     files, deep = {}, 0
     others = [p for p in folder.iterdir() if not p.is_dir() and not _hidden(p.name)]
     for name, sub in zip(names, subs):
@@ -648,6 +652,15 @@ def _is_deep(image):
     if image.format == 'PPM': return isinstance(coding, tuple) and coding[1] > 255   # the largest value
     return image.format == 'PNG' and ';16' in str(coding)
 
+def _extra_unclear(image):
+    "Whether a PIL image, not decoded yet, is a TIFF file with a channel beyond its colours that does not say what it is, or of an unknown kind."
+    if image.format != 'TIFF': return False
+    tags = image.tag_v2
+    channels, colours = tags.get(277, 1), {2: 3, 5: 4, 6: 3, 8: 3}.get(tags.get(262), 1)   # by PhotometricInterpretation
+    extra = channels - colours
+    kinds = tags.get(338, ())   # ExtraSamples: 1 and 2 are transparency, 0 is unspecified
+    return extra > 0 and (len(kinds) < extra or not set(kinds) <= {1, 2})
+
 def _fourth_unclear(image):
     "Whether a PIL image, not decoded yet, is a BMP file of 32 bits a pixel that does not say what the last 8 are, and they vary."
     if image.format != 'BMP' or image.mode != 'RGB' or image.tile[0][3][0] != 'BGRX': return False
@@ -662,7 +675,8 @@ def _head(image):
     grey_level_absent = image.mode == 'L' and 'transparency' in image.info
     if grey_level_absent and image.tile[0][3] != 'L':   # Pillow takes the level, of 4 or 16, for one of 256
         raise ValueError('a transparent grey level of fewer than 8 bits: save it with 8')
-    if _fourth_unclear(image): raise ValueError('a fourth channel that may be transparency or nothing: save it as PNG')
+    if _fourth_unclear(image) or _extra_unclear(image):
+        raise ValueError('a channel beyond its colours that may be transparency or nothing: save it as PNG')
     if image.mode not in _MODES:
         raise ValueError(f'mode {image.mode}, whose colours depend on a profile: save it as RGB')
     return image.size, image.mode in ('1', 'L', 'LA')
@@ -819,9 +833,9 @@ def read_folder(
 ) -> Labelled:
     "All images of a folder of class folders; a ValueError names all faulty files."
     tree = _tree(folder, ignore)
-    if tree.deep == len(tree.paths) and {name.casefold() for name in tree.files} <= _SPLITS:
-        raise _fault(folder, f'has no class folders, but {" and ".join(tree.files)}, parts of a split',
-                     'call them train and test (or val), or name one of them')
+    if parts := [name for name, paths in tree.files.items() if name.casefold() in _SPLITS and tree.only_deeper(paths)]:
+        raise _fault(folder, f'{" and ".join(map(repr, parts))} hold folders of images and no image, as the parts of a split do',
+                     'call them train and test (or val), name one of them, or rename it if it is a class')
     images, touched, notes = _decode(tree.paths, folder, size, ground, enlarge)
     x, y = _tensors(images, np.array(tree.labels), folder)
     return Labelled(x, y, tuple(tree.files), touched, (*_tree_notes([tree]), *notes), source or tree.folder.name)
@@ -937,6 +951,8 @@ def _located_own(folder):
     if folder.exists() and not folder.is_dir(): return _Whole(read_npz, regular_file(folder))
     if reader := _located_tree(folder, None): return reader
     beside = Path(f'{folder}.npz')
+    if folder.is_dir() and _has_images(folder, deep=False) and not beside.is_file():
+        raise _fault(folder, 'images, but no class folders', 'wanted one folder of images per class')
     if not beside.is_file(): return None
     if folder.is_dir():
         raise _fault(folder, 'no class folders', f'fill it, or write {beside.name} for the file beside it')

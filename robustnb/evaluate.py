@@ -46,8 +46,9 @@ def ask(
     A ValueError unless the model gives a row for each image."""
     device, dtype = at
     with torch.autocast(device.type, enabled=False): z = model(x.to(device, dtype))
-    if torch.is_tensor(z) and z.ndim == 2 and len(z) == len(x): return z.float()
+    if torch.is_tensor(z) and z.ndim == 2 and len(z) == len(x) and not z.is_complex(): return z.float()
     got = f'a tensor of shape {tuple(z.shape)}' if torch.is_tensor(z) else f'a {type(z).__name__}'
+    if torch.is_tensor(z) and z.is_complex(): got += f' of {z.dtype}'
     raise ValueError(f'model: its output is {got}, accepted: logits ({len(x)}, classes), a row for each image')
 
 # %% ../nbs/08_evaluate.ipynb #31f9cc5d
@@ -108,6 +109,8 @@ def _check_labels(y, n, classes):
     "A ValueError unless `y` holds a label for each of `n` images, and each has an output."
     got = f'labels of shape {tuple(y.shape)}' if torch.is_tensor(y) else type(y).__name__
     if not torch.is_tensor(y) or y.shape != (n,): raise ValueError(f'y: got {got} for {n} images, accepted: a tensor ({n},)')
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise ValueError(f'y: got labels of {y.dtype}, accepted: whole numbers')
     low, high = y.min().item(), y.max().item()
     if low < 0 or high >= classes:
         raise ValueError(f'y: got labels from {low} to {high}, accepted: 0 to {classes - 1}, the classes of the model')

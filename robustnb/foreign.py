@@ -125,7 +125,11 @@ def load_weights(
     except Exception as e:  # its reader has error classes of its own
         raise ValueError(f'{path}: not a complete safetensors file ({e})') from e
     def layout(n_classes):
-        with torch.device('meta'): return architecture(name, n_classes, in_channels, input_size, **options).state_dict()
+        try:
+            with torch.device('meta'): return architecture(name, n_classes, in_channels, input_size, **options).state_dict()
+        except ValueError: raise
+        except Exception as e:  # whatever the layers make of such sizes
+            raise ValueError(f'{path}: its architecture, {name}, cannot be made with the options {options!r} ({_short(str(e), 200)})') from e
     sizes = {len(tensors[k]) for k, v in layout(2).items() if is_class_head(v, tensors.get(k))}
     n_classes = min(sizes, default=2)
     if n_classes < 1: raise ValueError(f'{path}: got weights for {n_classes} classes, accepted: at least one')
@@ -1093,7 +1097,7 @@ def read_label_map(
     path,  # JSON file
 ):
     "A label map for `mapped`; a ValueError that names the file if it is none."
-    try: return json.loads(regular_file(path).read_text(encoding='utf-8'), object_pairs_hook=_once)
+    try: return json.loads(regular_file(path).read_text(encoding='utf-8-sig'), object_pairs_hook=_once)
     except (ValueError, RecursionError) as e: raise ValueError(f'{path}: got no label map ({e}), accepted: JSON') from e
 
 def mapped(

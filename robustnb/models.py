@@ -136,11 +136,11 @@ class MLP(nn.Sequential):
         in_channels: int = 1,
         input_size: int = 8,  # height and width
         width: int = 64,      # units of each hidden layer
-        depth: int = 2,       # hidden layers; 0 is a linear classifier
+        depth: int = 2,       # hidden layers, at most 1,000; 0 is a linear classifier
         norm: str = 'none',   # 'none', 'batch', 'group' or 'layer', after each hidden linear map
     ):
         _check_sizes(n_classes=n_classes, in_channels=in_channels, input_size=input_size, width=width)
-        check_number(depth, 'depth', low=0, integer=True)
+        check_number(depth, 'depth', low=0, high=1000, integer=True)
         check_choice(norm, 'norm', NORMS)
         sizes = [in_channels*input_size**2] + [width]*depth
         hidden = []

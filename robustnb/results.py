@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'RESERVED', 'row', 'pack', 'unpack', 'accuracy_row', 'hits', 'save', 'upgraded', 'load', 'load_status',
-           'doubts', 'find', 'table', 'published', 'failures', 'summary', 'settings', 'best_rates', 'at_best_rates']
+           'doubts', 'find', 'by_id', 'table', 'published', 'failures', 'summary', 'settings', 'best_rates',
+           'at_best_rates']
 
 # %% ../nbs/03_results.ipynb #47a86a00
 import base64, importlib, itertools, json, math, re, warnings, zlib
@@ -232,6 +233,14 @@ def find(
         hidden = lambda p: any(part.startswith('.') for part in p.relative_to(folder).parts)
         paths += sorted(p for p in folder.rglob('*.json') if re.fullmatch('result|[0-9a-f]{12}', p.stem) and not hidden(p))
     return paths
+
+def by_id(
+    *folders,  # as for `find`
+) -> dict:
+    "{run id: path} of all result files; a result that had another id before is found by that one, too."
+    paths = find(*folders)
+    known = {alias: path for path in paths for alias in load(path).get('aliases', [])}
+    return {**known, **{path.parent.name if path.stem == 'result' else path.stem: path for path in paths}}
 
 def table(
     results,  # result dictionaries, or paths of result files

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['RUNNERS', 'SETTLED', 'ABOUT', 'MARK', 'WEIGHTS', 'FILES', 'FULL', 'QUIET', 'Parameter', 'evaluate', 'parameters',
            'find_experiment', 'convert', 'identity', 'run_id', 'asked_here', 'asked_workers', 'settle', 'cells_digest',
-           'strip_show', 'Run', 'Experiment', 'read_experiment', 'Sweep', 'sweep_name', 'read_sweep', 'workspace',
-           'is_done', 'is_run', 'check_place', 'clear_leftovers', 'run_notebook', 'execute_run', 'receive',
-           'result_path', 'damaged', 'locked', 'Stopped', 'Patience', 'check_scheduler', 'connect', 'environment',
-           'cluster', 'threads', 'dispatch', 'run_sweep', 'read_results', 'publish']
+           'strip_show', 'Run', 'Experiment', 'read_experiment', 'Sweep', 'sweep_name', 'read_sweep', 'read_conditions',
+           'workspace', 'is_done', 'is_run', 'check_place', 'clear_leftovers', 'run_notebook', 'execute_run', 'receive',
+           'result_path', 'damaged', 'locked', 'Stopped', 'Patience', 'check_scheduler', 'check_greeting', 'connect',
+           'check_dashboard', 'environment', 'cluster', 'threads', 'dispatch', 'run_sweep', 'read_results', 'edited',
+           'replay', 'publish']
 
 # %% ../nbs/14b_sweep.ipynb #12eee027
-import ast, errno, fcntl, hashlib, inspect, io, itertools, math, operator, os, queue, re, secrets, shutil, socket, sys, tempfile, time, tokenize, tomllib
+import ast, errno, fcntl, hashlib, inspect, io, itertools, json, math, operator, os, queue, re, secrets, shutil, socket, ssl, sys, tempfile, time, tokenize, tomllib
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.util import get_temp_dir
@@ -21,11 +22,11 @@ import nbformat, psutil
 from tqdm.auto import tqdm
 
 from . import results
-from .core import check_choice, check_number, code_digest, cores, digest, find_named, parse_number, read_json, shipped, thread_env, write_json, write_text
-from .engine import check_limits, halt, run_isolated
+from .core import check_choice, check_number, code_digest, cores, digest, find_named, json_text, parse_number, read_json, shipped, thread_env, write_json, write_text
+from .engine import Halted, check_limits, halt, run_isolated
 
 # %% ../nbs/14b_sweep.ipynb #794abe15
-RUNNERS = 'out', 'weights'  # parameters that the runner fills: where result.json and the weights go
+RUNNERS = 'out', 'weights', 'original', 'kept'  # parameters that the runner fills: files to write and to read
 
 @dataclass(frozen=True)
 class Parameter:
@@ -294,10 +295,15 @@ def asked_here(
     return function(*args)
 
 def asked_workers(
-    client,  # Dask client
+    client,               # Dask client
+    patience: float = 600,  # seconds to wait for a worker
 ):
     "`ask(function, *args)`: the answer of all workers; a ValueError where they differ."
+    waiting = Patience(patience)
     def ask(function, *args):
+        while not threads(client):
+            waiting.wait(f'no worker at {client.scheduler.address}')
+            time.sleep(1)
         answers = {repr(v): v for v in client.run(function, *args).values()}
         if len(answers) == 1: return next(iter(answers.values()))
         got = ', '.join(answers) or 'no answer'
@@ -398,11 +404,11 @@ class Experiment:
             if own_data: found[p.name] = ask(_fingerprint, config[p.name])
         kinds = {table['kind'] for table in config.get('conditions') or [] if isinstance(table, dict) and ':' in table['kind']}
         return {**found, **{kind: ask(_module_digest, kind) for kind in sorted(kinds)}}
-    def run(self, given: dict, ask=asked_here, **kw) -> Run:
+    def run(self, values: dict, ask=asked_here, **kw) -> Run:
         "The run with these parameters, the others at their defaults."
         config = {k: p.default for k, p in self.parameters.items()}
         if 'conditions' in config: config['conditions'] = _conditions(config['conditions'])
-        config = settle({**config, **given}, self.parameters, ask)
+        config = settle({**config, **values}, self.parameters, ask)
         return Run(self.name, config, identity(config, self.parameters), self.protocol, self.outside(config, ask), self.source, **kw)
 
 def read_experiment(
@@ -517,6 +523,18 @@ def _run_of(experiment, given, ask, keep):
     if ask: return experiment.run(given, ask, keep_weights=keep)
     config = {**{k: p.default for k, p in experiment.parameters.items()}, **given}
     return Run(experiment.name, config, protocol=experiment.protocol, keep_weights=keep)
+
+# %% ../nbs/14b_sweep.ipynb #1847064b
+def read_conditions(
+    path,  # a TOML file with conditions = [{kind = ...}, ...]
+) -> list:
+    "Tables of conditions, see `conditions.tables`; every mistake is a ValueError with file, line, key and accepted values."
+    path = Path(path)
+    text, spec = _toml(path)
+    for key in spec:
+        with _located(path, text, key): check_choice(key, 'key', ['conditions'])
+    if 'conditions' not in spec: raise ValueError(f'{path}: lacks conditions = [{{kind = "..."}}, ...]')
+    with _located(path, text, 'conditions'): return _conditions(spec['conditions'])
 
 # %% ../nbs/14b_sweep.ipynb #8d6bf139
 MARK = 'this folder is made and cleared by robustnb'
@@ -633,6 +651,7 @@ def run_notebook(
 ):
     "Execute `work`/notebook.ipynb in place through papermill."
     import papermill
+    sys.path += [p for p in os.environ.get('PYTHONPATH', '').split(os.pathsep) if p and p not in sys.path]  # modules of one's own
     if root := os.environ.get('ROBUSTNB_DATA'): os.environ['ROBUSTNB_DATA'] = str(Path(root).expanduser().absolute())  # in this process, before it moves to `work`
     papermill.execute_notebook(work/'notebook.ipynb', work/'notebook.ipynb', {**parameters, 'out': str(work/'result.json')}, engine_name=engine,
                                cwd=work, kernel_name='python3', progress_bar=False, log_output=False)
@@ -688,20 +707,28 @@ def execute_run(
         start = time.time()
         nbformat.write(strip_show(nbformat.reads(notebook, 4)), work/'notebook.ipynb')
         (work/'log.txt').touch()
+        def finish(error):
+            "Write the status beside what the run has left, and put the folder in its place if that can be seen from here."
+            if not error:
+                try: _sign(work/'result.json', run)
+                except ValueError as e: error = f'ValueError: {e}'
+            status = dict(id=run.id, state='failed' if error else 'done', error=error, seconds=round(time.time() - start, 1), config=run.config)
+            if error and _keep_measured(place, work): status['kept'] = 'unfinished.json'
+            if not (work/'log.txt').stat().st_size: (work/'log.txt').unlink()
+            write_json(work/'status.json', status)
+            if shared: _install(work, place)
+            return status
         given = {**run.config, **run.given, **({'weights': str(work/WEIGHTS)} if run.keep_weights else {})}
-        state, error = run_isolated(run_notebook, work, given, engine, log=work/'log.txt', timeout=timeout, memory=memory)
+        try: state, error = run_isolated(run_notebook, work, given, engine, log=work/'log.txt', timeout=timeout, memory=memory)
+        except (Halted, KeyboardInterrupt):
+            savable = shared and not is_done(place)  # a result from before is worth more than one that may not be whole
+            if savable and is_done(work, status=False): finish('interrupted after its result was saved')
+            raise
         error = '' if state == 'ok' else _plain(error).strip()
         if os.strerror(errno.ENOSPC) in error and shared: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(work))
         if not error and not is_done(work, status=False): error = 'the notebook ended without writing a valid result.json'
-        if not error:
-            try: _sign(work/'result.json', run)
-            except ValueError as e: error = f'ValueError: {e}'
-        status = dict(id=run.id, state='failed' if error else 'done', error=error, seconds=round(time.time() - start, 1), config=run.config)
-        if error and _keep_measured(place, work): status['kept'] = 'unfinished.json'
-        if not (work/'log.txt').stat().st_size: (work/'log.txt').unlink()
-        write_json(work/'status.json', status)
-        if shared: return _install(work, place) or status
-        return {**status, 'files': {p.name: p.read_bytes() for p in work.iterdir() if p.is_file()}}
+        status = finish(error)
+        return status if shared else {**status, 'files': {p.name: p.read_bytes() for p in work.iterdir() if p.is_file()}}
 
 def receive(
     status: dict,  # from `execute_run` on a machine that does not see the runs folder
@@ -785,38 +812,90 @@ class Patience:
         self.since, self.told = None, -math.inf
 
 # %% ../nbs/14b_sweep.ipynb #5951eec5
-def check_scheduler(
-    address: str,  # like tcp://10.0.0.1:8786, or tls://
-) -> tuple:
-    "Host and port of the address; a ValueError if it is none, or if it needs certificates that Dask's settings do not name or that are not there."
+def _tls_context(address):
+    "What Dask encrypts with, by its settings; a ValueError if they lack a certificate, or if one is not there, damaged, or not made for the key."
     import dask
-    from distributed.comm.addressing import parse_host_port
-    scheme, _, rest = str(address).rpartition('://')
-    try: host, port = parse_host_port(rest)
-    except ValueError as e: raise ValueError(f'scheduler: got {address!r}, accepted: an address like tcp://10.0.0.1:8786 ({e})') from None
-    if (scheme or 'tcp') not in ('tcp', 'tls'): raise ValueError(f'scheduler: got {address!r}, accepted: tcp://HOST:PORT or tls://HOST:PORT')
-    for key in ['ca-file', 'client.cert', 'client.key'] if scheme == 'tls' else []:
+    from distributed.security import Security
+    for key in 'ca-file', 'client.cert', 'client.key':
         file = dask.config.get(f'distributed.comm.tls.{key}', None)
         if not file: raise ValueError(f'scheduler: {address} needs certificates, and distributed.comm.tls.{key} is not set in the settings of Dask')
         if not Path(file).is_file(): raise ValueError(f'{file}: no such file; the settings of Dask name it as distributed.comm.tls.{key}')
-    return host, port
+    try: return Security().get_connection_args('client')['ssl_context']
+    except OSError as e: raise ValueError(f'scheduler: the certificates and the key in distributed.comm.tls of the settings of Dask cannot be used ({e})') from None
 
+def check_scheduler(
+    address: str,  # like tcp://10.0.0.1:8786, or tls://
+) -> tuple:
+    "Host and port of the address, and what it is encrypted with or None; a ValueError if it is no address, or if it needs certificates that Dask's settings do not name or that cannot be used."
+    from distributed.comm.addressing import parse_host_port
+    scheme, _, rest = str(address).rpartition('://')
+    try:
+        host, port = parse_host_port(rest)
+        host.encode('idna')  # as the system will
+        check_number(port, 'port', low=1, high=65535)
+    except ValueError as e: raise ValueError(f'scheduler: got {address!r}, accepted: an address like tcp://10.0.0.1:8786 ({e})') from None
+    if (scheme or 'tcp') not in ('tcp', 'tls'): raise ValueError(f'scheduler: got {address!r}, accepted: tcp://HOST:PORT or tls://HOST:PORT')
+    return (host, port), _tls_context(address) if scheme == 'tls' else None
+
+# %% ../nbs/14b_sweep.ipynb #6194147f
+def _first_words(link, context, seconds):
+    "What the other end of a connection says by itself, up to the end of a greeting of Dask's, or 1,000 bytes."
+    end = time.monotonic() + seconds
+    link.settimeout(seconds)
+    said = b''
+    with context.wrap_socket(link) if context else link as link:
+        while b'pickle-protocol' not in said and len(said) < 1000:
+            link.settimeout(max(.01, end - time.monotonic()))
+            more = link.recv(1000)
+            if not more: raise ConnectionResetError('it closes the connection')
+            said += more
+    return said
+
+def check_greeting(
+    address: str,         # of a scheduler
+    seconds: float = 10,  # to wait for it
+):
+    "`Stopped` if what listens there does not greet as Dask does, or if one of the two has no valid certificate for the other; an OSError if nobody listens there, or hangs up."
+    target, context = check_scheduler(address)
+    kind = 'Dask scheduler with TLS' if context else 'Dask scheduler without TLS'
+    expected = f'{address}: what listens there is no {kind}'
+    link = socket.create_connection(target, timeout=5)
+    try: said = _first_words(link, context, seconds)
+    except ssl.SSLEOFError: raise
+    except TimeoutError: raise Stopped(f'{expected}, which would have greeted within {seconds:g} s') from None
+    except ssl.SSLError as e: raise Stopped(f'{expected} and certificates that belong to those here ({e})') from None
+    finally: link.close()
+    if b'pickle-protocol' not in said: raise Stopped(f'{expected}, it begins with {said[:40]!r}')
+
+# %% ../nbs/14b_sweep.ipynb #5083b9da
 def connect(
     address: str,        # of a scheduler
     patience: Patience,
 ):
-    "A Dask client of the scheduler at `address`; waits for one to listen there."
+    "A Dask client of the scheduler at `address`; waits for one to listen there. `Stopped` if something else does."
     from distributed import Client
-    target = check_scheduler(address)
     while True:
         try:
-            socket.create_connection(target, timeout=5).close()
+            check_greeting(address)
             client = Client(address, timeout=20)
             patience.over()
             return client
-        except (OSError, OverflowError, MemoryError) as e: patience.wait(f'no Dask scheduler answers at {address} ({e})')
+        except OSError as e: patience.wait(f'no Dask scheduler answers at {address} ({e})')
+        except TypeError as e: raise Stopped(f'{address}: what listens there belongs to Dask and is no scheduler, perhaps a worker ({e})') from None
         time.sleep(1)
 
+# %% ../nbs/14b_sweep.ipynb #a0f572bc
+def check_dashboard(
+    address: str,  # HOST:PORT
+):
+    "A ValueError unless this machine can listen at the address; port 0 stands for any that is free."
+    host, _, port = address.rpartition(':')
+    try: socket.create_server((host, int(port))).close()
+    except (OSError, ValueError, OverflowError) as e:
+        if getattr(e, 'errno', None) == errno.EADDRINUSE: return
+        raise ValueError(f'dashboard: got {address!r}, accepted: HOST:PORT of this machine, like 127.0.0.1:8787, or port 0 for a free one ({e})') from None
+
+# %% ../nbs/14b_sweep.ipynb #d4ddd37e
 @contextmanager
 def environment(
     values: dict,  # variables to set meanwhile
@@ -929,6 +1008,7 @@ def run_sweep(
     check_limits(timeout, memory)
     check_number(patience, 'patience', above=0)
     if scheduler: check_scheduler(scheduler)
+    else: check_dashboard(dashboard)
     folder, source, statuses = Path(out).resolve()/sweep.notebook.stem, sweep.notebook.read_text(encoding='utf-8'), {}
     halt.clear()
     with locked(folder):
@@ -967,6 +1047,43 @@ def read_results(
 ):
     "All results of the sweep that exist, as `results.table`."
     return results.table(p for r in sweep.runs if (p := result_path(r, sweep.name, out, committed)))
+
+# %% ../nbs/14b_sweep.ipynb #af9c3033
+def edited(
+    sweep: Sweep,
+    out='runs',           # folder of runs
+    committed='results',  # folder of committed results
+) -> list:
+    "Paths of the sweep's results that other cells of its notebook made than there are today."
+    paths = [(r, result_path(r, sweep.name, out, committed)) for r in sweep.runs]
+    return [p for r, p in paths if p and results.load(p).get('source', 'unknown') not in ('unknown', r.source)]
+
+def replay(
+    sweep: Sweep,
+    out='runs',           # folder of runs
+    committed='results',  # folder of committed results
+    engine='warm',        # see `execute_run`
+):
+    "Do the cheapest of the sweep's finished runs again: (path of its result, pandas table of the rows that differ, with `before` and `now`)."
+    paths = {r.id: p for r in sweep.runs if (p := result_path(r, sweep.name, out, committed))}
+    if not paths: raise ValueError(f'{sweep.name}: none of its runs is done, so that there is nothing to do again')
+    run = min((r for r in sweep.runs if r.id in paths), key=lambda r: results.load(paths[r.id])['cost'].get('wall_s', 0))
+    before = results.load(paths[run.id])
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder).resolve()/sweep.notebook.stem/run.id
+        status = execute_run(run, sweep.notebook.read_text(encoding='utf-8'), place, engine)
+        if status['state'] == 'failed': raise ValueError(f'{sweep.name}: the run {run.id} fails now: {status["error"].splitlines()[-1]}')
+        now = results.load(place/'result.json')
+    return paths[run.id], _differences(before['metrics'], now['metrics'])
+
+def _differences(before, now):
+    "Table of the metric rows whose value is not the same."
+    import pandas as pd
+    whole = lambda r: json_text({k: v for k, v in r.items() if k not in ('value', 'hits')})
+    values = [{whole(r): r['value'] for r in rows} for rows in (before, now)]
+    keys = list(dict.fromkeys([*values[0], *values[1]]))
+    lines = [dict(json.loads(k), before=values[0].get(k), now=values[1].get(k)) for k in keys]
+    return pd.DataFrame([l for l in lines if repr(l['before']) != repr(l['now'])])
 
 # %% ../nbs/14b_sweep.ipynb #700c30fe
 def publish(

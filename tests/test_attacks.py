@@ -15,7 +15,7 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.testing import assert_close
 
-from robustnb import attacks, data, fab, models, square, train
+from robustnb import attacks, data, evaluate, fab, models, square, train
 from robustnb.core import generator, seed_all
 from robustnb.threat import Oracle, distance, image_keys
 
@@ -311,6 +311,56 @@ def test_every_attack_that_sees_no_gradient_says_so(digits, mask):
         if name not in seeing: assert found.doubts and 'vanished' in found.doubts[0], name
     for name, found in every_attack(net, x[right], y[right]).items(): assert found.doubts == (), name
 
+class Straight(nn.Module):
+    "Rounds to so many steps, and passes the gradient straight through."
+    def __init__(self, steps):
+        super().__init__()
+        self.steps = steps
+    def forward(self, x): return x + ((self.steps*x).round()/self.steps - x).detach()
+
+class Partly(nn.Module):
+    "Keeps most of its input from the gradient."
+    def forward(self, x): return .8*x.detach() + .2*x
+
+@pytest.mark.filterwarnings('ignore:.*a small step', 'ignore:.*square')
+@pytest.mark.parametrize('mask', ['rounds', 'rounds logits', 'detached', 'one image', 'half precision'])
+def test_every_attack_whose_gradients_mislead_says_so(digits, mask):
+    net, x, y = digits
+    first = dict(detached=Partly()).get(mask, Straight(4))
+    masked = nn.Sequential(net, Straight(1)) if mask == 'rounds logits' else nn.Sequential(first, net)
+    if mask == 'half precision': net, masked = (copy.deepcopy(m).bfloat16() for m in (net, masked))
+    right = (masked.eval()(x.to(next(net.parameters()).dtype)).argmax(1) == y).nonzero()[:1 if mask == 'one image' else 12, 0]
+    for name, found in every_attack(masked, x[right], y[right]).items():
+        assert name == 'square' or any('a small step' in doubt for doubt in found.doubts), name
+    for name, found in every_attack(net, x[right], y[right]).items(): assert found.doubts == (), name
+
+@pytest.mark.filterwarnings('ignore:.*a small step')
+def test_what_a_state_knows_of_gradients_outlives_a_break(digits, tmp_path):
+    net, x, y = digits
+    masked = nn.Sequential(Straight(4), net).eval()
+    attack = lambda **kw: attacks.autoattack(masked, x[:8], y[:8], 'linf', .05, 'quick', progress=False, **kw)
+    first, again, shared = attack(state=tmp_path/'state'), attack(state=tmp_path/'state'), attack(workers=2)
+    assert first.doubts == again.doubts and 'a small step' in first.doubts[0] and 'a small step' in shared.doubts[0]
+
+@pytest.mark.parametrize('kind', ['hot', 'cold', 'clamps', 'smooth', 'double', 'bfloat16'])
+def test_honest_gradients_raise_no_doubt(digits, kind):
+    net, x, y = digits
+    class Scaled(nn.Module):
+        def __init__(self, by):
+            super().__init__()
+            self.by = by
+        def forward(self, z): return self.by*z
+    class Clamped(nn.Module):
+        def forward(self, x): return x.clamp(0, 1)
+    smooth = copy.deepcopy(net)
+    for parent in smooth.modules():
+        for name, child in parent.named_children():
+            if isinstance(child, nn.ReLU): setattr(parent, name, nn.GELU().eval())
+    model = dict(hot=nn.Sequential(net, Scaled(1e4)), cold=nn.Sequential(net, Scaled(1e-4)), clamps=nn.Sequential(Clamped(), net), smooth=smooth,
+                 double=copy.deepcopy(net).double(), bfloat16=copy.deepcopy(net).bfloat16())[kind].eval()
+    for attack in attacks.fgsm, attacks.deepfool, attacks.fab:
+        for n in 1, 40: assert not any('a small step' in doubt for doubt in attack(model, x[:n], y[:n]).doubts), (attack.__name__, n)
+
 def test_a_doubt_is_a_field_of_the_row(digits):
     net, x, y = digits
     with pytest.warns(UserWarning, match='vanished'):
@@ -361,3 +411,14 @@ def test_a_state_of_a_model_with_more_than_tensors(digits, tmp_path):
     model = Noted(net).eval()
     first, again = (attacks.autoattack(model, x[:4], y[:4], 'linf', .1, 'quick', state=tmp_path/'state', progress=False) for _ in range(2))
     assert torch.equal(first.by, again.by)
+
+def test_complex_logits_and_labels_that_are_no_numbers_of_classes(digits):
+    net, x, y = digits
+    for ask in attacks.fgsm, evaluate.accuracy:
+        with pytest.raises(ValueError, match='complex64'): ask(nn.Sequential(net, Imaginary()).eval(), x, y)
+    for wrong in y + .5, y.float(), y.bool():
+        with pytest.raises(ValueError, match=f'y: got labels of {wrong.dtype}, accepted: whole numbers'): evaluate.accuracy(net, x, wrong)
+    assert evaluate.accuracy(net, x, y.int()) == evaluate.accuracy(net, x, y) > .5
+
+class Imaginary(nn.Module):
+    def forward(self, z): return z + 0j

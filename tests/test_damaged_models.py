@@ -645,6 +645,17 @@ def saved(tensors, path):
     save_file(tensors, path)
     return path
 
+@pytest.mark.parametrize('kind, options', [('smallcnn', dict(width=2**40)), ('twolayercnn', dict(width=2**60)), ('mlp', dict(width=2**40)),
+                                           ('torchvision/mobilenet_v2', dict(width_mult=1e308)), ('torchvision/mobilenet_v2', dict(round_nearest=0))])
+def test_options_that_no_network_has(originals, kind, options):
+    path = originals/'net.safetensors'
+    with pytest.raises(ValueError, match='net.safetensors: its architecture, .* cannot be made with the options'):
+        foreign.load_weights(path, kind, 1, 8, **options)
+    with pytest.raises(ValueError, match='depth: got .*, accepted: a whole number >= 0 and <= 1000'):
+        foreign.load_weights(path, 'mlp', 1, 8, depth=10**9)
+    assert foreign.load_weights(path, 'smallcnn', 1, 8, width=4)(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+
+
 def test_weights_of_other_types_and_numbers_of_classes(tmp_path):
     net, x = models.SmallCNN(7, width=4).eval(), torch.rand(3, 1, 8, 8)
     own = net.state_dict()

@@ -565,3 +565,38 @@ def test_a_folder_below_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
     write_npz(tmp_path/'mine', pixels(20, 8, 8), np.arange(20) % 2)
     assert data.load('~/mine').n_classes == data.take('~/mine').y.max() + 1 == 2
+
+
+# --- folders that people have
+
+def class_folders(folder, *names):
+    for name in names:
+        (folder/name).mkdir(parents=True)
+        for i in range(2): Image.new('L', (8, 8), 100*i).save(folder/name/f'{i}.png')
+
+def test_one_folder_under_two_names_is_no_two_classes(tmp_path):
+    class_folders(tmp_path/'pets', 'cat', 'dog')
+    (tmp_path/'pets/newt').symlink_to('dog')
+    assert "pets: the classes 'dog' and 'newt' are one folder, by links; each class needs" in complaint('pets', tmp_path)
+    class_folders(tmp_path/'elsewhere', 'eft')
+    (tmp_path/'pets/newt').unlink(), (tmp_path/'pets/newt').symlink_to(tmp_path/'elsewhere/eft')
+    assert data.take('pets', tmp_path).classes == ('cat', 'dog', 'newt')
+
+def test_a_part_of_a_split_beside_classes_is_no_class(tmp_path):
+    class_folders(tmp_path/'pets', 'cat', 'dog', 'val/cat', 'val/dog')
+    assert "pets: 'val' hold folders of images and no image, as the parts of a split do" in complaint('pets', tmp_path)
+    (tmp_path/'pets/val').rename(tmp_path/'pets/mixed')  # folders in a class folder are its own
+    assert data.take('pets', tmp_path).y.tolist() == [0, 0, 1, 1, 2, 2, 2, 2]
+    class_folders(tmp_path/'words', 'test', 'cat')  # a class by its images
+    assert data.take('words', tmp_path).classes == ('cat', 'test')
+
+def test_images_without_class_folders_are_said_to_be_that(tmp_path):
+    class_folders(tmp_path, 'pets')
+    assert 'pets: images, but no class folders; wanted one folder of images per class' in complaint('pets', tmp_path)
+    assert data.take('.', tmp_path).classes == ('pets',)
+
+def test_a_label_map_of_windows(tmp_path):
+    from robustnb.foreign import read_images
+    class_folders(tmp_path/'pets', 'cat', 'dog')
+    (tmp_path/'map.json').write_bytes(b'\xef\xbb\xbf{"cat": 1,\r\n "dog": 0}\r\n\r\n')
+    assert read_images(tmp_path/'pets', label_map=tmp_path/'map.json').y.tolist() == [1, 1, 0, 0]

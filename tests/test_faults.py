@@ -1,5 +1,5 @@
 "What happens on a cluster: workers and drivers are killed, schedulers vanish, disks fill up. Real processes throughout."
-import os, re, resource, shlex, shutil, signal, socket, subprocess, sys, time
+import contextlib, json, os, re, resource, shlex, shutil, signal, socket, subprocess, sys, threading, time
 from pathlib import Path
 
 import nbformat
@@ -150,6 +150,9 @@ class Cluster:
             process = subprocess.Popen([sys.executable, '-m', 'dask', *args], cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True)
         self.processes.append(process)
         return process
+    def listens(self):
+        "A connection to the scheduler, or None."
+        with contextlib.suppress(OSError): return socket.create_connection(('127.0.0.1', int(self.port)))
     def scheduler(self): return self.start(self.command('dask scheduler'))
     def worker(self): return self.start(self.command('dask worker'))
     def sweep(self): return shlex.split(self.command('robustnb sweep'))[1:]
@@ -218,6 +221,71 @@ def test_what_is_not_there_is_named_while_waiting_and_then_given_up(tmp_path, ex
     assert finish(robustnb(*cluster.sweep()))[0] == 0
 
 
+@pytest.fixture
+def listeners():
+    "Function (what it says to whom it meets) -> port of a server on this machine."
+    servers = []
+    def listen(words=b''):
+        servers.append(server := socket.create_server(('127.0.0.1', 0)))
+        def meet():
+            met = []
+            with contextlib.suppress(OSError):  # closed
+                while True:
+                    met.append(server.accept()[0])
+                    met[-1].sendall(words)
+        threading.Thread(target=meet, daemon=True).start()
+        return server.getsockname()[1]
+    yield listen
+    for server in servers: server.close()
+
+@pytest.mark.parametrize('kind', ['tcp', 'tls'])
+def test_what_listens_and_is_no_scheduler_is_given_up(tmp_path, experiment, robustnb, request, listeners, kind):
+    if kind == 'tls' and not shutil.which('openssl'): pytest.skip('openssl is not installed')
+    experiment(), write_sweep(tmp_path, 1, 1)
+    cluster = request.getfixturevalue('cluster' if kind == 'tcp' else 'encrypted')
+    if kind == 'tls': subprocess.run(shlex.split(cluster.command('openssl')), check=True, capture_output=True)
+    ports = listeners(), listeners(b'SSH-2.0-OpenSSH_9.2\r\n')
+    started = [robustnb('sweep', 'toy.toml', '--out', f'runs{port}', '--scheduler', f'{kind}://127.0.0.1:{port}') for port in ports]
+    for port, process in zip(ports, started):
+        code, out, err = finish(process)
+        assert code == 2 and f'stopped: {kind}://127.0.0.1:{port}: what listens there is no Dask scheduler with' in err and '1 to do' in out, err
+        assert 'Traceback' not in err
+    cluster.scheduler()
+    cluster.worker()
+    code, out, err = finish(robustnb(*cluster.sweep()))
+    assert code == 0 and '1 done now' in out, err
+
+
+def test_a_worker_is_no_scheduler(tmp_path, experiment, robustnb, cluster):
+    experiment(), write_sweep(tmp_path, 1, 1)
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    cluster.scheduler()
+    cluster.start(f'{cluster.command("dask worker")} --nworkers 1 --no-nanny --worker-port {port}')
+    code, out, err = finish(robustnb('sweep', 'toy.toml', '--scheduler', f'tcp://127.0.0.1:{port}'))
+    assert code == 2 and f'stopped: tcp://127.0.0.1:{port}: what listens there belongs to Dask and is no scheduler, perhaps a worker' in err, err
+
+
+@pytest.mark.parametrize('kind', ['foreign', 'expired', 'no key of its'])
+def test_certificates_that_do_not_fit_stop_a_sweep(tmp_path, experiment, robustnb, encrypted, kind):
+    if not shutil.which('openssl'): pytest.skip('openssl is not installed')
+    experiment(), write_sweep(tmp_path, 1, 1)
+    make = shlex.split(encrypted.command('openssl'))
+    subprocess.run(make, check=True, capture_output=True)
+    cert, key = tmp_path/'robustnb-cert.pem', tmp_path/'robustnb-key.pem'
+    yesterday = ['openssl', 'x509', '-in', cert, '-signkey', key, '-days', '-1', '-out', cert]
+    if kind == 'expired' and subprocess.run(yesterday, capture_output=True).returncode: pytest.skip('this openssl makes no expired certificates')
+    encrypted.scheduler()
+    with contextlib.closing(wait_for(encrypted.listens)): pass
+    before = key.read_bytes()
+    if kind != 'expired': subprocess.run(make, check=True, capture_output=True)
+    if kind == 'no key of its': key.write_bytes(before)
+    code, out, err = finish(robustnb(*encrypted.sweep()))
+    said = {'foreign': 'certificate verify failed: self-signed certificate', 'expired': 'certificate has expired', 'no key of its': 'key values mismatch'}
+    assert code == 2 and said[kind] in err and 'Traceback' not in err and 'waiting' not in err, err
+
+
 def test_a_full_disk_at_the_driver_is_no_lost_scheduler(tmp_path, experiment, robustnb, cluster, small_disk):
     experiment(f"open({str(tmp_path/'count')!r}, 'a').write('x'); {FILLER}"), write_sweep(tmp_path, 5, 1)
     cluster.scheduler()
@@ -254,6 +322,13 @@ def test_a_scheduler_that_comes_back_is_waited_for(tmp_path, experiment, robustn
     code, out, err = finish(process)
     assert code == 0, out + err
     assert len(results_of(tmp_path)) == 8 and all(p.stat().st_mtime_ns == t for p, t in early.items())
+
+
+@pytest.mark.parametrize('address', ['nonsense', '127.0.0.1:99999', '8.8.8.8:0'])
+def test_where_no_dashboard_can_listen(tmp_path, experiment, robustnb, address):
+    experiment(), write_sweep(tmp_path, 1, 1)
+    code, out, err = finish(robustnb('sweep', 'toy.toml', '--dashboard', address))
+    assert code == 2 and f"dashboard: got '{address}', accepted: HOST:PORT of this machine" in err and not (tmp_path/'runs').exists(), err
 
 
 # --- signals
@@ -481,3 +556,31 @@ def test_a_result_that_was_saved_survives_what_fails_later(tmp_path, experiment,
     experiment()
     code, out, err = finish(robustnb('sweep', 'toy.toml'))
     assert code == 0 and '2 done now' in out and len(results_of(tmp_path)) == 2, err
+
+
+@pytest.mark.parametrize('command', ['run', 'sweep'])
+def test_a_result_that_was_saved_survives_an_interruption(tmp_path, experiment, robustnb, command):
+    path = experiment()
+    nb = nbformat.read(path, 4)
+    nb.cells.append(nbformat.v4.new_code_cell(f"import os, time\nif os.path.exists({str(tmp_path/'wait')!r}): time.sleep(600)"))
+    nbformat.write(nb, path)
+    write_sweep(tmp_path, 1, 1), (tmp_path/'wait').touch()
+    start = ['run', 'toy.ipynb'] if command == 'run' else ['sweep', 'toy.toml']
+    process = robustnb(*start)
+    wait_for(lambda: any((p/'result.json').exists() for p in hidden(tmp_path)))
+    process.send_signal(signal.SIGINT)
+    code, out, err = finish(process)
+    assert code == 130 and 'Traceback' not in err, out + err
+    place, = tmp_path.glob('runs/toy/[0-9a-f]*')
+    status = json.loads((place/'status.json').read_text())
+    assert (status['state'], status['error'], status['kept']) == ('failed', 'interrupted after its result was saved', 'unfinished.json')
+    assert json.loads((place/'unfinished.json').read_text())['metrics'][0]['value'] == .1 and not results_of(tmp_path)
+    if command == 'sweep': assert 'is kept beside it, in unfinished.json, and does not count' in out
+    (tmp_path/'wait').unlink()
+    code, out, err = finish(robustnb(*start))
+    assert code == 0 and len(results_of(tmp_path)) == 1, out + err
+    (tmp_path/'wait').touch()  # a run that is done stays so when it is interrupted while it is done again
+    process = robustnb('run', 'toy.ipynb', '--again')
+    wait_for(lambda: any((p/'result.json').exists() for p in hidden(tmp_path)))
+    process.send_signal(signal.SIGINT)
+    assert finish(process)[0] == 130 and len(results_of(tmp_path)) == 1

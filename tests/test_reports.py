@@ -139,3 +139,23 @@ def is_number(text):
     try: float(text)
     except ValueError: return False
     return True
+
+def test_an_audit_says_which_outputs_it_took_the_classes_for():
+    options = dict(attack='none', lipschitz=0, bands=0, variances=(), progress=False)
+    net, x, y = models.SmallCNN(width=4).eval(), torch.rand(6, 1, 8, 8), torch.arange(6) % 2
+    guessed = [note for note in audit.audit(net, x, y, classes=('cat', 'dog'), **options).notes if 'taken for' in note]
+    assert len(guessed) == 1 and "2 classes and the model 10 outputs" in guessed[0] and "'cat' for 0, 'dog' for 1" in guessed[0]
+    for sure in dict(classes=('cat', 'dog'), mapped=True), dict(classes=tuple('abcdefghij')), {}:
+        assert not any('taken for' in note for note in audit.audit(net, x, y, **sure, **options).notes)
+
+def test_logits_that_are_not_finite_are_counted_on_the_page(tmp_path):
+    class Overflows(models.SmallCNN):
+        def forward(self, x): return super().forward(x).masked_fill((x.amax((1, 2, 3)) > .9)[:, None], torch.nan)
+    x = torch.rand(40, 1, 8, 8)*.8
+    x[35:, 0, 0, 0] = 1
+    net, options = Overflows(width=4).eval(), dict(attack='none', lipschitz=0, bands=0, variances=(), progress=False)
+    y = models.SmallCNN.forward(net, x).argmax(1)
+    found = audit.audit(net, x, y, **options)
+    page = audit.save(found, tmp_path).read_text()
+    assert '5 of 40 images have logits of NaN or infinity: they count as wrong.' in page and found.rows[0]['value'] == 35/40
+    assert not any('NaN' in note for note in audit.audit(net, x[:35], y[:35], **options).notes)

@@ -83,7 +83,7 @@ def test_a_reader_that_leaves_early_is_no_error():
 
 def test_own_images_by_name(tmp_path, monkeypatch):
     monkeypatch.setenv('ROBUSTNB_DATA', str(tmp_path))
-    dataset = Parameter('dataset', 'digits', 'one of data.NAMES, or a folder of your own')
+    dataset = Parameter('dataset', 'digits', choices=('digits', 'mnist'), folder=True)
     with pytest.raises(ValueError, match="dataset: got 'mine'"): convert('mine', dataset)
     (tmp_path/'mine').mkdir()
     assert convert('mine', dataset) == 'mine'
