@@ -18,7 +18,7 @@ from .core import check_choice, check_number, provenance, read_json, shipped, wr
 SCHEMA = 2
 
 RESERVED = ('run experiment metric value n split kind var band norm eps attack draws '
-            'hits doubt label strength').split()  # columns of metric rows, no names for parameters
+            'hits doubt label').split()  # columns of metric rows, no names for parameters
 
 def row(
     metric: str,           # what was measured, e.g. 'accuracy'
