@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from . import results
 from .core import check_choice, check_number, cores, digest, read_json, shipped, thread_env, write_json, write_text
-from .engine import check_limits, halt, run_isolated
+from .engine import check_limits, end_server, halt, run_isolated
 
 # %% ../nbs/14b_sweep.ipynb #794abe15
 @dataclass(frozen=True)
@@ -685,6 +685,7 @@ def cluster(
                 try: yield client
                 except BaseException:
                     halt.set()
+                    end_server()
                     raise
         finally: halt.clear()
 
