@@ -6,11 +6,11 @@
 __all__ = ['USUAL', 'EXAMPLES', 'parse_set', 'say', 'find_sweep', 'failed_runs', 'Shown', 'closing_summary', 'list_experiments',
            'show_result', 'show_failure', 'cmd_run', 'cmd_report', 'listed_conditions', 'usual_conditions', 'cmd_audit',
            'show_plan', 'end_early', 'read_asked', 'show_replay', 'tell_edited', 'cmd_sweep', 'cmd_measure', 'cmd_data',
-           'make_parser', 'cmd_completion', 'Ended', 'exit_code', 'gentle_signals', 'main']
+           'make_parser', 'cmd_completion', 'Ended', 'exit_code', 'gentle_signals', 'Loose', 'main']
 
 # %% ../nbs/15_cli.ipynb #8a9ae23f
 import argparse, os, shutil, signal, sys, textwrap, threading, tomllib
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from multiprocessing.util import get_temp_dir
 from pathlib import Path
@@ -326,12 +326,13 @@ def cmd_sweep(args) -> int:
     tell_edited(sweep, args)
     if args.dry_run: return show_plan(sweep, args)
     if args.replay: return show_replay(sweep, args)
-    memory = args.memory and args.memory*1e9
+    memory = None if args.memory is None else 1e9*check_number(args.memory, '--memory', above=0)
     resources = {k: check_number(v, f'--resources {k}', above=0) for k, v in parse_set(args.resources, '--resources').items()} or None
     damaged, statuses = sweeps.damaged(sweep, args.out, args.results), []
     try:
-        sweeps.run_sweep(sweep, args.out, args.results, args.workers, args.engine, args.timeout, memory, args.scheduler, resources, args.patience,
-                         progress=not args.json, dashboard=args.dashboard, each=statuses.append)
+        with redirect_stdout(Loose(sys.stdout)), redirect_stderr(Loose(sys.stderr)):  # the runs go on when nobody reads on
+            sweeps.run_sweep(sweep, args.out, args.results, args.workers, args.engine, args.timeout, memory, args.scheduler, resources, args.patience,
+                             progress=not args.json, dashboard=args.dashboard, each=statuses.append)
     except KeyboardInterrupt as e: return end_early(sweep, statuses, args, damaged, 'interrupted', exit_code(e))
     except sweeps.Stopped as e: return end_early(sweep, statuses, args, damaged, f'stopped: {e}', 2)
     if args.publish: print(f'published: {len(sweeps.publish(sweep, args.out, args.results))} results under {args.results}/{sweep.name}', file=sys.stderr if args.json else sys.stdout)
@@ -538,6 +539,28 @@ def _make_importable(folder):
     paths = os.environ.get('PYTHONPATH', '').split(os.pathsep)
     if folder not in paths: os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [*paths, folder]))
 
+class Loose:
+    "A stream whose writing never fails: what cannot be written is lost."
+    def __init__(
+        self,
+        stream,  # that is written to
+    ): self.stream = stream
+    def __getattr__(self, name): return getattr(self.stream, name)
+    def write(self, text):
+        with suppress(OSError): self.stream.write(text)
+        return len(text)
+    def flush(self):
+        with suppress(OSError): self.stream.flush()
+
+def _open_output():
+    "Streams that were closed from the start lead nowhere; the next file to be opened would take their place."
+    for number in 0, 1, 2:
+        try: os.fstat(number)
+        except OSError: os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or open(os.devnull, 'w')
+    sys.stderr = sys.stderr or open(os.devnull, 'w')
+
+# %% ../nbs/15_cli.ipynb #9fb6fc9d
 def _close_output():
     "Send what is still to be printed nowhere: its reader is gone."
     for stream in sys.stdout, sys.stderr:
@@ -548,6 +571,7 @@ def main(
     argv=None,  # list of arguments; None takes those of the process
 ) -> int:
     "Entry point of the command `robustnb`; returns the exit code: 0, 1 if a run failed, 2 for a wrong argument or file, 128 + its number for a signal (a wrong option exits, with 2)."
+    _open_output()
     args = make_parser().parse_args(argv)
     _make_importable(os.getcwd())
     try:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PR_SET_PDEATHSIG', 'PR_SET_CHILD_SUBREAPER', 'PRELOAD', 'halt', 'isolated', 'WarmEngine', 'end_family', 'memory_of',
-           'Halted', 'check_limits', 'run_isolated']
+           'Halted', 'check_limits', 'end_server', 'run_isolated']
 
 # %% ../nbs/14a_engine.ipynb #3fedcd95
 import ctypes, multiprocessing, os, random, resource, shutil, signal, sys, threading, time
@@ -220,9 +220,17 @@ def _launch(call, log, tries=5):
     except (EOFError, OSError):
         theirs.close()
         ours.close()
+        if halt.is_set(): raise Halted from None
         if tries == 1: raise
     time.sleep(.5)  # the system needs a moment to know that the server is gone
     return _launch(call, log, tries - 1)
+
+def end_server():
+    "Kill the server that forks runs. While it is loading what they need, nothing else ends it, nor whoever waits for it."
+    import psutil
+    for process in psutil.Process().children():
+        with suppress(psutil.Error):
+            if 'multiprocessing.forkserver' in ' '.join(process.cmdline()): process.kill()
 
 def run_isolated(
     function,                    # called as function(*args)

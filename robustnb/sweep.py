@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from . import results
 from .core import check_choice, check_number, code_digest, cores, digest, find_named, json_text, parse_number, read_json, shipped, thread_env, write_json, write_text
-from .engine import Halted, check_limits, halt, run_isolated
+from .engine import Halted, check_limits, end_server, halt, run_isolated
 
 # %% ../nbs/14b_sweep.ipynb #794abe15
 RUNNERS = 'out', 'weights', 'original', 'kept'  # parameters that the runner fills: files to write and to read
@@ -920,6 +920,7 @@ def cluster(
                 try: yield client
                 except BaseException:
                     halt.set()
+                    end_server()
                     raise
         finally: halt.clear()
 

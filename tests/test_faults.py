@@ -377,6 +377,24 @@ def test_a_second_signal_ends_at_once(tmp_path, experiment, robustnb, monkeypatc
     assert not left_in(tmp_path/'tmp')  # its runs have cleared up behind it
 
 
+def test_a_signal_ends_a_sweep_whose_server_is_still_loading(tmp_path, experiment, robustnb):
+    (tmp_path/'papermill.py').write_text("import time; open('loading', 'w').close(); time.sleep(600)")  # found before the real one, which the server loads first
+    experiment(), write_sweep(tmp_path, 1, 1)
+    process = robustnb('sweep', 'toy.toml', '--workers', '1')
+    wait_for((tmp_path/'loading').exists)
+    process.terminate()
+    code, out, err = finish(process)
+    assert code == 128 + signal.SIGTERM and 'interrupted: 0 of 1 runs are done' in err and 'Traceback' not in err, err
+    assert not hidden(tmp_path) and not survivors(tmp_path)
+
+
+@pytest.mark.parametrize('where', ['2>&1 | true', '>&- 2>&-', '<&- 2>&-', '>/dev/full 2>&1'])
+def test_runs_go_on_when_nobody_reads(tmp_path, experiment, robustnb, where):
+    experiment(), write_sweep(tmp_path, 2, 1)
+    finish(robustnb('sweep', 'toy.toml', '--workers', '1', before=['bash', '-c', f'"$@" {where}', '-']))
+    assert len(results_of(tmp_path)) == 2 and not hidden(tmp_path)
+
+
 # --- what a run may do to live longer
 
 STUCK = "import re; re.match('(a+)+$', 64*'a' + 'b')"  # in C, for years, with the lock of the interpreter held
