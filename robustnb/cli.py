@@ -342,10 +342,11 @@ def cmd_measure(args) -> int:
     "Measure the models of finished runs under further conditions."
     from robustnb import sweep as sweeps
     from robustnb.again import measure_again
+    from robustnb.core import check_number
     from robustnb.conditions import read, tables
     conditions = tables(read(args.conditions))
     name = f'measure-{sweeps.sweep_name(Path(args.conditions).stem, {})}'
-    memory = args.memory and args.memory*1e9
+    memory = None if args.memory is None else 1e9*check_number(args.memory, '--memory', above=0)
     sweep, statuses = measure_again(args.folders, conditions, args.out, name, workers=args.workers, engine=args.engine,
                                     timeout=args.timeout, memory=memory, progress=not args.json)
     args.results = ''
