@@ -87,12 +87,7 @@ def _page(sweep, paths, failed, args):
     except (OSError, ValueError) as e: return Shown(f'report: not written, {e}', doubts=doubts)
     if 'table.md' not in written(folder): return Shown(f'report: {page}', page, doubts=doubts)
     table = (folder/'table.md').read_text(encoding='utf-8')
-    return Shown(f'report: {page}', page, table, _edge(runs.tidy), doubts)
-
-def _edge(tidy):
-    "Does a best rate lie at the edge of its grid?"
-    from robustnb.results import best_rates
-    return bool(best_rates(tidy).edge.any())
+    return Shown(f'report: {page}', page, table, runs.edge, doubts)
 
 def _left(sweep, statuses, paths, failed):
     "How many runs of the sweep were done now, were done before, failed, and are to do."

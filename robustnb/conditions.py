@@ -9,7 +9,7 @@ __all__ = ['KINDS', 'ATTACKS', 'OURS', 'EPS', 'Condition', 'Clean', 'Gaussian', 
 
 # %% ../nbs/10g_conditions.ipynb #7a801e5a
 import inspect, itertools, math, re, tomllib
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 
 import numpy as np
 import torch
@@ -349,6 +349,7 @@ def tables(
 def _table(c):
     "Kind and fields of a condition, without defaults."
     cls = type(c)
+    if not is_dataclass(c): return {**c.fields, 'kind': f'{cls.__module__}:{cls.__qualname__}'}
     own = {f.name: getattr(c, f.name) for f in fields(cls) if getattr(c, f.name) != f.default}
     return dict(kind=c.kind if cls in OURS else f'{cls.__module__}:{cls.__qualname__}', **own)
 
