@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STYLE', 'svg', 'figure', 'table_html', 'markdown_text', 'table_markdown', 'table_csv', 'page', 'Runs', 'gather',
-           'beside_paper', 'reading', 'last_error', 'failure_table', 'provenance_table', 'written', 'check_replaceable',
-           'write_files', 'report']
+           'doubt_lines', 'beside_paper', 'reading', 'last_error', 'failure_table', 'provenance_table', 'written',
+           'check_replaceable', 'write_files', 'report']
 
 # %% ../nbs/13a_report.ipynb #8650e106
 import hashlib, html, io, itertools, math, os, re
@@ -147,6 +147,15 @@ def gather(
     folders = [s for s in sources if not isinstance(s, dict) and Path(s).is_dir()]
     failed = results.failures(*folders) if failed is None else list(failed)
     return Runs(results.table(found), made, failed, dict(doubts))
+
+def doubt_lines(
+    doubts: dict,   # see `Runs`
+    most: int = 20, # lines, at the most
+) -> list:
+    "What makes numbers of these runs doubtful, a sentence each, with the number of runs."
+    lines = [f'{_runs(n, "")}: {doubt}' for doubt, n in sorted(doubts.items(), key=lambda item: -item[1])]
+    more = len(lines) - most
+    return lines if more <= 0 else [*lines[:most], f'and {plots.plural(more, "further doubt")}, in the result files']
 
 def _read(source): return [source] if isinstance(source, dict) else map(results.load, results.find(source))
 
