@@ -281,10 +281,17 @@ def show_plan(sweep, args) -> int:
     return 0
 
 # %% ../nbs/15_cli.ipynb #8398e0b1
+def _can_report():
+    "Whether what a summary needs can be loaded: an import that a signal cut short cannot be repeated in this process."
+    try: import robustnb.report
+    except Exception: return False
+    return True
+
 def end_early(sweep, statuses, args, damaged, why, code) -> int:
     "Summary of a sweep that was ended; returns the exit code. The terminal may be gone by now, so nothing depends on the printing."
     from robustnb import sweep as sweeps
-    with suppress(OSError): closing_summary(sweep, statuses, args, damaged)
+    if _can_report():
+        with suppress(OSError): closing_summary(sweep, statuses, args, damaged)
     done = sum(bool(sweeps.result_path(r, sweep.name, args.out, args.results)) for r in sweep.runs)
     with suppress(OSError): print(f'\n{why}: {done} of {len(sweep.runs)} runs are done; the same command does the rest', file=sys.stderr, flush=True)
     return code
