@@ -1133,6 +1133,8 @@ def _tree_sizes(folder, source='', ignore=(), *_):
     tree = _tree(folder, ignore)
     return _divided_sizes(tree.labels, _tree_side(tree))
 
+_MADE_SIZES = {'digits': Sizes(1438, 359, 8), 'spectra': Sizes(4000, 1000, 28), 'spectra-low': Sizes(4000, 1000, 28)}
+
 _SIZES = {_npz_pair: _npz_sizes, _read_idx_set: _idx_sizes, _read_tree: _split_tree_sizes, read_folder: _tree_sizes}
 
 # %% ../nbs/06_data.ipynb #81bfa4a2
@@ -1141,6 +1143,7 @@ def sizes(
     root=None,  # likewise
 ) -> Sizes:
     "How many images `load` will give, and how high they are, without decoding them; nothing is downloaded."
+    if name in MADE: return _MADE_SIZES[name]
     known = KNOWN.get(name)
     if known and known.sizes and not is_there(name, root): return Sizes(*known.sizes, known.shape[1] if known.shape else 224)
     reader = _reader(name, root, download=False)
