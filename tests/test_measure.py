@@ -148,6 +148,14 @@ def test_a_later_default_is_written_out_and_a_new_parameter_renames_nothing(tmp_
     assert identity({**plain.run({}).config, 'width': 0}, more) == {}
 
 
+def test_parameters_of_anothers_notebook_keep_their_meaning(tmp_path):
+    params = "weights = 'imagenet'\noriginal = 1\nconditions = ['fog', 'rain']\nout = ''"
+    cells = [nbformat.v4.new_code_cell(params, metadata=dict(tags=['parameters'])), nbformat.v4.new_code_cell('1')]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path/'theirs.ipynb')
+    run = read_experiment(tmp_path/'theirs.ipynb').run(dict(weights='none', conditions=['snow']))
+    assert run.config == dict(weights='none', original=1, conditions=['snow']) and list(run.outside) == ['notebook']
+
+
 def test_workers_that_differ_have_to_be_told():
     class Client:
         def __init__(self, answers): self.answers = answers
@@ -180,7 +188,7 @@ def test_conditions_are_one_value_or_an_axis_of_lists(tmp_path):
 
 def test_weights_need_an_experiment_that_keeps_them(tmp_path):
     (tmp_path/'own.toml').write_text('experiment = "fig05_linear"\nkeep_weights = true')
-    with pytest.raises(ValueError, match='own.toml:2: keep_weights: fig05_linear has no parameter weights'): read_sweep(tmp_path/'own.toml')
+    with pytest.raises(ValueError, match='own.toml:2: keep_weights: fig05_linear has no parameter weights that is filled'): read_sweep(tmp_path/'own.toml')
 
 
 # --- a condition of one's own, from the command line to the page
