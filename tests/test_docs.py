@@ -201,7 +201,7 @@ def test_commands_come_with_their_options():
     assert run[2].startswith('| `experiment` | a notebook')
     assert '| `--engine {warm,nbclient}` | as for sweep (default: warm) |' in run
     assert '| `--out OUT` | folder of runs (default: runs) |' in run
-    assert [t.split()[2] for t in text[::3]] == ['run', 'sweep', 'report', 'audit', 'data', 'completion']
+    assert [t.split()[2] for t in text[::3]] == ['run', 'sweep', 'measure', 'report', 'audit', 'data', 'completion']
 
 
 def test_the_style_sheets_ask_for_nothing_from_elsewhere(site):
