@@ -67,9 +67,9 @@ def _bare_kind(
     return 'safetensors' if head[8:9] == b'{' and header < 10**9 else 'unknown'
 
 def file_kind(
-    path,  # of a model file; a FileNotFoundError if absent, a ValueError unless it is a regular file with content
+    path,  # of a model file; a FileNotFoundError if absent, a ValueError unless regular and with content
 ) -> str:
-    "What a model file holds: 'safetensors', 'program' (torch.export), 'old program', 'pickle', 'torchscript' or 'unknown'."
+    "'safetensors', 'program' (torch.export), 'old program', 'pickle', 'torchscript' or 'unknown'."
     path = regular_file(path)
     with open(path, 'rb') as f: head = f.read(16)
     if _is_zip(path): return _zip_kind(_zip_names(path))
@@ -115,8 +115,8 @@ def _strip(tensors: dict) -> dict:
     "The model's part, without what training wrappers put before its names."
     tensors = _model_part(tensors)
     for prefix in 'model.', 'module.', '_orig_mod.':
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): t for name, t in tensors.items()}
+        wrapped = all(name.startswith(prefix) for name in tensors)
+        if wrapped: tensors = {name.removeprefix(prefix): t for name, t in tensors.items()}
     return tensors
 
 # %% ../nbs/13b_foreign.ipynb #6969624f
@@ -134,11 +134,12 @@ def _count_classes(
     tensors,  # those of a file
 ) -> int:
     "The number of classes of weights; 2 where nothing disagrees."
-    return min({len(tensors[k]) for k, v in probe.items() if is_class_head(v, tensors.get(k))}, default=2)
+    heads = [k for k, v in probe.items() if is_class_head(v, tensors.get(k))]
+    return min((len(tensors[k]) for k in heads), default=2)
 
 # %% ../nbs/13b_foreign.ipynb #f0aa92e5
 def _unlike(want, tensors, name, shown) -> list:
-    "In words, which tensors of a file differ from those of an architecture in what is `shown` of them."
+    "In words, in which tensors a file and an architecture differ in what is `shown` of them."
     both = [(k, shown(tensors[k]), shown(v)) for k, v in want.items() if k in tensors]
     return [f'{k} is {has}, {name} wants {wanted}' for k, has, wanted in both if has != wanted]
 
@@ -147,8 +148,8 @@ def _misfits(want, tensors, name) -> list:
     missing = [f'lacks {k}' for k in want if k not in tensors]
     others = [f'holds {data._shown(k[:60])}, which {name} lacks' for k in tensors if k not in want]
     shapes = _unlike(want, tensors, name, lambda t: tuple(t.shape))
-    is_mixed = lambda k: k in tensors and tensors[k].is_floating_point() != want[k].is_floating_point()
-    mixed = {k: v for k, v in want.items() if is_mixed(k)}
+    reals = {k for k, t in tensors.items() if t.is_floating_point()}
+    mixed = {k: v for k, v in want.items() if v.is_floating_point() != (k in reals)}
     return missing + others + shapes + _unlike(mixed, tensors, name, lambda t: t.dtype)
 
 # %% ../nbs/13b_foreign.ipynb #2dc6a3e2
@@ -174,7 +175,7 @@ def _read_safetensors(path) -> dict:
         raise ValueError(f'{path}: not a complete safetensors file ({e})') from e
 
 def _laid_out(path, n_classes, name, in_channels, input_size, options) -> dict:
-    "{name: tensor} of an architecture, without memory; a ValueError that names the file where there is none."
+    "{name: tensor} of an architecture, without memory; a ValueError that names the file."
     try:
         with torch.device('meta'):
             return architecture(name, n_classes, in_channels, input_size, **options).state_dict()
@@ -210,25 +211,33 @@ def load_weights(
 # %% ../nbs/13b_foreign.ipynb #4dba564b
 OPERATIONS = set('''
     conv1d conv2d conv3d convolution linear addmm mm bmm matmul baddbmm einsum embedding
-    batch_norm _native_batch_norm_legit_no_training layer_norm native_layer_norm group_norm native_group_norm
+    batch_norm _native_batch_norm_legit_no_training layer_norm native_layer_norm group_norm
+    native_group_norm
     instance_norm rms_norm
-    relu relu_ relu6 relu6_ gelu silu silu_ mish mish_ sigmoid sigmoid_ hardtanh hardtanh_ hardswish hardswish_
+    relu relu_ relu6 relu6_ gelu silu silu_ mish mish_ sigmoid sigmoid_ hardtanh hardtanh_
+    hardswish hardswish_
     hardsigmoid hardsigmoid_ tanh tanh_ elu elu_ leaky_relu leaky_relu_
     prelu softplus softmax log_softmax _softmax _log_softmax threshold threshold_ celu selu
-    max_pool2d max_pool2d_with_indices avg_pool2d adaptive_avg_pool2d _adaptive_avg_pool2d adaptive_max_pool2d
+    max_pool2d max_pool2d_with_indices avg_pool2d adaptive_avg_pool2d _adaptive_avg_pool2d
+    adaptive_max_pool2d
     adaptive_avg_pool1d avg_pool1d max_pool1d avg_pool3d
     mean sum amax amin max min var std argmax norm linalg_vector_norm cumsum prod
-    add add_ sub sub_ mul mul_ div div_ rsub neg pow square sqrt rsqrt reciprocal exp log log1p expm1 abs sign
+    add add_ sub sub_ mul mul_ div div_ rsub neg pow square sqrt rsqrt reciprocal exp log log1p
+    expm1 abs sign
     sin cos erf clamp clamp_ clamp_min clamp_max maximum minimum floor ceil round remainder
-    eq ne lt le gt ge logical_and logical_or logical_not where masked_fill masked_fill_ bitwise_and bitwise_not
-    cat concat stack chunk split split_with_sizes unbind select slice narrow flatten unflatten view _unsafe_view
-    reshape permute transpose t movedim unsqueeze squeeze expand expand_as repeat repeat_interleave roll flip
+    eq ne lt le gt ge logical_and logical_or logical_not where masked_fill masked_fill_
+    bitwise_and bitwise_not
+    cat concat stack chunk split split_with_sizes unbind select slice narrow flatten unflatten
+    view _unsafe_view
+    reshape permute transpose t movedim unsqueeze squeeze expand expand_as repeat
+    repeat_interleave roll flip
     contiguous clone detach detach_ alias copy_ fill_ zero_ swapaxes
     dropout dropout_ feature_dropout alpha_dropout pad constant_pad_nd
     reflection_pad2d replication_pad2d pixel_shuffle pixel_unshuffle channel_shuffle
     upsample_nearest2d upsample_bilinear2d upsample_bicubic2d im2col unfold grid_sampler_2d
     index index_select gather tril triu
-    scaled_dot_product_attention to _to_copy type_as lift_fresh_copy zeros ones full zeros_like ones_like full_like
+    scaled_dot_product_attention to _to_copy type_as lift_fresh_copy zeros ones full zeros_like
+    ones_like full_like
     arange new_zeros new_ones new_full scalar_tensor
     sym_size sym_numel sym_stride
 '''.split())
@@ -283,7 +292,7 @@ def _fits(function, args) -> bool:
     return function is not operator.pow or abs(args[1]) <= 64
 
 def _arithmetic(target, args):
-    "Result of a node of Python's arithmetic; a ValueError for anything but numbers, and for large ones."
+    "Result of a node of Python's arithmetic; a ValueError for other than numbers, and for large ones."
     function = _ARITHMETIC[target]
     if function is operator.getitem: return _item(target, args)
     result = function(*args) if _fits(function, args) else None
@@ -306,10 +315,13 @@ def _reader(
         raise _wrong(value, accepted)
     return read
 
-_integer = _reader(lambda v: type(v) is int and abs(v) <= LARGEST, 'a whole number of at most 63 bits')
-_text = _reader(lambda v: isinstance(v, str) and len(v) <= 1000, 'a text of at most 1,000 characters')
+_is_whole = lambda v: type(v) is int and abs(v) <= LARGEST
+_is_text = lambda v: isinstance(v, str) and len(v) <= 1000
+_is_dense = lambda v: type(v) is int and v == 7
+_integer = _reader(_is_whole, 'a whole number of at most 63 bits')
+_text = _reader(_is_text, 'a text of at most 1,000 characters')
 _truth = _reader(lambda v: type(v) is bool, 'true or false')
-_layout = _reader(lambda v: type(v) is int and v == 7, 'the layout 7, a dense tensor', lambda v: torch.strided)
+_layout = _reader(_is_dense, 'the layout 7, a dense tensor', lambda v: torch.strided)
 
 # %% ../nbs/13b_foreign.ipynb #653e72bb
 _TYPES = {1: 'uint8', 2: 'int8', 3: 'int16', 4: 'int32', 5: 'int64', 6: 'float16', 7: 'float32', 8: 'float64',
@@ -366,9 +378,12 @@ def _listed(read):
         raise _wrong(values, 'a list')
     return every
 
-_READ = dict(as_none=lambda value: None, as_tensor=_named, as_optional_tensor=_maybe, as_int=_integer, as_float=_real,
-             as_bool=_truth, as_string=_text, as_scalar_type=_type, as_memory_format=_format, as_layout=_layout,
-             as_device=_device, as_sym_int=_symbol(_integer), as_sym_float=_symbol(_real), as_sym_bool=_symbol(_truth))
+_READ = dict(
+    as_none=lambda value: None,
+    as_int=_integer, as_float=_real, as_bool=_truth, as_string=_text,
+    as_tensor=_named, as_optional_tensor=_maybe,
+    as_scalar_type=_type, as_memory_format=_format, as_layout=_layout, as_device=_device,
+    as_sym_int=_symbol(_integer), as_sym_float=_symbol(_real), as_sym_bool=_symbol(_truth))
 _IN_LISTS = 'as_tensor as_optional_tensor as_int as_float as_bool as_sym_int as_sym_float as_sym_bool'.split()
 _READ |= {f'{form}s': _listed(_READ[form]) for form in _IN_LISTS}
 
@@ -376,7 +391,7 @@ _READ |= {f'{form}s': _listed(_READ[form]) for form in _IN_LISTS}
 def _entry(item):
     "(form, value) of one piece of the archive's JSON, which is a dict of one."
     fields = item.items() if isinstance(item, dict) else []
-    filled = [(k, v) for k, v in fields if v is not None or k == 'as_none']
+    filled = [field for field in fields if field[1] is not None or field[0] == 'as_none']
     if len(filled) == 1: return filled[0]
     raise _wrong(item, 'one value with its kind')
 
@@ -443,19 +458,24 @@ def _given(
         except ValueError as e: raise ValueError(f'{schema.name}, {name}: {e}') from e
     return given
 
+# %% ../nbs/13b_foreign.ipynb #1b25c82c
+def _check_complete(schema, given):
+    "A ValueError for an argument that is lacking and has no default."
+    needed = [a.name for a in schema.arguments if not a.has_default_value()]
+    for name in needed:
+        _require(name in given, f'a program with {schema.name} without {name}',
+                 f'all of {", ".join(a.name for a in schema.arguments)} that have no default')
+
 def _arguments(schema, inputs) -> tuple:
     "(positional arguments, keyword arguments) of a node, see `_given`."
     given = _given(schema, inputs)
-    needed = [a.name for a in schema.arguments if not a.has_default_value()]
-    lacking = [name for name in needed if name not in given]
-    if lacking:
-        raise ValueError(f'got a program with {schema.name} without {lacking[0]}, '
-                         f'accepted: all of {", ".join(a.name for a in schema.arguments)} that have no default')
+    _check_complete(schema, given)
     positional = [a for a in schema.arguments if not a.kwarg_only]
-    last = max((i for i, a in enumerate(positional) if a.name in given), default=-1)
-    args = [given.get(a.name, a.default_value) for a in positional[:last + 1]]
-    keywords = {a.name for a in schema.arguments if a.kwarg_only}
-    return args, {name: v for name, v in given.items() if name in keywords}
+    while positional and positional[-1].name not in given: positional.pop()
+    args = [given.pop(a.name, a.default_value) for a in positional]
+    return args, given
+
+
 
 # %% ../nbs/13b_foreign.ipynb #f166519f
 ROOM = 64*2**20    # bytes that any archive may unpack to, and its weights may take
@@ -476,12 +496,12 @@ def _items(value):
 
 # %% ../nbs/13b_foreign.ipynb #2066f3bf
 def _root(members) -> str:
-    "The folder of the one program in an archive; a ValueError unless there is one, in today's layout."
+    "The folder of a program in an archive; a ValueError unless there is one, in today's layout."
     if 'serialized_exported_program.json' in members: raise ValueError(OLD_LAYOUT)
-    roots = [name.removesuffix('/archive_format') for name in members if name.endswith('/archive_format')]
-    _require(len(roots) == 1, f'an archive with {len(roots)} members called archive_format',
+    marks = [name for name in members if name.endswith('/archive_format')]
+    _require(len(marks) == 1, f'an archive with {len(marks)} members called archive_format',
              'one program from torch.export.save')
-    return roots[0]
+    return marks[0].removesuffix('/archive_format')
 
 class _Archive:
     "A .pt2 archive, its members read by name and within the limits."
@@ -498,7 +518,8 @@ class _Archive:
 
     def names(self, folder, ending=''):
         "Members in a folder of the archive."
-        return [name for name in self.members if name.startswith(f'{self.root}/{folder}') and name.endswith(ending)]
+        inside = [name for name in self.members if name.startswith(f'{self.root}/{folder}')]
+        return [name for name in inside if name.endswith(ending)]
 
     def take(self, n, what):
         "Count `n` bytes; a ValueError once all together exceed the limit."
@@ -537,7 +558,7 @@ def _tensor(
     take,  # called with the bytes it will take
     copy=True,  # False where nothing else uses the storage
 ):
-    "A tensor from a part of a storage, in memory of its own; a ValueError if the part does not lie within."
+    "A tensor from a part of a storage, in memory of its own; a ValueError if it does not lie within."
     dtype = _type(_field(meta, 'dtype'))
     sizes = _listed(_natural)(_field(meta, 'sizes'))
     strides = _listed(_natural)(_field(meta, 'strides'))
@@ -565,7 +586,8 @@ class _Storages:
     ):
         self.archive = archive
         self.part = part
-        self.users = Counter(str(entry.get('path_name')) for entry in entries if isinstance(entry, dict))
+        described = [entry for entry in entries if isinstance(entry, dict)]
+        self.users = Counter(str(entry.get('path_name')) for entry in described)
         self.shared = {}
 
     def read(self, name):
@@ -578,13 +600,14 @@ class _Storages:
     def tensor(self, entry):
         "The tensor that an entry describes."
         name = _text(_field(entry, 'path_name'))
-        raw = self.read(name)
-        return _tensor(raw, _field(entry, 'tensor_meta'), self.archive.take, copy=self.users[name] > 1)
+        raw, meta = self.read(name), _field(entry, 'tensor_meta')
+        return _tensor(raw, meta, self.archive.take, copy=self.users[name] > 1)
 
 # %% ../nbs/13b_foreign.ipynb #47ed33f4
 def _is_raw(entry) -> bool:
     "Whether a weight's entry describes raw bytes."
-    return isinstance(entry, dict) and not entry.get('use_pickle') and bool(entry.get('tensor_meta'))
+    if not isinstance(entry, dict) or entry.get('use_pickle'): return False
+    return bool(entry.get('tensor_meta'))
 
 def _weights(archive, part, kind, program) -> dict:
     "{name: tensor} of a program's weights or constants."
@@ -629,12 +652,11 @@ def _sum(terms) -> _Linear:
 
 def _product(terms) -> _Linear:
     "The product of terms, of which one at most has a symbol."
-    variable = [term for term in terms if term.symbol]
-    if len(variable) > 1: raise ValueError(_NO_SIZE)
-    scale = math.prod(term.offset for term in terms if not term.symbol)
-    if not variable: return _Linear(0, None, scale)
-    factor, symbol, offset = variable[0]
-    return _Linear(factor*scale, symbol, offset*scale)
+    numbers = [term.offset for term in terms if not term.symbol]
+    if len(terms) > len(numbers) + 1: raise ValueError(_NO_SIZE)
+    scale, variable = math.prod(numbers), _Linear(0, None, 1)
+    for term in terms: variable = term if term.symbol else variable
+    return _Linear(variable.factor*scale, variable.symbol, variable.offset*scale)
 
 # %% ../nbs/13b_foreign.ipynb #4329727b
 def _number(terms) -> _Linear:
@@ -709,7 +731,7 @@ def _size(
     entry,   # {'as_int': 3} or {'as_expr': {'expr_str': ...}}
     ranges,  # {symbol: {min_val, max_val}}
 ) -> _Size:
-    "What a size of the images may be; a ValueError for other than a number or a symbol times and plus a number."
+    "What a size of the images may be; a ValueError for other than `_parsed` takes, and for none."
     form, value = _entry(entry)
     if form == 'as_int': return _Size(None, 0, _natural(entry), 0, 0)
     text = _text(_field(value, 'expr_str'))
@@ -813,7 +835,8 @@ class _Meter(TorchDispatchMode):
         options = kwargs or {}
         result = func(*args, **options)
         made = _tensors_of(result)
-        self.work += _ELEMENT*_touched(given, made) + _computed(func.overloadpacket, args, options, result)
+        self.work += _ELEMENT*_touched(given, made)
+        self.work += _computed(func.overloadpacket, args, options, result)
         if self.work > WORK*(self.n + 1):
             raise ValueError(f'got a program with more than {WORK:.0e} operations for each image, accepted: fewer')
         for t in made:
@@ -835,7 +858,7 @@ def _pieces(name, x, args) -> int:
 
 # %% ../nbs/13b_foreign.ipynb #8555e8fe
 def _check_quotient(a, b):
-    "A ValueError for the one quotient of whole numbers that no computer word holds: processors stop the process at it."
+    "A ValueError for the one quotient that no computer word holds: processors stop the process at it."
     dtype = torch.result_type(a, b)
     if dtype not in (torch.int32, torch.int64): return
     lowest = torch.as_tensor(a).to(dtype) == torch.iinfo(dtype).min
@@ -846,7 +869,8 @@ def _refuse_training(name, arguments):
     "A ValueError for operations that compute something else in training."
     dropping = arguments.get('train') is True or arguments.get('dropout_p', 0) != 0
     normalising = name == 'batch_norm' and arguments.get('training') is True
-    _require(not dropping and not normalising, f'a program in train mode ({name})', 'one exported after model.eval()')
+    _require(not dropping and not normalising,
+             f'a program in train mode ({name})', 'one exported after model.eval()')
 
 # %% ../nbs/13b_foreign.ipynb #a0030e1d
 def _flat(value) -> list:
@@ -867,7 +891,7 @@ class _Node:
     function: object    # None for arithmetic
     args: list          # constants and names
     options: dict
-    results: object     # a name, a list of names where the function returns a list, else a tuple of names
+    results: object     # a name, a list of them where the function returns a list, else a tuple
     changes: set        # names whose values the function changes
     plain_sizes: bool   # larger images make larger results
 
@@ -881,7 +905,7 @@ class _Node:
         return [self.results] if isinstance(self.results, _Name) else list(self.results)
 
     def foresee(self, args):
-        "Before a dry run: a ValueError for tensors without elements, and for other than the named number of pieces."
+        "Before a dry run: a ValueError for tensors without elements, and for more or fewer pieces than names."
         if not all(t.numel() for t in _tensors_of(args)):
             raise ValueError('got a tensor without elements, accepted: some in each')
         if not isinstance(self.results, list): return
@@ -916,6 +940,8 @@ def _from_nothing(schema) -> bool:
     return not tensors and any(a.name == 'device' for a in schema.arguments)
 
 # %% ../nbs/13b_foreign.ipynb #3046d828
+_SYMBOLS = {'as_sym_int', 'as_sym_float', 'as_sym_bool'}
+
 def _read_operation(target, inputs, forms, results) -> _Node | None:
     "A node that calls PyTorch, all arguments checked; None for a check without a result."
     function = _operation(target)
@@ -926,8 +952,9 @@ def _read_operation(target, inputs, forms, results) -> _Node | None:
     args, options = _arguments(schema, inputs)
     if _from_nothing(schema): options['device'] = torch.device
     _refuse_training(name, dict(zip([a.name for a in schema.arguments], args), **options))
-    changes = {arg for arg, a in zip(args, schema.arguments) if _is_written(a) and isinstance(arg, _Name)}
-    plain = not {'as_sym_int', 'as_sym_float', 'as_sym_bool'}.intersection(form for form, _ in forms)
+    written = [arg for arg, a in zip(args, schema.arguments) if _is_written(a)]
+    changes = {arg for arg in written if isinstance(arg, _Name)}
+    plain = _SYMBOLS.isdisjoint(form for form, _ in forms)
     return _Node(target.removeprefix('torch.ops.aten.'), function, args, options, results, changes, plain)
 
 def _read_arithmetic(target, inputs, forms, results) -> _Node:
@@ -964,8 +991,8 @@ class _Inputs:
         else: self.add_weight(f'w{i}', kind, value, tensors)
 
     def add_weight(self, attribute, kind, value, tensors):
-        _require(kind in ('parameter', 'buffer', 'tensor_constant'), f'a program with an input of kind {_short(kind)!r}',
-                 'parameters, buffers, constants and images')
+        _require(kind in ('parameter', 'buffer', 'tensor_constant'),
+                 f'a program with an input of kind {_short(kind)!r}', 'parameters, buffers, constants and images')
         name = value[f'{kind}_name']
         _require(name in tensors, f'a program without the values of {_short(name)}', 'a complete one')
         self.tensors[attribute] = tensors[name]
@@ -976,7 +1003,8 @@ def _read_inputs(specs, tensors) -> _Inputs:
     inputs = _Inputs()
     for i, spec in enumerate(specs): inputs.add(i, spec, tensors)
     images = inputs.images
-    _require(len(images) == 1 and isinstance(images[0], _Name), f'a program with {len(images)} inputs', 'one, the images')
+    _require(len(images) == 1 and isinstance(images[0], _Name),
+             f'a program with {len(images)} inputs', 'one, the images')
     return inputs
 
 # %% ../nbs/13b_foreign.ipynb #d0a96e80
@@ -988,7 +1016,8 @@ def _read_output(specs) -> _Name:
         raise ValueError('got a program in train mode, or one that changes its own weights; '
                          'accepted: one exported after model.eval()')
     if kinds != ['user_output']:
-        raise ValueError(f'got a program with {len(kinds)} outputs ({_short(", ".join(map(str, kinds)))}), '
+        named = _short(', '.join(map(str, kinds)))
+        raise ValueError(f'got a program with {len(kinds)} outputs ({named}), '
                          'accepted: one, the logits. Export a model whose forward returns them only')
     return _argument(outputs[0][1]['arg'], ['as_tensor'])
 
@@ -1013,16 +1042,20 @@ class _Form:
     hints: list  # the sizes it was exported with
 
     @property
-    def example(self): return tuple(axis.above(n) for axis, n in zip(self.axes, [2, *self.hints[1:]]))
+    def example(self):
+        "A shape that is accepted, with two images where that is free."
+        return tuple(axis.above(n) for axis, n in zip(self.axes, [2, *self.hints[1:]]))
 
     def __str__(self): return f'({", ".join(map(str, self.axes[1:]))})'
 
     def accepts(self, shape) -> bool:
-        "Whether images C,H,W of this shape were foreseen: each size within its bounds, and one value for each symbol."
+        "Whether images C,H,W of this shape were foreseen: sizes within their bounds, and one value for each symbol."
         axes = self.axes[1:]
-        if len(shape) != len(axes) or any(axis.above(n) != n for axis, n in zip(axes, shape)): return False
-        solved = {(axis.symbol, (n - axis.offset)//axis.factor) for axis, n in zip(axes, shape) if axis.symbol}
-        return len(solved) == len({symbol for symbol, _ in solved})
+        if tuple(shape) != tuple(axis.above(n) for axis, n in zip(axes, shape)): return False
+        if len(shape) != len(axes): return False
+        free = [(axis, n) for axis, n in zip(axes, shape) if axis.symbol]
+        solved = {(axis.symbol, (n - axis.offset)//axis.factor) for axis, n in free}
+        return len(solved) == len({axis.symbol for axis, _ in free})
 
 def _read_form(
     image,   # the archive's notes on the images: dtype, sizes
@@ -1063,7 +1096,8 @@ class _Names:
     def check(self, logits):
         "A ValueError unless the logits come from the images."
         got = 'do not depend on the images' if logits in self.defined else 'are defined by no node'
-        _require(logits in self.seen, f'a program whose logits {_short(logits)!r} {got}', 'one that classifies images')
+        _require(logits in self.seen,
+                 f'a program whose logits {_short(logits)!r} {got}', 'one that classifies images')
 
 def _check_names(nodes, names, logits):
     "A ValueError unless each name is defined once, before it is read."
@@ -1097,8 +1131,8 @@ def _only_program(archive) -> str:
     _require(len(names) == 1, f'{len(names)} programs in one file ({_short(", ".join(names))})',
              'one. Save each in a file of its own')
     if archive.names('data/weights/', '.pt'): raise ValueError(OLD_LAYOUT)
-    says_order = f'{archive.root}/byteorder' in archive.members
-    _require(not says_order or archive.read('byteorder', 100) == b'little', 'big-endian weights', 'little-endian')
+    if f'{archive.root}/byteorder' in archive.members:
+        _require(archive.read('byteorder', 100) == b'little', 'big-endian weights', 'little-endian')
     return names[0]
 
 def _open_program(path) -> tuple:
@@ -1107,7 +1141,8 @@ def _open_program(path) -> tuple:
         archive = _Archive(file, path)
         name = _only_program(archive)
         program = _json(archive.read(f'models/{name}.json', GRAPH))
-        tensors = _weights(archive, 'weights', 'weight', name) | _weights(archive, 'constants', 'constant', name)
+        tensors = _weights(archive, 'weights', 'weight', name)
+        tensors |= _weights(archive, 'constants', 'constant', name)
     version = program.get('schema_version')
     major = version.get('major') if isinstance(version, dict) else 8
     _require(major == 8, f'a program of schema {_short(major)}', '8, as PyTorch 2.9 to 2.14 write it')
@@ -1129,7 +1164,8 @@ class _Graph:
 
     def where(self, i, values) -> str:
         "The place of a failure."
-        return f'node {i} ({self.nodes[i].target}) fails for images {_times(values[self.image].shape)}'
+        shape = values[self.image].shape
+        return f'node {i} ({self.nodes[i].target}) fails for images {_times(shape)}'
 
     def run(self, values):
         "The logits from {name: value} of all inputs, of which the images' device is taken."
@@ -1220,7 +1256,7 @@ class Program(nn.Module):
         self.constants = inputs.constants
         self.weights = inputs.weights
         for name, tensor in inputs.tensors.items():
-            if tensor.is_floating_point(): self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
+            if tensor.is_floating_point(): setattr(self, name, nn.Parameter(tensor, requires_grad=False))
             else: self.register_buffer(name, tensor)
 
     def _values(self, x):
@@ -1229,7 +1265,7 @@ class Program(nn.Module):
         return self.constants | weights | {self.graph.image: x}
 
     def _try(self, shape):
-        "Run the program without memory, within the limits, for images of a shape; a ValueError where it fails."
+        "Run the program without memory, within the limits, for a shape; a ValueError where it fails."
         n, rest = shape[0], shape[1:]
         seen = self.checked.get(rest, set())
         if n in seen: return
@@ -1255,7 +1291,8 @@ class Program(nn.Module):
                              f'accepted: {self.form}, with which the program was exported; see the option size')
         if not len(x): return self(x.new_zeros(1, *x.shape[1:]))[:0]
         axis, x = self.form.axes[0], x.to(self.like.dtype)
-        logits = [self._run(_filled(part, axis.above(len(part))))[:len(part)] for part in x.split(axis.largest)]
+        parts = x.split(axis.largest)
+        logits = [self._run(_filled(part, axis.above(len(part))))[:len(part)] for part in parts]
         return torch.cat(logits) if len(logits) > 1 else logits[0]
 
 # %% ../nbs/13b_foreign.ipynb #97b9b616
@@ -1279,13 +1316,15 @@ def _conv_layer(args, flat):
     if _at(args, 6, 1) != 1 or isinstance(_at(args, 4, 0), str): return None   # groups, padding in words
     w, b = args[1], _at(args, 2, None)
     stride, padding, dilation = (tuple(_at(args, i, [v, v])) for i, v in ((3, 1), (4, 0), (5, 1)))
-    layer = nn.Conv2d(w.shape[1], w.shape[0], tuple(w.shape[2:]), stride, padding, dilation, bias=b is not None)
+    n_out, n_in, *kernel = w.shape
+    layer = nn.Conv2d(n_in, n_out, tuple(kernel), stride, padding, dilation, bias=b is not None)
     return _keep(layer, w, b)
 
 # %% ../nbs/13b_foreign.ipynb #a8f2d635
 def _norm_layer(args, flat):
     _, w, b, mean, var, *_ = args
-    layer = (nn.BatchNorm1d if flat else nn.BatchNorm2d)(len(mean), eps=args[7], affine=w is not None)
+    kind = nn.BatchNorm1d if flat else nn.BatchNorm2d
+    layer = kind(len(mean), eps=args[7], affine=w is not None)
     if w is not None: _keep(layer, w, b)
     layer.running_mean = mean
     layer.running_var = var
@@ -1319,7 +1358,8 @@ def _follows(program, node, before) -> bool:
 
 def _weights_of(program, node) -> list:
     "A node's arguments but the first, the weights put in."
-    return [getattr(program, program.weights[a]) if isinstance(a, _Name) else a for a in node.args[1:]]
+    look = lambda a: getattr(program, program.weights[a]) if isinstance(a, _Name) else a
+    return [look(a) for a in node.args[1:]]
 
 def _chain(program) -> list:
     "The layers of a program; empty if it is no chain of those in `_LAYERS`."
@@ -1373,7 +1413,7 @@ def check_readable(
 def notes_of(
     model,  # from `load_model`, also behind `prepared` or in any other module
 ) -> tuple:
-    "What the user of a model should know about the file it came from, in plain sentences; often none."
+    "What a user should know about the file of a model, in plain sentences; often none."
     notes = [getattr(m, 'notes', ()) for m in model.modules()]
     return tuple(dict.fromkeys(n for some in notes if isinstance(some, tuple) for n in some))
 
@@ -1432,7 +1472,7 @@ def _is_own(text, here) -> bool:
     return text not in data.MADE and (data.data_root()/text).resolve() == here.resolve()
 
 def _meant(source, root):
-    "What `source` means to `data.take`: a path as typed, or a name in the root; a ValueError where it may be both."
+    "What `source` means to `data.take`: a path, or a name in the root; a ValueError where it may be both."
     if not isinstance(source, (str, Path)) or not str(source): return source   # refused there
     text = str(source)
     here = _here(text)
@@ -1460,19 +1500,23 @@ def read_label_map(
     path,  # JSON file
 ):
     "A label map for `mapped`; a ValueError that names the file if it is none."
-    try: return json.loads(regular_file(path).read_text(encoding='utf-8-sig'), object_pairs_hook=_once)
-    except (ValueError, RecursionError) as e: raise ValueError(f'{path}: got no label map ({e}), accepted: JSON') from e
+    try:
+        text = regular_file(path).read_text(encoding='utf-8-sig')
+        return json.loads(text, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f'{path}: got no label map ({e}), accepted: JSON') from e
 
 # %% ../nbs/13b_foreign.ipynb #2ee91b90
 def _pairs(label_map):
     "(class, output) pairs of a label map; a ValueError if it is none."
     if isinstance(label_map, dict): return label_map.items()
-    if isinstance(label_map, list): return [(name, i) for i, name in enumerate(label_map) if name is not None]
+    if isinstance(label_map, list):
+        return [(name, i) for i, name in enumerate(label_map) if name is not None]
     raise ValueError(f'label_map: got {label_map!r}, accepted: {{class: output or null}}, '
                      'or a list with the class of each output')
 
 def _keys(classes, outputs_of) -> list:
-    "Under which name a label map holds each class: its own, or its number unless a class is called so."
+    "Under which name a label map holds each class: its own, or its number."
     names = [data.nfc(name) for name in classes]
     own = set(names)
     by_number = lambda i, name: name not in outputs_of and str(i) not in own
@@ -1499,7 +1543,8 @@ def mapped(
     "(output of each image or -1, class names by output)."
     if label_map is None: return y, classes
     outputs = _outputs(classes, label_map)
-    names = {output: c for c, output in zip(classes, outputs) if output is not None}
+    names = dict(zip(outputs, classes))
+    names.pop(None, None)
     if not names: raise ValueError('label_map: leaves every class out, accepted: an output for one class at least')
     output_of = torch.tensor([-1 if output is None else output for output in outputs])
     return output_of[y], tuple(names.get(i, str(i)) for i in range(max(names) + 1))
