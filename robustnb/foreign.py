@@ -380,8 +380,8 @@ def _listed(read):
 
 _READ = dict(
     as_none=lambda value: None,
-    as_int=_integer, as_float=_real, as_bool=_truth, as_string=_text,
     as_tensor=_named, as_optional_tensor=_maybe,
+    as_int=_integer, as_float=_real, as_bool=_truth, as_string=_text,
     as_scalar_type=_type, as_memory_format=_format, as_layout=_layout, as_device=_device,
     as_sym_int=_symbol(_integer), as_sym_float=_symbol(_real), as_sym_bool=_symbol(_truth))
 _IN_LISTS = 'as_tensor as_optional_tensor as_int as_float as_bool as_sym_int as_sym_float as_sym_bool'.split()
