@@ -43,8 +43,8 @@ class Data:
         for split, x, y in ('train', self.x_train, self.y_train), ('test', self.x_test, self.y_test):
             _check_split(x, y, len(self.classes), f'{self.name}, {split} ({self.source})')
         if self.x_train.shape[1:] != self.x_test.shape[1:]:
-            raise _fault(self.source, f'training images are {_by(self.x_train.shape[1:])}, test images {_by(self.x_test.shape[1:])} (C x H x W)',
-                         'both must have one size')
+            sizes = f'training images are {_by(self.shape)}, test images {_by(self.x_test.shape[1:])} (C x H x W)'
+            raise _fault(self.source, sizes, 'both must have one size')
 
     @property
     def n_classes(self) -> int: return len(self.classes)
@@ -56,7 +56,7 @@ class Data:
     def subset(self,
         n_train: int | None = None,  # training images to keep; None keeps all
         n_test: int | None = None,   # test images to keep; None keeps all
-        seed: int | None = None,     # None: the first ones, as the paper's AutoAttack uses them; else drawn without replacement
+        seed: int | None = None,     # None: the first ones, as the paper's AutoAttack uses them; else drawn
     ) -> 'Data':
         "The same data set with fewer images."
         kept = {}
@@ -89,20 +89,30 @@ def _fault(where, fault, remedy):
     "The one form of complaint about data: which file, what is wrong, what to do."
     return ValueError(f'{_shown(where)}: {fault}; {remedy}')
 
+def _check_images(x, where):
+    "Raise unless `x` are images N,C,H,W."
+    square = x.ndim == 4 and x.shape[2] == x.shape[3]
+    if not square or x.shape[1] not in (1, 3):
+        raise _fault(where, f'images of shape {_by(x.shape)}',
+                     'wanted N x C x H x W with C 1 or 3 and H = W: crop or pad them')
+    if x.dtype not in (torch.uint8, torch.float32):
+        raise _fault(where, f'images of {x.dtype}', 'wanted torch.uint8 (or torch.float32 for filtered ones)')
+
 def _check_split(x, y, n_classes, where):
     "Raise unless `x` are images N,C,H,W and `y` their labels."
-    if x.ndim != 4 or x.shape[1] not in (1, 3) or x.shape[2] != x.shape[3]:
-        raise _fault(where, f'images of shape {_by(x.shape)}', 'wanted N x C x H x W with C 1 or 3 and H = W: crop or pad them')
-    if x.dtype not in (torch.uint8, torch.float32): raise _fault(where, f'images of {x.dtype}', 'wanted torch.uint8 (or torch.float32 for filtered ones)')
+    _check_images(x, where)
     if y.dtype != torch.int64 or y.shape != x.shape[:1]:
-        raise _fault(where, f'labels {y.dtype} of shape {_by(y.shape)} for {len(x)} images', 'wanted one torch.int64 per image')
+        raise _fault(where, f'labels {y.dtype} of shape {_by(y.shape)} for {len(x)} images',
+                     'wanted one torch.int64 per image')
     if not len(x): raise _fault(where, 'no images', 'wanted at least one')
     low, high = y.min().item(), y.max().item()
-    if low < 0 or high >= n_classes:
-        wrong = ((y < 0) | (y >= n_classes)).sum().item()
-        raise _fault(where, f'label {low if low < 0 else high}, but there are {n_classes} classes '
-                            f'({wrong} of {len(y)} labels are none of them)',
-                     f'labels must lie in 0..{n_classes - 1}')
+    if low >= 0 and high < n_classes: return
+    wrong = ((y < 0) | (y >= n_classes)).sum().item()
+    raise _fault(where, f'label {low if low < 0 else high}, but there are {n_classes} classes '
+                        f'({wrong} of {len(y)} labels are none of them)',
+                 f'labels must lie in 0..{n_classes - 1}')
+
+
 
 # %% ../nbs/06_data.ipynb #bb1a970a
 def to_float(
@@ -117,7 +127,7 @@ def to_float(
 
 # %% ../nbs/06_data.ipynb #c6aa28a5
 def show_images(
-    images,            # a Data (shows a training image of each of its first classes), or images N,C,H,W, uint8 or float in the scale of [0,1]
+    images,            # N,C,H,W, uint8 or float in [0,1]; or a Data: a training image of each of its first classes
     titles=None,       # a title for each image
     columns: int = 10, # images per row
     size: float = .75,  # inches per image
@@ -144,11 +154,12 @@ DIGITS = tuple('0123456789')
 
 def split_by_class(
     y: torch.Tensor,             # labels
-    test_fraction: float = .2,   # above 0, at most .9: part of each class that goes to the test set, at least one image on either side
+    test_fraction: float = .2,   # above 0, at most .9: of each class for the test set; either side gets an image
     seed: int = 0,               # of the draw
     where='labels',              # file or folder, for the message
 ) -> tuple:
-    "Indices of training and test images, each in ascending order, drawn class by class; a ValueError for a class of one image."
+    """Indices of training and test images, each in ascending order, drawn class by class.
+    A ValueError for a class of one image."""
     check_number(test_fraction, 'test_fraction', above=0, high=.9)
     test = []
     for c in y.unique():
@@ -164,7 +175,8 @@ def _digits(*, test_fraction: float = .2, seed: int = 0):
     "The parts of a Data from scikit-learn's digits."
     from sklearn.datasets import load_digits
     images, labels = load_digits(return_X_y=True)
-    x, y = torch.from_numpy(images).mul(255/16).round().to(torch.uint8).view(-1, 1, 8, 8), torch.from_numpy(labels).long()
+    x = torch.from_numpy(images).mul(255/16).round().to(torch.uint8).view(-1, 1, 8, 8)
+    y = torch.from_numpy(labels).long()
     train, test = split_by_class(y, test_fraction, seed)
     return dict(train=(x[train], y[train], 'digits'), test=(x[test], y[test], 'digits'), classes=DIGITS,
                 source='scikit-learn', lossless=True, split=f'seed {seed}')
@@ -184,28 +196,35 @@ def radial_amplitude(
 
 def quantile_band(
     size: int,            # height and width
-    band='high',          # 'low' (0 to .2), 'high' (.8 to 1), or a pair of quantiles of the radius, 0 <= low < high <= 1
+    band='high',          # 'low' (0 to .2), 'high' (.8 to 1), or quantiles of the radius, 0 <= low < high <= 1
 ) -> np.ndarray:
     "Boolean mask (size, size) of the coefficients whose radius lies in the band."
     if isinstance(band, str): band = BANDS[check_choice(band, 'band', BANDS)]
-    if not isinstance(band, (tuple, list)) or len(band) != 2: raise ValueError(f'band: got {band!r}, accepted: {", ".join(BANDS)}, or a pair of quantiles')
+    if not isinstance(band, (tuple, list)) or len(band) != 2:
+        raise ValueError(f'band: got {band!r}, accepted: {", ".join(BANDS)}, or a pair of quantiles')
     low, high = (check_number(q, 'band', low=0, high=1) for q in band)
     i = np.arange(size)
     squares = (i[:, None]**2 + i**2).ravel()
-    rank = np.searchsorted(np.sort(squares), squares).reshape(size, size)/size**2   # the part of all coefficients with a smaller radius
+    smaller = np.searchsorted(np.sort(squares), squares)   # how many coefficients have a smaller radius
+    rank = smaller.reshape(size, size)/size**2
     mask = (low <= rank) & (rank < high)
-    if not mask.any(): raise ValueError(f'band: got {tuple(band)}, which holds no coefficient of {size}x{size}, accepted: a wider pair of quantiles')
-    return mask
+    if mask.any(): return mask
+    raise ValueError(f'band: got {tuple(band)}, which holds no coefficient of {size}x{size}, '
+                     'accepted: a wider pair of quantiles')
 
 # %% ../nbs/06_data.ipynb #75c01b72
 def _spectra(*, band='high', strength: float = .5, exponent: float = 1, size: int = 28, n_classes: int = 10,
              n_train: int = 4000, n_test: int = 1000, seed: int = 0):
     "The parts of a Data with amplitudes (1 + radius)**-exponent and a label that depends on one band only."
-    for name, value, low in ('size', size, 2), ('n_classes', n_classes, 2), ('n_train', n_train, 1), ('n_test', n_test, 1):
-        check_number(value, name, low=low, integer=True)
-    check_number(strength, 'strength', above=0), check_number(exponent, 'exponent', low=0, high=4)
-    mask, amplitude = torch.from_numpy(quantile_band(size, band)), torch.from_numpy(radial_amplitude(size, exponent))
-    draw = lambda purpose, n: torch.randn(n, size, size, generator=generator(seed, 'spectra', purpose), dtype=torch.float64)
+    for name, value in dict(size=size, n_classes=n_classes).items(): check_number(value, name, low=2, integer=True)
+    for name, value in dict(n_train=n_train, n_test=n_test).items(): check_number(value, name, low=1, integer=True)
+    check_number(strength, 'strength', above=0)
+    check_number(exponent, 'exponent', low=0, high=4)
+    mask = torch.from_numpy(quantile_band(size, band))
+    amplitude = torch.from_numpy(radial_amplitude(size, exponent))
+    def draw(purpose, n):
+        stream = generator(seed, 'spectra', purpose)
+        return torch.randn(n, size, size, generator=stream, dtype=torch.float64)
     pattern, parts = draw('pattern', n_classes).sign(), {}
     for split, n in ('train', n_train), ('test', n_test):
         y, noise = torch.arange(n) % n_classes, draw(split, n)
@@ -213,24 +232,33 @@ def _spectra(*, band='high', strength: float = .5, exponent: float = 1, size: in
         pixels = (idct2(amplitude*g) + .5)*255
         parts[split] = pixels.round().clamp(0, 255).to(torch.uint8)[:, None], y, 'spectra'
     return parts | dict(classes=tuple(map(str, range(n_classes))), lossless=True,
-                        source=f'amplitude (1 + radius)^-{exponent}, label in the band {band} of radius quantiles, strength {strength}, seed {seed}')
+                        source=f'amplitude (1 + radius)^-{exponent}, label in the band {band} of radius quantiles, '
+                               f'strength {strength}, seed {seed}')
 
 # %% ../nbs/06_data.ipynb #a92470ca
 MAX_CLASSES = 1_000_000   # more outputs than any classifier has; a larger label is something else
 
+def _check_array(images, where):
+    "Raise unless images are bytes N,H,W or N,H,W,C."
+    shape = images.shape
+    of_shape = f'images of shape {_by(shape)}'
+    if images.dtype != np.uint8:
+        raise _fault(where, f'images are {images.dtype}',
+                     'wanted uint8, 0 to 255: images in [0,1] become (255*images).round().astype("uint8")')
+    odd = images.ndim == 4 and shape[-1] not in (1, 3)
+    if odd and shape[1] in (1, 3):
+        raise _fault(where, f'{of_shape} look like N x C x H x W', 'wanted N x H x W x C: images.transpose(0, 2, 3, 1)')
+    if images.ndim not in (3, 4): raise _fault(where, of_shape, 'wanted N x H x W or N x H x W x C')
+    if not images.size: raise _fault(where, of_shape, 'wanted at least one, of at least one pixel')
+    if odd:
+        raise _fault(where, f'images of {shape[-1]} channels',
+                     'wanted 1 (grey) or 3 (colour); put transparent ones on a ground first')
+
 def _tensors(images, labels, where):
     "uint8 N,C,H,W and int64 tensors from arrays as files hold them: N,H,W or N,H,W,C, any integer labels."
-    if images.dtype != np.uint8:
-        raise _fault(where, f'images are {images.dtype}', 'wanted uint8, 0 to 255: images in [0,1] become (255*images).round().astype("uint8")')
-    if images.ndim == 4 and images.shape[-1] not in (1, 3) and images.shape[1] in (1, 3):
-        raise _fault(where, f'images of shape {_by(images.shape)} look like N x C x H x W', 'wanted N x H x W x C: images.transpose(0, 2, 3, 1)')
-    if images.ndim not in (3, 4): raise _fault(where, f'images of shape {_by(images.shape)}', 'wanted N x H x W or N x H x W x C')
-    if not images.size:
-        raise _fault(where, f'images of shape {_by(images.shape)}', 'wanted at least one, of at least one pixel')
-    if images.ndim == 4 and images.shape[-1] not in (1, 3):
-        raise _fault(where, f'images of {images.shape[-1]} channels',
-                     'wanted 1 (grey) or 3 (colour); put transparent ones on a ground first')
-    if labels.dtype.kind not in 'iu': raise _fault(where, f'labels are {labels.dtype}', 'wanted whole numbers counted from 0')
+    _check_array(images, where)
+    if labels.dtype.kind not in 'iu':
+        raise _fault(where, f'labels are {labels.dtype}', 'wanted whole numbers counted from 0')
     if labels.shape != images.shape[:1]:
         raise _fault(where, f'labels of shape {_by(labels.shape)} for {len(images)} images',
                      'wanted one label per image')
@@ -346,12 +374,14 @@ def read_npz(
     lossy = len(np.atleast_1d(arrays.get('lossy_index', [])))
     notes = tuple(map(_shown, _text_array(arrays, 'notes', path)))
     marked = (f'{_counted(lossy, "image")} of {path.name} marked lossy',) if lossy and not notes else ()
-    return Labelled(x, y, names or None, lossy, (*notes, *marked, *_scale_doubts(x), *_count_doubts(y, names)), path.name)
+    doubts = *notes, *marked, *_scale_doubts(x), *_count_doubts(y, names)
+    return Labelled(x, y, names or None, lossy, doubts, path.name)
 
 def _scale_doubts(x):
     "Notes on uint8 images that stay within 16, white of digits in 4 bits: probably of another scale."
     if x[:256].max() > 16 or not 0 < (high := int(x.max())) <= 16: return ()
-    return (f'No pixel is above {high}: where white is meant to be {high} instead of 255, the images are far too dark.',)
+    return (f'No pixel is above {high}: where white is meant to be {high} instead of 255, '
+            'the images are far too dark.',)
 
 def _count_doubts(y, names):
     "Notes on labels without names that leave out 0."
@@ -366,7 +396,8 @@ def _numbers(y, where):
     "Names '0', '1', ... for labels without names; a gap is an error, since it usually means that labels start at 1."
     seen = y.unique().tolist()
     if gaps := [i for i, label in enumerate(seen) if i != label]:
-        raise _fault(where, f'labels run from {seen[0]} to {seen[-1]}, but none is {gaps[0]}', 'count labels from 0 without gaps, or add class_names')
+        raise _fault(where, f'labels run from {seen[0]} to {seen[-1]}, but none is {gaps[0]}',
+                     'count labels from 0 without gaps, or add class_names')
     return tuple(map(str, seen))
 
 def _npz_pair(folder, known):
@@ -434,10 +465,15 @@ def _unpacked(path, packed, at_most, whole=False):
 
 def _needed(folder, names, suffixes=('',)):
     "Paths of `names` in `folder`; None if none of them is there, an error if only some are."
-    paths = [next((p for s in suffixes if (p := folder/f'{name}{s}').is_file()), None) for name in names]
+    def find(name):
+        files = [folder/f'{name}{suffix}' for suffix in suffixes]
+        return next((file for file in files if file.is_file()), None)
+    paths = [find(name) for name in names]
     if not any(paths): return None
     for name, path in zip(names, paths):
-        if path is None: raise FileNotFoundError(f'{folder/name}: missing, though its neighbours are there; add it, or remove them and load again')
+        if path is None:
+            raise FileNotFoundError(f'{folder/name}: missing, though its neighbours are there; '
+                                    'add it, or remove them and load again')
     return paths
 
 def _idx_set(base, *, folder):
@@ -455,7 +491,8 @@ def _read_idx_set(paths, source):
 
 # %% ../nbs/06_data.ipynb #8af45047
 _ARRAY_PARTS = {('numpy', 'ndarray'): np.ndarray, ('numpy', 'dtype'): np.dtype,
-                **{(f'numpy.{core}.multiarray', '_reconstruct'): np.empty(0).__reduce__()[0] for core in ('core', '_core')}}
+                ('numpy.core.multiarray', '_reconstruct'): np.empty(0).__reduce__()[0],
+                ('numpy._core.multiarray', '_reconstruct'): np.empty(0).__reduce__()[0]}
 
 class _ArraysOnly(pickle.Unpickler):
     "Reads dicts, lists, strings, numbers and NumPy arrays; nothing else."
@@ -469,7 +506,8 @@ def _read_batch(path, key):
         with open(regular_file(path), 'rb') as file: batch = _ArraysOnly(file, encoding='latin1').load()
         return batch['data'].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), np.asarray(batch[key])
     except Exception as e:   # damaged pickles raise many kinds
-        raise _fault(path, f'not a complete CIFAR batch ({type(e).__name__}: {e})', 'delete its folder and load again') from e
+        raise _fault(path, f'not a complete CIFAR batch ({type(e).__name__}: {e})',
+                     'delete its folder and load again') from e
 
 def _cifar_set(base, *, folder, train, test, key):
     "Reader of torchvision's CIFAR layout, or None if it is not under `base`."
@@ -480,7 +518,8 @@ def _read_cifar_set(paths, folder, key):
     "The parts of a Data from CIFAR's batches, the last of which is the test set."
     *train, test = [_tensors(*_read_batch(p, key), p) for p in paths]
     x, y = (torch.cat(parts) for parts in zip(*train))
-    return dict(train=(x, y, paths[0].parent), test=(*test, paths[-1]), classes=_cifar_names(paths[0].parent/'meta'), source=folder, lossless=True)
+    classes = _cifar_names(paths[0].parent/'meta')
+    return dict(train=(x, y, paths[0].parent), test=(*test, paths[-1]), classes=classes, source=folder, lossless=True)
 
 def _cifar_names(meta):
     "CIFAR-100's class names from its `meta` file; None where there is none (CIFAR-10)."
@@ -488,7 +527,9 @@ def _cifar_names(meta):
     try:
         with open(meta, 'rb') as file: names = _ArraysOnly(file, encoding='latin1').load()['fine_label_names']
         return _names(names, meta)
-    except Exception as e: raise _fault(meta, f'not a complete CIFAR file ({type(e).__name__}: {e})', 'delete its folder and load again') from e
+    except Exception as e:
+        raise _fault(meta, f'not a complete CIFAR file ({type(e).__name__}: {e})',
+                     'delete its folder and load again') from e
 
 # %% ../nbs/06_data.ipynb #f5107475
 _MAT_TYPES = {1: 'i1', 2: 'u1', 3: '<i2', 4: '<u2', 5: '<i4', 6: '<u4', 7: '<f4', 9: '<f8', 12: '<i8',
@@ -552,7 +593,8 @@ def _read_svhn(paths):
         if images.ndim != 4:
             raise _fault(path, f'not a complete SVHN file (arrays {sorted(arrays)})', 'delete it and load again')
         splits.append((*_tensors(images.transpose(3, 0, 1, 2), np.where(labels == 10, 0, labels), path), path))
-    return dict(train=splits[0], test=splits[1], classes=None, source='train_32x32.mat and test_32x32.mat', lossless=True)
+    source = 'train_32x32.mat and test_32x32.mat'
+    return dict(train=splits[0], test=splits[1], classes=None, source=source, lossless=True)
 
 # %% ../nbs/06_data.ipynb #71cbeb18
 IMAGE_FILES = set('.bmp .gif .jpg .jpeg .jpe .jif .jfif .png .apng .pbm .pgm .ppm .pnm .tif .tiff .webp'.split())
@@ -600,24 +642,34 @@ class _Tree:
     def labels(self): return [c for c, paths in enumerate(self.files.values()) for _ in paths]
     def only_deeper(self, paths): return all(path.parent.parent != self.folder for path in paths)
 
+def _check_places(subs, folder):
+    "Raise where two class folders are one, by links."
+    places = [_identity(sub) for sub in subs]
+    twice = [sub.name for sub, place in zip(subs, places) if places.count(place) > 1]
+    if not twice: return
+    raise _fault(folder, f'the classes {" and ".join(map(repr, twice[:5]))} are one folder, by links',
+                 'each class needs images of its own')
+
+def _sorted_files(sub) -> tuple:
+    "(images, other files) in a class folder and below; a ValueError without an image."
+    found = [place/file for place, files in _walk(sub) for file in files]
+    images = [path for path in found if _is_image(path.name)]
+    if images: return sorted(images), [path for path in found if not _is_image(path.name)]
+    raise _fault(sub, 'class folder without images', f'remove it or fill it ({", ".join(sorted(IMAGE_FILES))})')
+
 def _tree(folder, ignore=()):
     "What a folder of class folders holds; a ValueError for none, and for a class without images."
     folder = Path(folder)
     subs = _subfolders(folder, ignore)
     if not subs: raise _fault(folder, 'no class folders', 'wanted one folder of images per class')
     names = _names([sub.name for sub in subs], folder)
-    places = [_identity(sub) for sub in subs]
-    if twice := [sub.name for sub, place in zip(subs, places) if places.count(place) > 1]:
-        raise _fault(folder, f'the classes {" and ".join(map(repr, twice[:5]))} are one folder, by links', 'each class needs images of its own')
+    _check_places(subs, folder)
     files, deep = {}, 0
-    others = [p for p in folder.iterdir() if not p.is_dir() and not _hidden(p.name)]
+    others = [path for path in folder.iterdir() if not path.is_dir() and not _hidden(path.name)]
     for name, sub in zip(names, subs):
-        found = [(place, file) for place, names_here in _walk(sub) for file in names_here]
-        files[name] = sorted(place/file for place, file in found if _is_image(file))
-        others += [place/file for place, file in found if not _is_image(file)]
+        files[name], more = _sorted_files(sub)
+        others += more
         deep += sum(path.parent != sub for path in files[name])
-        if not files[name]:
-            raise _fault(sub, 'class folder without images', f'remove it or fill it ({", ".join(sorted(IMAGE_FILES))})')
     return _Tree(folder, files, sorted(others), deep)
 
 def _tree_notes(trees):
@@ -653,16 +705,19 @@ def _is_deep(image):
     return image.format == 'PNG' and ';16' in str(coding)
 
 def _extra_unclear(image):
-    "Whether a PIL image, not decoded yet, is a TIFF file with a channel beyond its colours that does not say what it is, or of an unknown kind."
+    """Whether a PIL image, not decoded yet, is a TIFF file with a channel beyond its colours that does not say what it
+    is, or of an unknown kind."""
     if image.format != 'TIFF': return False
     tags = image.tag_v2
-    channels, colours = tags.get(277, 1), {2: 3, 5: 4, 6: 3, 8: 3}.get(tags.get(262), 1)   # by PhotometricInterpretation
+    channels = tags.get(277, 1)
+    colours = {2: 3, 5: 4, 6: 3, 8: 3}.get(tags.get(262), 1)   # by PhotometricInterpretation
     extra = channels - colours
     kinds = tags.get(338, ())   # ExtraSamples: 1 and 2 are transparency, 0 is unspecified
     return extra > 0 and (len(kinds) < extra or not set(kinds) <= {1, 2})
 
 def _fourth_unclear(image):
-    "Whether a PIL image, not decoded yet, is a BMP file of 32 bits a pixel that does not say what the last 8 are, and they vary."
+    """Whether a PIL image, not decoded yet, is a BMP file of 32 bits a pixel that does not say what the last 8 are,
+    and they vary."""
     if image.format != 'BMP' or image.mode != 'RGB' or image.tile[0][3][0] != 'BGRX': return False
     image.fp.seek(image.tile[0][2])
     last = image.fp.read(4*image.width*image.height)[3::4]
@@ -801,7 +856,8 @@ def _decode(paths, where, size=None, ground=None, enlarge=False):
         heads = list(pool.map(partial(attempt, use=_head), paths))
         sound = [i for i, head in enumerate(heads) if head]
         if not sound: raise _refusal(faults, where)
-        sizes, mode = {heads[i][0] for i in sound}, 'L' if all(heads[i][1] for i in sound) else 'RGB'
+        sizes = {heads[i][0] for i in sound}
+        mode = 'L' if all(heads[i][1] for i in sound) else 'RGB'
         w, h = sizes.pop()
         one_square = w == h and not sizes
         if size is None: size = w if one_square else 224
@@ -833,8 +889,10 @@ def read_folder(
 ) -> Labelled:
     "All images of a folder of class folders; a ValueError names all faulty files."
     tree = _tree(folder, ignore)
-    if parts := [name for name, paths in tree.files.items() if name.casefold() in _SPLITS and tree.only_deeper(paths)]:
-        raise _fault(folder, f'{" and ".join(map(repr, parts))} hold folders of images and no image, as the parts of a split do',
+    parts = [name for name in tree.files if name.casefold() in _SPLITS]
+    if parts := [name for name in parts if tree.only_deeper(tree.files[name])]:
+        raise _fault(folder, f'{" and ".join(map(repr, parts))} hold folders of images and no image, '
+                             'as the parts of a split do',
                      'call them train and test (or val), name one of them, or rename it if it is a class')
     images, touched, notes = _decode(tree.paths, folder, size, ground, enlarge)
     x, y = _tensors(images, np.array(tree.labels), folder)
@@ -845,7 +903,8 @@ def _read_tree(train, test, source, ignore=(), names=None, notes=(), enlarge=Fal
     "The parts of a Data from two folders of class folders."
     trees = [_tree(folder, ignore) for folder in (train, test)]
     if extra := set(trees[0].files) ^ set(trees[1].files):
-        raise _fault(train.parent, f'class {min(extra)!r} is in only one of {train.name} and {test.name}', 'both must have the same class folders')
+        raise _fault(train.parent, f'class {min(extra)!r} is in only one of {train.name} and {test.name}',
+                     'both must have the same class folders')
     images, touched, done = _decode([*trees[0].paths, *trees[1].paths], train.parent, size, ground, enlarge)
     x, y = _tensors(images, np.array([*trees[0].labels, *trees[1].labels]), train.parent)
     n = len(trees[0].paths)
@@ -887,20 +946,31 @@ def _caltech_set(base):
 
 FASHION = 'T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt', 'Sneaker', 'Bag', 'Ankle boot'
 CIFAR10 = 'airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck'
-IMAGENETTE = dict(n01440764='tench', n02102040='English springer', n02979186='cassette player', n03000684='chain saw', n03028079='church',
-                  n03394916='French horn', n03417042='garbage truck', n03425413='gas pump', n03445777='golf ball', n03888257='parachute')
+IMAGENETTE = dict(
+    n01440764='tench', n02102040='English springer', n02979186='cassette player',
+    n03000684='chain saw', n03028079='church', n03394916='French horn',
+    n03417042='garbage truck', n03425413='gas pump', n03445777='golf ball',
+    n03888257='parachute')
 
 _idx_layout = '{}/raw/{{train,t10k}}-{{images-idx3,labels-idx1}}-ubyte[.gz]'.format
+_cifar10 = partial(_cifar_set, folder='cifar-10-batches-py', train=[f'data_batch_{i}' for i in range(1, 6)],
+                   test='test_batch', key='labels')
+_cifar100 = partial(_cifar_set, folder='cifar-100-python', train=['train'], test='test', key='fine_labels')
 KNOWN = dict(
-    mnist=_Known('MNIST', _idx_layout('MNIST'), partial(_idx_set, folder='MNIST'), DIGITS, (1, 28, 28), sizes=(60_000, 10_000)),
-    fashionmnist=_Known('FashionMNIST', _idx_layout('FashionMNIST'), partial(_idx_set, folder='FashionMNIST'), FASHION, (1, 28, 28), sizes=(60_000, 10_000)),
-    svhn=_Known('SVHN', '{train,test}_32x32.mat', _svhn_set, DIGITS, (3, 32, 32), sizes=(73_257, 26_032)),
-    cifar10=_Known('CIFAR10', 'cifar-10-batches-py/{data_batch_1..5,test_batch}', partial(
-        _cifar_set, folder='cifar-10-batches-py', train=[f'data_batch_{i}' for i in range(1, 6)], test='test_batch', key='labels'), CIFAR10, (3, 32, 32), sizes=(50_000, 10_000)),
-    cifar100=_Known('CIFAR100', 'cifar-100-python/{train,test}', partial(
-        _cifar_set, folder='cifar-100-python', train=['train'], test='test', key='fine_labels'), tuple(map(str, range(100))), (3, 32, 32), sizes=(50_000, 10_000)),
-    caltech101=_Known('Caltech101', 'caltech101/101_ObjectCategories/<class>/', _caltech_set, ignore=('BACKGROUND_Google',)),
-    imagenette=_Known('Imagenette', 'imagenette2[-320|-160]/{train,val}/<class>/', _imagenette_set, names=IMAGENETTE, options=dict(size='320px'), sizes=(9_469, 3_925)))
+    mnist=_Known('MNIST', _idx_layout('MNIST'), partial(_idx_set, folder='MNIST'),
+                 DIGITS, (1, 28, 28), sizes=(60_000, 10_000)),
+    fashionmnist=_Known('FashionMNIST', _idx_layout('FashionMNIST'), partial(_idx_set, folder='FashionMNIST'),
+                        FASHION, (1, 28, 28), sizes=(60_000, 10_000)),
+    svhn=_Known('SVHN', '{train,test}_32x32.mat', _svhn_set,
+                DIGITS, (3, 32, 32), sizes=(73_257, 26_032)),
+    cifar10=_Known('CIFAR10', 'cifar-10-batches-py/{data_batch_1..5,test_batch}', _cifar10,
+                   CIFAR10, (3, 32, 32), sizes=(50_000, 10_000)),
+    cifar100=_Known('CIFAR100', 'cifar-100-python/{train,test}', _cifar100,
+                    tuple(map(str, range(100))), (3, 32, 32), sizes=(50_000, 10_000)),
+    caltech101=_Known('Caltech101', 'caltech101/101_ObjectCategories/<class>/', _caltech_set,
+                      ignore=('BACKGROUND_Google',)),
+    imagenette=_Known('Imagenette', 'imagenette2[-320|-160]/{train,val}/<class>/', _imagenette_set,
+                      names=IMAGENETTE, options=dict(size='320px'), sizes=(9_469, 3_925)))
 
 # %% ../nbs/06_data.ipynb #7d74da06
 def _has_images(folder, deep=True):
@@ -913,12 +983,13 @@ def _has_images(folder, deep=True):
 def _located_tree(folder, known):
     "Reader of the class folders in `folder`, with a split or without one, or None if it has no folders."
     ignore = known.ignore if known else ()
-    train, tests = folder/'train', [part for part in ('val', 'test') if (folder/part).is_dir()]
-    if not train.is_dir():
-        return _Whole(read_folder, folder, '', ignore) if folder.is_dir() and _subfolders(folder) else None
+    train = folder/'train'
+    tests = [part for part in ('val', 'test') if (folder/part).is_dir()]
+    whole = _Whole(read_folder, folder, '', ignore)
+    if not train.is_dir(): return whole if folder.is_dir() and _subfolders(folder) else None
     others = [p.name for p in _subfolders(folder, ('train', *tests, *ignore)) if _has_images(p)]
-    if not tests and others and _has_images(train, deep=False): return _Whole(read_folder, folder, '', ignore)
     if not tests:
+        if others and _has_images(train, deep=False): return whole
         raise FileNotFoundError(f'{_shown(folder)}: has a folder train, but neither val nor test; '
                                 'add one, with the same class folders')
     if others:
@@ -974,7 +1045,8 @@ def _missing(name, root, why):
 
 @contextmanager
 def _held(root, alone=False):
-    "Hold the folder, `alone` to download into it, so that no process takes the half of another's download for the whole; where there is none, or the file system cannot, go on."
+    """Hold the folder, `alone` to download into it, so that no process takes the half of another's download for the
+    whole; where there is none, or the file system cannot, go on."""
     with ExitStack() as held:
         with suppress(OSError):
             held.callback(os.close, folder := os.open(root, os.O_RDONLY))
@@ -992,12 +1064,13 @@ def _download(name, root):
     splits = {'SVHN': [dict(split='train'), dict(split='test')], 'Imagenette': [dict(split='train')]}
     try:
         for split in splits.get(KNOWN[name].torchvision, [{}]):
-            getattr(torchvision.datasets, KNOWN[name].torchvision)(str(root), download=True, **KNOWN[name].options, **split)
+            fetch = getattr(torchvision.datasets, KNOWN[name].torchvision)
+            fetch(str(root), download=True, **KNOWN[name].options, **split)
     except Exception as e:   # network errors come in many kinds; torchvision adds its own
         return f'download failed: {type(e).__name__}: {" ".join(str(e).split())[:200]}'
 
 # %% ../nbs/06_data.ipynb #a6760289
-MADE = {'digits': _digits, 'spectra': _spectra, 'spectra-low': partial(_spectra, band='low')}   # data that needs no files
+MADE = {'digits': _digits, 'spectra': _spectra, 'spectra-low': partial(_spectra, band='low')}   # needs no files
 NAMES = [*MADE, *KNOWN]
 
 def _reader(name, root, download):
@@ -1038,15 +1111,17 @@ def _read_parts(reader, name, root, options):
     return _divided(found, reader.args[0], **{k: v for k, v in options.items() if k in division})
 
 def load(
-    name: str = 'digits',    # one of these sets, or your own folder or .npz file: its name in the root, or its full path
+    name: str = 'digits',    # one of these sets, or your own folder or .npz file: name in the root, or full path
     root=None,               # where to look; default: see `data_root`
     download: bool = True,   # let torchvision download a published set that is not there
     **options,
     # folders: size and ground, see `read_folder`; without a split, and digits: test_fraction, seed;
                              # spectra: band, strength, exponent, size, n_classes, n_train, n_test, seed
 ) -> Data:
-    """A data set as uint8 N,C,H,W images and int64 labels; FileNotFoundError if it is nowhere, ValueError if its files are faulty.
-    Sets: digits, spectra and spectra-low are made here; mnist, fashionmnist, svhn, cifar10, cifar100, caltech101 and imagenette are published."""
+    """A data set as uint8 N,C,H,W images and int64 labels.
+    FileNotFoundError if it is nowhere, ValueError if its files are faulty.
+    Sets: digits, spectra and spectra-low are made here; mnist, fashionmnist, svhn, cifar10, cifar100, caltech101 and
+    imagenette are published."""
     reader = _reader(name, root, download)
     name, known = os.path.expanduser(name), KNOWN.get(str(name))
     parts = _read_parts(reader, name, data_root(root), options)
@@ -1054,10 +1129,12 @@ def load(
     for split in 'train', 'test':
         x, y, where = parts[split]
         if known and known.classes and len(classes) != len(known.classes):
-            raise _fault(where, f'{len(classes)} classes, but {name} has {len(known.classes)}', 'give a part of it a name of its own')
+            raise _fault(where, f'{len(classes)} classes, but {name} has {len(known.classes)}',
+                         'give a part of it a name of its own')
         _check_split(x, y, len(classes), where)
         if known and known.shape and x.shape[1:] != known.shape:
-            raise _fault(where, f'images are {_by(x.shape[1:])} (C x H x W), but those of {name} are {_by(known.shape)}',
+            raise _fault(where, f'images are {_by(x.shape[1:])} (C x H x W), '
+                                f'but those of {name} are {_by(known.shape)}',
                          'give a changed set a name of its own')
         tensors |= {f'x_{split}': x, f'y_{split}': y}
     own_name = Path(name).name.removesuffix('.npz') if Path(name).is_absolute() else name
@@ -1084,7 +1161,8 @@ def take(
         return found._replace(classes=found.classes or tuple(map(str, range(int(found.y.max()) + 1))))
     data = load(name, root, download=False, **options)
     parts = dict(all=['train', 'test'], train=['train']).get(split, ['test'])
-    x, y = (torch.cat([getattr(data, f'{axis}_{part}') for part in parts]) for axis in 'xy')
+    x = torch.cat([getattr(data, f'x_{part}') for part in parts])
+    y = torch.cat([getattr(data, f'y_{part}') for part in parts])
     called = dict(all='', train=', training images').get(split, ', test images')
     return Labelled(x, y, data.classes, 0 if data.lossless else len(x), data.notes, data.name + called)
 
@@ -1093,11 +1171,14 @@ def save(
     data: Data,  # with uint8 images
     folder,      # folder to write train.npz and test.npz to; its name is the name to load it by
 ) -> Path:
-    "Write `data` as <folder>/{train,test}.npz, each file atomically; returns the folder. A ValueError for float images."
+    """Write `data` as <folder>/{train,test}.npz, each file atomically; returns the folder.
+    A ValueError for float images."""
     folder = Path(folder)
     for split in 'train', 'test':
         x, y = getattr(data, f'x_{split}'), getattr(data, f'y_{split}')
-        if x.dtype != torch.uint8: raise ValueError(f'data: got {x.dtype} {split} images, accepted: torch.uint8 (filtered images do not fit into bytes)')
+        if x.dtype != torch.uint8:
+            raise ValueError(f'data: got {x.dtype} {split} images, '
+                             'accepted: torch.uint8 (filtered images do not fit into bytes)')
         arrays = dict(images=x.permute(0, 2, 3, 1).numpy(), labels=y.numpy(), class_names=np.array(data.classes))
         arrays |= dict(lossy_index=np.arange(0 if data.lossless else len(x)), notes=np.array(data.notes, dtype='U'))
         with atomic_path(folder/f'{split}.npz') as path: np.savez(path, **arrays)
@@ -1145,7 +1226,8 @@ def sizes(
     "How many images `load` will give, and how high they are, without decoding them; nothing is downloaded."
     if name in MADE: return _MADE_SIZES[name]
     known = KNOWN.get(name)
-    if known and known.sizes and not is_there(name, root): return Sizes(*known.sizes, known.shape[1] if known.shape else 224)
+    published = known.sizes if known else None
+    if published and not is_there(name, root): return Sizes(*published, known.shape[1] if known.shape else 224)
     reader = _reader(name, root, download=False)
     if isinstance(reader, partial) and reader.func in _SIZES: return _SIZES[reader.func](*reader.args)
     found = load(name, root, download=False)
@@ -1155,7 +1237,8 @@ def fingerprint(
     name: str,  # of data of your own, as for `load`
     root=None,  # likewise
 ) -> str:
-    "Digest of the content of all its files, hidden ones left out: another if a file is added, removed, renamed or edited."
+    """Digest of the content of all its files, hidden ones left out: another if a file is added, removed, renamed or
+    edited."""
     place = data_root(root)/os.path.expanduser(name)
     if not place.exists(): place = Path(f'{place}.npz')
     if not place.exists(): raise _missing(name, data_root(root), 'a name of your own is never downloaded')
