@@ -171,7 +171,7 @@ def test_a_field_named_like_what_is_kept_is_refused(digits, monkeypatch):
 
 @pytest.mark.parametrize('text, message', [
     ('conditions = [\n  {kind = "clean"},\n  {kind = "gaussian", variance = 0.1}]', 'mine.toml:3: variance: no field of gaussian, accepted: n, var, draws'),
-    ('conditions = [{kind = "fog"}]', "mine.toml:1: kind: got 'fog', accepted: 'clean', 'gaussian', 'band', 'attack', 'proof'"),
+    ('conditions = [{kind = "hail"}]', "mine.toml:1: kind: got 'hail', accepted: 'clean', 'gaussian', 'band', 'attack', 'proof'"),
     ('[[conditions]]\nkind = "attack"\nattack = "quick"\nnorm = "l1"\neps = 1', "mine.toml:4: norm: got 'l1', accepted: 'linf', 'l2'"),
     ('# var = 1\n[[conditions]]\nkind = "band"\nvar = 0.1\n\n[[conditions]]\nkind = "gaussian"\nvar = [0.1, -1]', 'mine.toml:8: var: got -1, accepted: a finite number > 0'),
     ('conditions = [{kind = "gaussian"}]', 'mine.toml:1: var: missing for gaussian'),
@@ -187,7 +187,7 @@ def test_mistakes_in_a_file_are_named_with_their_line(files, capsys, text, messa
 
 def test_a_file_of_conditions_is_measured(files, capsys):
     text = '''# what we ask
-    conditions = [{kind = "gaussian", var = [0.01, "1/10"]},  # {kind = "fog"}
+    conditions = [{kind = "gaussian", var = [0.01, "1/10"]},  # {kind = "hail"}
                   {kind = "attack", attack = "quick", norm = "l2", eps = [0.1], n = 7}]'''
     assert main(mine(text)) == 0
     kept = results.load('audit/audit.json')

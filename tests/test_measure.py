@@ -169,7 +169,7 @@ def test_workers_that_differ_have_to_be_told():
 # --- conditions in sweep files
 
 @pytest.mark.parametrize('line, said', [
-    ('{kind = "fog"},', r"own.toml:5: kind: got 'fog', accepted: 'clean', 'gaussian'"), ('{kind = "gaussian", variance = 1},', 'own.toml:5: variance: no field of gaussian, accepted: n, var'),
+    ('{kind = "hail"},', r"own.toml:5: kind: got 'hail', accepted: 'clean', 'gaussian'"), ('{kind = "gaussian", variance = 1},', 'own.toml:5: variance: no field of gaussian, accepted: n, var'),
     ('{kind = "gaussian"},', 'own.toml:5: var: missing for gaussian'), ('{kind = "attack", attack = "quick", norm = "linf", eps = "8//255"},', 'own.toml:5: eps: got'),
     ('{kind = "gaussian", var = []},', r'own.toml:5: var: got \[\]'), ('{kind = "band", var = 0.1, band = 11},', 'own.toml:5: band: got 11'), ('3,', 'own.toml:3: conditions: got'),
     ('{kind = "nowhere:Fog"},', 'own.toml:5: kind: got .nowhere:Fog., and there is no nowhere')])
