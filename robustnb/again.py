@@ -6,11 +6,11 @@
 __all__ = ['Original', 'originals', 'training', 'weights_sweeps', 'measuring_sweep', 'measure_again']
 
 # %% ../nbs/14c_again.ipynb #838291f3
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from . import results, sweep
-from .core import read_json, shipped
+from .core import shipped
 
 # %% ../nbs/14c_again.ipynb #1b687bf8
 @dataclass(frozen=True)
@@ -19,9 +19,14 @@ class Original:
     path: Path    # of its result
     result: dict
     @property
-    def id(self) -> str: return sweep.run_id(*(self.result[k] for k in ('experiment', 'identity', 'protocol', 'outside')))
+    def id(self) -> str:
+        who = [self.result[k] for k in ('experiment', 'identity', 'protocol', 'outside')]
+        return sweep.run_id(*who)
     @property
     def weights(self) -> Path: return self.path.with_name(sweep.WEIGHTS)
+    def trained_again(self, out) -> Path:
+        "Folder of the run that trains it again, in the folder of runs `out`."
+        return Path(out).resolve()/'again'/self.result['experiment']/self.id
 
 def originals(
     folders,  # folders that are searched for results, or files
@@ -31,7 +36,8 @@ def originals(
     for path in results.find(*folders):
         result = results.load(path)
         if result['experiment'] == 'measure': continue
-        if 'identity' not in result: raise ValueError(f'{path}: does not say who it is, accepted: results of a sweep of this version')
+        if 'identity' not in result:
+            raise ValueError(f'{path}: does not say who it is, accepted: results of a sweep of this version')
         found.append(Original(path.resolve(), result))
     if not found: raise ValueError(f'{", ".join(map(str, folders))}: no result of a run that could be measured')
     return list({o.id: o for o in found}.values())
@@ -40,23 +46,24 @@ def training(
     original: Original,
 ) -> sweep.Run:
     "The run that trains the model again and keeps its weights; a ValueError if its notebook is not there, or cannot."
-    name = original.result['experiment']
-    try: experiment = sweep.read_experiment(sweep.find_experiment(name))
-    except ValueError: raise ValueError(f'{original.path}: has no weights beside it, and {name} is no experiment of this book that could train them again') from None
-    if not experiment.weights: raise ValueError(f'{original.path}: has no weights beside it, and {name} keeps none')
-    fields = {k: original.result[k] for k in ('identity', 'protocol', 'outside')}
-    config = {k: original.result['config'][k] for k in experiment.parameters}
-    return sweep.Run(name, config, **fields, source=experiment.source, keep_weights=True)
+    result, lacks = original.result, f'{original.path}: has no weights beside it'
+    name = result['experiment']
+    if 'notebook' in result['outside']:
+        raise ValueError(f'{lacks}, and {name} is not of this book; keep_weights = true in its sweep file keeps them')
+    experiment = sweep.read_experiment(sweep.find_experiment(name))
+    if not experiment.weights: raise ValueError(f'{lacks}, and {name} keeps none')
+    config = {k: result['config'].get(k, p.introduced) for k, p in experiment.parameters.items()}
+    return sweep.Run(name, config, result['identity'], result['protocol'], result['outside'], experiment.source, True)
 
 # %% ../nbs/14c_again.ipynb #74d87700
 def weights_sweeps(
     runs: list,  # of `Original`
-    out,         # folder of runs
 ) -> list:
-    "A sweep for each experiment that trains the models without weights; their runs go to `again` in the folder."
+    "A sweep for each experiment, of the runs without weights, which are trained again."
     lacking = [training(o) for o in runs if not o.weights.is_file()]
-    names = dict.fromkeys(run.experiment for run in lacking)
-    return [sweep.Sweep(f'{name}-weights', sweep.find_experiment(name), [r for r in lacking if r.experiment == name]) for name in names]
+    by_name = {}
+    for run in lacking: by_name.setdefault(run.experiment, []).append(run)
+    return [sweep.Sweep(f'{name}-weights', sweep.find_experiment(name), part) for name, part in by_name.items()]
 
 def measuring_sweep(
     runs: list,        # of `Original`
@@ -67,7 +74,7 @@ def measuring_sweep(
     "The sweep that measures the models of the runs."
     experiment = sweep.read_experiment(shipped('experiments').resolve()/'measure.ipynb')
     def run(o):
-        kept = o.weights if o.weights.is_file() else Path(out).resolve()/'again'/o.result['experiment']/o.id/sweep.WEIGHTS
+        kept = o.weights if o.weights.is_file() else o.trained_again(out)/sweep.WEIGHTS
         return experiment.run(dict(of=o.id, conditions=conditions), given=dict(original=str(o.path), kept=str(kept)))
     return sweep.Sweep(name, experiment.notebook, [run(o) for o in runs])
 
@@ -78,10 +85,9 @@ def measure_again(
     name='measure',    # of the sweep, for its report
     **options,         # workers, engine, timeout, memory, progress, each; passed on to `sweep.run_sweep`
 ) -> tuple:
-    "Measure the models of the runs under the conditions: (the sweep, the statuses of all runs done now, those that trained a model again among them)."
-    runs, statuses = originals(folders), []
-    for missing in weights_sweeps(runs, out):
-        statuses += sweep.run_sweep(missing, Path(out)/'again', '', **options)
-    trained = [o for o in runs if o.weights.is_file() or sweep.is_done(Path(out)/'again'/o.result['experiment']/o.id)]
-    measuring = measuring_sweep(trained, conditions, out, name)
-    return measuring, statuses + sweep.run_sweep(measuring, out, '', **options)
+    "Measure the models of the runs under the conditions: (the sweep, statuses of its runs, statuses of those trained again)."
+    runs, trained = originals(folders), []
+    for missing in weights_sweeps(runs): trained += sweep.run_sweep(missing, Path(out)/'again', '', **options)
+    ready = [o for o in runs if o.weights.is_file() or sweep.is_done(o.trained_again(out))]
+    measuring = measuring_sweep(ready, conditions, out, name)
+    return measuring, sweep.run_sweep(measuring, out, '', **options), trained

@@ -195,8 +195,12 @@ def autoattack(
     workers: int = 1,           # processes that share the images
 ) -> Evaluation:
     "Robust accuracy under AutoAttack (Croce and Hein 2020); the standard parameters as published, only the scheduling differs."
-    check_choice(norm, 'norm', NORMS), check_number(eps, 'eps', above=0), check_choice(version, 'version', ATTACKS)
-    check_number(seed, 'seed', low=0, integer=True), check_number(batch_size, 'batch_size', low=1, integer=True), check_number(workers, 'workers', low=1, integer=True)
+    check_choice(norm, 'norm', NORMS)
+    check_number(eps, 'eps', above=0)
+    check_choice(version, 'version', ATTACKS)
+    check_number(seed, 'seed', low=0, integer=True)
+    check_number(batch_size, 'batch_size', low=1, integer=True)
+    check_number(workers, 'workers', low=1, integer=True)
     net = Oracle(model, x, y)
     x, y = plain_tensor(x), plain_tensor(y)
     if certify: plain_layers(model)
@@ -336,7 +340,8 @@ def minimal_norm(
     batch_size: int = 128,  # images in one batch
 ) -> Nearest:
     "The smallest perturbation found for each image: FAB towards all classes (up to 9), then APGD on bisected radii."
-    check_number(rounds, 'rounds', low=0, integer=True), check_number(steps, 'steps', low=1, integer=True)
+    check_number(rounds, 'rounds', low=0, integer=True)
+    check_number(steps, 'steps', low=1, integer=True)
     x = x.float() if torch.is_tensor(x) else x
     net = Oracle(model, x, y)
     x, y = plain_tensor(x), plain_tensor(y)

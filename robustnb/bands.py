@@ -85,7 +85,8 @@ def sensitivity_map(
 ):
     """Loss of accuracy (a fraction) to each single DCT frequency, (ceil(H/step), ceil(W/step)) float64: a Fourier heat map (Yin et al. 2019) in the DCT.
     The frequency is added to every image with l2 norm `eps` and a random sign per image and channel, not clamped."""
-    check_number(eps, 'eps', low=0), check_number(step, 'step', low=1, integer=True)
+    check_number(eps, 'eps', low=0)
+    check_number(step, 'step', low=1, integer=True)
     device = takes(model)[0]
     (n, c, h, w), images = x.shape, to_float(x, device)
     signs = torch.randint(2, (n, c, 1, 1), generator=generator(seed, 'signs')).to(device)*2. - 1

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['USUAL', 'EXAMPLES', 'parse_set', 'say', 'find_sweep', 'failed_runs', 'Shown', 'closing_summary', 'list_experiments',
            'show_result', 'show_failure', 'cmd_run', 'cmd_report', 'listed_conditions', 'usual_conditions', 'cmd_audit',
-           'show_plan', 'end_early', 'read_asked', 'show_replay', 'tell_edited', 'cmd_sweep', 'cmd_measure', 'cmd_data',
-           'make_parser', 'cmd_completion', 'Ended', 'exit_code', 'gentle_signals', 'Loose', 'main']
+           'show_plan', 'end_early', 'read_asked', 'show_replay', 'cmd_sweep', 'cmd_measure', 'cmd_data',
+           'cmd_completion', 'make_parser', 'Ended', 'exit_code', 'gentle_signals', 'Loose', 'main']
 
 # %% ../nbs/15_cli.ipynb #8a9ae23f
 import argparse, os, shutil, signal, sys, textwrap, threading, tomllib
@@ -89,6 +89,14 @@ def _page(sweep, paths, failed, args):
     table = (folder/'table.md').read_text(encoding='utf-8')
     return Shown(f'report: {page}', page, table, runs.edge, doubts)
 
+def _edited_line(sweep, paths):
+    "[the line that says how many results other cells of the notebook made], [] where there are none."
+    from robustnb.sweep import edited
+    n = len(edited(sweep, paths))
+    if not n: return []
+    return [f'{n} of these results were made before {sweep.notebook.stem} was edited, at the same protocol; '
+            'robustnb sweep --replay does the cheapest run again and compares']
+
 def _left(sweep, statuses, paths, failed):
     "How many runs of the sweep were done now, were done before, failed, and are to do."
     done = sum(s['state'] == 'done' for s in statuses)
@@ -127,7 +135,7 @@ def closing_summary(
     if shown.edge: lines.append('(edge): the first or last rate of its grid; a better one may lie beyond.\n')
     lines += [f'in doubt: {doubt}' for doubt in shown.doubts]
     lines.append(shown.where)
-    lines += [f'damaged: {text}' for text in damaged]
+    lines += [*_edited_line(sweep, paths), *(f'damaged: {text}' for text in damaged)]
     say(args, '\n'.join([*lines, *_failure_lines(failed)]), **facts)
     return int(bool(failed)) if shown.page else 2
 
@@ -277,7 +285,8 @@ def show_plan(sweep, args) -> int:
     minutes = sum(seconds)/len(seconds)*left/workers/60 if seconds else None
     about = f'about {minutes:.1f} minutes on {workers} workers, by the {len(seconds)} that are done' if seconds else 'time unknown, none is done yet'
     runs = [dict(id=r.id, done=bool(paths[r.id]), config=r.config) for r in sweep.runs]
-    say(args, '\n'.join([*lines, f'{sweep.name}: {len(sweep.runs)} runs, {left} to do; {about}']), runs=runs, to_do=left, minutes=minutes)
+    lines += [*_edited_line(sweep, paths), f'{sweep.name}: {len(sweep.runs)} runs, {left} to do; {about}']
+    say(args, '\n'.join(lines), runs=runs, to_do=left, minutes=minutes)
     return 0
 
 # %% ../nbs/15_cli.ipynb #8398e0b1
@@ -313,19 +322,11 @@ def show_replay(sweep, args) -> int:
     say(args, f'{path} done again: {words}', path=path, differ=differ.to_dict('records'))
     return int(not differ.empty)
 
-def tell_edited(sweep, args):
-    "Say on stderr which results other cells of the notebook made."
-    from robustnb import sweep as sweeps
-    if not (paths := sweeps.edited(sweep, args.out, args.results)): return
-    print(f'{sweep.name}: {len(paths)} of its results were made before {sweep.notebook.stem} was edited (its protocol is the same); '
-          '--replay does the cheapest run again and compares', file=sys.stderr)
-
 def cmd_sweep(args) -> int:
     "Do the missing runs of a sweep, or print its plan."
     from robustnb import sweep as sweeps
     from robustnb.core import check_number
     sweep = read_asked(args)
-    tell_edited(sweep, args)
     if args.dry_run: return show_plan(sweep, args)
     if args.replay: return show_replay(sweep, args)
     memory = None if args.memory is None else 1e9*check_number(args.memory, '--memory', above=0)
@@ -344,15 +345,18 @@ def cmd_measure(args) -> int:
     "Measure the models of finished runs under further conditions."
     from robustnb import sweep as sweeps
     from robustnb.again import measure_again
+    from robustnb.report import last_error
     from robustnb.core import check_number
     from robustnb.conditions import read, tables
     conditions = tables(read(args.conditions))
     name = f'measure-{sweeps.sweep_name(Path(args.conditions).stem, {})}'
     memory = None if args.memory is None else 1e9*check_number(args.memory, '--memory', above=0)
-    sweep, statuses = measure_again(args.folders, conditions, args.out, name, workers=args.workers, engine=args.engine,
-                                    timeout=args.timeout, memory=memory, progress=not args.json)
+    sweep, statuses, trained = measure_again(args.folders, conditions, args.out, name, workers=args.workers,
+                                             engine=args.engine, timeout=args.timeout, memory=memory, progress=not args.json)
+    lost = [s for s in trained if s['state'] == 'failed']
+    for s in lost: print(f'not measured, its training failed: {s["id"]}: {last_error(s["error"])}', file=sys.stderr)
     args.results = ''
-    return closing_summary(sweep, statuses, args)
+    return max(closing_summary(sweep, statuses, args), int(bool(lost)))
 
 def cmd_data(args) -> int:
     "Say which data sets are here."
@@ -414,82 +418,121 @@ def _command(commands, name, run, text):
     return p
 
 # %% ../nbs/15_cli.ipynb #4b45e93e
-def make_parser() -> argparse.ArgumentParser:
-    "The command line's grammar and help."
-    parser = argparse.ArgumentParser('robustnb', description='Does my optimizer make my model fragile, along which frequencies, and by how much?', formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     epilog=f'start here:{EXAMPLES["run"]}{EXAMPLES["sweep"]}\n\nexit codes: 0 well, 1 a run failed, 2 wrong command or file, 130 interrupted (143, 129: by SIGTERM, SIGHUP)\n'
-                                            'robustnb COMMAND --help explains a command')
-    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    p = _command(commands, 'run', cmd_run, 'one run of an experiment')
-    p.add_argument('experiment', nargs='?', default='', help='a notebook, or the name of one of this book; without it they are listed')
-    p.add_argument('--parameters', action='store_true', help='list the parameters of the experiment instead of running it')
-    p.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', help='a parameter; may be repeated')
-    p.add_argument('--again', action='store_true', help='run it even if it has been done')
-    p.add_argument('--engine', default='warm', choices=['warm', 'nbclient'], help='as for sweep')
-    p.add_argument('--timeout', type=float, metavar='SECONDS', help='stop it after that time')
-    p.add_argument('--out', default='runs', help='folder of runs (default: runs)')
-    p = _command(commands, 'sweep', cmd_sweep, 'do the missing runs of a sweep file, then print its table and write a report')
-    p.add_argument('file', help='a TOML file, or the name of one of this book (demo, ...)')
-    p.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', help='a parameter that replaces what the file says, for every run; may be repeated')
-    p.add_argument('--workers', type=int, help='processes (default: one per core); they share the cores')
-    p.add_argument('--engine', default='warm', choices=['warm', 'nbclient'], help='warm: forked processes that have torch loaded; nbclient: an ordinary kernel per run')
-    p.add_argument('--timeout', type=float, metavar='SECONDS', help='for each run; one that takes longer is stopped and reported')
-    p.add_argument('--memory', type=float, metavar='GB', help='for each run; one that holds more is stopped and reported (default: 90%% of the machine, shared out)')
-    p.add_argument('--dashboard', default='127.0.0.1:0', metavar='ADDRESS', help="where Dask's dashboard listens: a free port of this machine unless asked otherwise, e.g. 0.0.0.0:8787")
-    p.add_argument('--patience', type=float, default=600, metavar='SECONDS', help='how long to wait for a scheduler, or for workers, that are not there (default: 600)')
-    p.add_argument('--scheduler', default='', metavar='ADDRESS', help='use the workers of a running Dask scheduler, e.g. tcp://10.0.0.1:8786')
-    p.add_argument('--resources', action='append', default=[], metavar='NAME=N', help="what each run needs of a worker, e.g. GPU=1 for workers started with --resources 'GPU=1'")
-    p.add_argument('--dry-run', action='store_true', help='list the runs and the estimated time, run nothing')
-    p.add_argument('--replay', action='store_true', help='do the cheapest finished run again and compare its numbers, run nothing else')
-    p.add_argument('--out', default='runs', help='folder of runs (default: runs)')
-    p.add_argument('--results', default='results', help='folder of committed results, which count as done (default: results)')
-    p.add_argument('--publish', action='store_true', help='afterwards copy the result files to the folder of committed results')
-    p = _command(commands, 'measure', cmd_measure, 'measure the models of finished runs under further conditions')
-    p.add_argument('folders', nargs='+', help='folders of runs or results, or result files')
-    p.add_argument('--conditions', required=True, metavar='FILE', help='TOML file with conditions = [{kind = ...}, ...]')
-    p.add_argument('--workers', type=int, help='processes (default: one per core); they share the cores')
-    p.add_argument('--engine', default='warm', choices=['warm', 'nbclient'], help='as for sweep')
-    p.add_argument('--timeout', type=float, metavar='SECONDS', help='for each run')
-    p.add_argument('--memory', type=float, metavar='GB', help='for each run (default: 90%% of the machine, shared out)')
-    p.add_argument('--out', default='runs', help='folder of runs (default: runs); results go to measure in it')
-    p = _command(commands, 'report', cmd_report, 'one page from folders of runs or results: tables, figures, failures, provenance')
-    p.add_argument('folders', nargs='+', help='folders that are searched for result files')
-    p.add_argument('--to', default='', metavar='FOLDER', help='where report.html, table.md and runs.csv go (default: reports in the first folder)')
-    p.add_argument('--title', default='Robustness report', help='heading of the page')
-    p = _command(commands, 'audit', cmd_audit, 'how robust is a model, what does that mean, and how sure is it')
-    p.add_argument('model', help='.safetensors or .pt2 file')
-    p.add_argument('--images', required=True, metavar='SOURCE', help='folder of class folders, .npz file (images, labels), or name of a data set')
-    p.add_argument('--split', default='auto', choices=['auto', 'all', 'train', 'test'], help='which images: auto takes the test images where there is a split, else all (default: auto)')
-    p.add_argument('--ground', metavar='COLOUR', help='what lies behind transparent images: white, black, or a grey level 0 to 255 (default: they are refused)')
-    p.add_argument('--arch', default='', metavar='NAME', help='architecture of a .safetensors file: twolayercnn, preactresnet18, mlp, smallcnn, or torchvision/NAME')
-    p.add_argument('--option', action='append', default=[], metavar='KEY=VALUE', help='option of the architecture, e.g. width=32 or norm=batch; may be repeated')
-    p.add_argument('--size', type=int, metavar='PIXELS', help='resize images to this height and width')
-    p.add_argument('--channels', type=int, choices=[1, 3], help='make images grey (1) or colour (3)')
-    p.add_argument('--mean', type=float, nargs='+', metavar='M', help='normalisation that the model expects, per channel, of pixels in [0, 1]')
-    p.add_argument('--std', type=float, nargs='+', metavar='S', help='the standard deviations, likewise')
-    p.add_argument('--label-map', metavar='FILE', help='JSON: {class: output of the model, or null to leave it out}, or a list with the class of each output')
-    p.add_argument('--n', type=int, help='images at most (default: all)')
-    p.add_argument('--conditions', default='', metavar='FILE', help='TOML file, conditions = [{kind = "gaussian", var = [0.01, 0.1]}, ...]: what is measured, instead of the next seven options')
-    p.add_argument('--variances', type=float, nargs='*', metavar='V', help='of the Gaussian noise (default: .001 .01 .05 .1)')
-    p.add_argument('--bands', type=int, help='bands of frequencies, 0 for none (default: 10)')
-    p.add_argument('--band-var', type=float, metavar='V', help='variance of the noise before it is confined to a band (default: .1 for grey, .01 for colour)')
-    p.add_argument('--attack', type=lambda name: dict(standard='autoattack').get(name, name), choices=['quick', 'autoattack', 'none'], help='quick: APGD-CE and APGD-T; autoattack (or standard): all of AutoAttack, many times slower (default: quick)')
-    p.add_argument('--linf', type=_numbers, nargs='*', metavar='EPS', help='radii of linf attacks, e.g. 4/255 (default: 1/255 2/255 4/255 8/255)')
-    p.add_argument('--l2', type=_numbers, nargs='*', metavar='EPS', help='radii of l2 attacks (default: .1 .3 .5 1); given one norm only, the other is left out')
-    p.add_argument('--n-attack', type=int, metavar='N', help='images that are attacked, at most (default: 200)')
-    p.add_argument('--lipschitz', type=float, default=20, metavar='SECONDS', help='CPU time for each bound of the Lipschitz constant, 0 for none (default: 20)')
-    p.add_argument('--seed', type=int, default=0)
-    p.add_argument('--batch-size', type=int, default=256)
-    p.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, ...')
-    p.add_argument('--root', help='folder of named data sets (default: ROBUSTNB_DATA, else the cache folder of the user)')
-    p.add_argument('--name', default='', help='what to call the model on the page')
-    p.add_argument('--to', default='audit', metavar='FOLDER', help='where audit.html, audit.md and audit.json go (default: audit)')
-    p = _command(commands, 'data', cmd_data, 'say which data sets are there, and where they come from')
-    p.add_argument('names', nargs='*', help='data sets (default: all known)')
-    p.add_argument('--root', help='folder of data (default: ROBUSTNB_DATA, else the cache folder of the user)')
-    p.add_argument('--download', action='store_true', help='fetch what is missing')
-    _command(commands, 'completion', cmd_completion, 'print a shell function that completes commands and options')
-    return parser
+def _run_options(option):
+    "What `robustnb run` takes."
+    option('experiment', nargs='?', default='',
+           help='a notebook, or the name of one of this book; without it they are listed')
+    option('--parameters', action='store_true', help='list the parameters of the experiment instead of running it')
+    option('--set', action='append', default=[], metavar='KEY=VALUE', help='a parameter; may be repeated')
+    option('--again', action='store_true', help='run it even if it has been done')
+    option('--engine', default='warm', choices=['warm', 'nbclient'], help='as for sweep')
+    option('--timeout', type=float, metavar='SECONDS', help='stop it after that time')
+    option('--out', default='runs', help='folder of runs (default: runs)')
+
+def _machine_options(option):
+    "What sweeps and measuring take for all their runs."
+    option('--workers', type=int, help='processes (default: one per core); they share the cores')
+    option('--engine', default='warm', choices=['warm', 'nbclient'],
+           help='warm: forked processes that have torch loaded; nbclient: an ordinary kernel per run')
+    option('--timeout', type=float, metavar='SECONDS',
+           help='for each run; one that takes longer is stopped and reported')
+    option('--memory', type=float, metavar='GB',
+           help='for each run; one that holds more is stopped and reported (default: 90%% of the machine, shared out)')
+
+# %% ../nbs/15_cli.ipynb #67ab11a0
+def _sweep_options(option):
+    "What `robustnb sweep` takes beside these."
+    option('file', help='a TOML file, or the name of one of this book (demo, ...)')
+    option('--set', action='append', default=[], metavar='KEY=VALUE',
+           help='a parameter that replaces what the file says, for every run; may be repeated')
+    option('--dashboard', default='127.0.0.1:0', metavar='ADDRESS',
+           help="where Dask's dashboard listens: a free port of this machine unless asked otherwise, e.g. 0.0.0.0:8787")
+    option('--patience', type=float, default=600, metavar='SECONDS',
+           help='how long to wait for a scheduler, or for workers, that are not there (default: 600)')
+    option('--scheduler', default='', metavar='ADDRESS',
+           help='use the workers of a running Dask scheduler, e.g. tcp://10.0.0.1:8786')
+    option('--resources', action='append', default=[], metavar='NAME=N',
+           help="what each run needs of a worker, e.g. GPU=1 for workers started with --resources 'GPU=1'")
+    option('--dry-run', action='store_true', help='list the runs and the estimated time, run nothing')
+    option('--replay', action='store_true',
+           help='do the cheapest finished run again and compare its numbers, run nothing else')
+    option('--out', default='runs', help='folder of runs (default: runs)')
+    option('--results', default='results', help='folder of committed results, which count as done (default: results)')
+    option('--publish', action='store_true', help='afterwards copy the result files to the folder of committed results')
+
+def _measure_options(option):
+    "What `robustnb measure` takes beside these."
+    option('folders', nargs='+', help='folders of runs or results, or result files')
+    option('--conditions', required=True, metavar='FILE', help='TOML file with conditions = [{kind = ...}, ...]')
+    option('--out', default='runs', help='folder of runs (default: runs); results go to measure in it')
+
+# %% ../nbs/15_cli.ipynb #80063f2b
+def _audit_options(option):
+    "What `robustnb audit` takes about model and images."
+    option('model', help='.safetensors or .pt2 file')
+    option('--images', required=True, metavar='SOURCE',
+           help='folder of class folders, .npz file (images, labels), or name of a data set')
+    option('--split', default='auto', choices=['auto', 'all', 'train', 'test'],
+           help='which images: auto takes the test images where there is a split, else all (default: auto)')
+    option('--ground', metavar='COLOUR',
+           help='what lies behind transparent images: white, black, or a grey level 0 to 255 (default: they are '
+                'refused)')
+    option('--arch', default='', metavar='NAME',
+           help='architecture of a .safetensors file: twolayercnn, preactresnet18, mlp, smallcnn, or torchvision/NAME')
+    option('--option', action='append', default=[], metavar='KEY=VALUE',
+           help='option of the architecture, e.g. width=32 or norm=batch; may be repeated')
+    option('--size', type=int, metavar='PIXELS', help='resize images to this height and width')
+    option('--channels', type=int, choices=[1, 3], help='make images grey (1) or colour (3)')
+    option('--mean', type=float, nargs='+', metavar='M',
+           help='normalisation that the model expects, per channel, of pixels in [0, 1]')
+    option('--std', type=float, nargs='+', metavar='S', help='the standard deviations, likewise')
+    option('--label-map', metavar='FILE',
+           help='JSON: {class: output of the model, or null to leave it out}, or a list with the class of each output')
+    option('--n', type=int, help='images at most (default: all)')
+
+def _conditions_options(option):
+    "What it takes about what is measured."
+    option('--conditions', default='', metavar='FILE',
+           help='TOML file, conditions = [{kind = "gaussian", var = [0.01, 0.1]}, ...]: what is measured, '
+                'instead of the next seven options')
+    option('--variances', type=float, nargs='*', metavar='V', help='of the Gaussian noise (default: .001 .01 .05 .1)')
+    option('--bands', type=int, help='bands of frequencies, 0 for none (default: 10)')
+    option('--band-var', type=float, metavar='V',
+           help='variance of the noise before it is confined to a band (default: .1 for grey, .01 for colour)')
+    option('--attack', type=lambda name: dict(standard='autoattack').get(name, name), choices=['quick', 'autoattack', 'none'],
+           help='quick: APGD-CE and APGD-T; autoattack (or standard): all of AutoAttack, many times slower '
+                '(default: quick)')
+    option('--linf', type=_numbers, nargs='*', metavar='EPS',
+           help='radii of linf attacks, e.g. 4/255 (default: 1/255 2/255 4/255 8/255)')
+    option('--l2', type=_numbers, nargs='*', metavar='EPS',
+           help='radii of l2 attacks (default: .1 .3 .5 1); given one norm only, the other is left out')
+    option('--n-attack', type=int, metavar='N', help='images that are attacked, at most (default: 200)')
+
+def _page_options(option):
+    "And about how, and what is written."
+    option('--lipschitz', type=float, default=20, metavar='SECONDS',
+           help='CPU time for each bound of the Lipschitz constant, 0 for none (default: 20)')
+    option('--seed', type=int, default=0)
+    option('--batch-size', type=int, default=256)
+    option('--device', default='auto', help='auto, cpu, cuda, cuda:1, ...')
+    option('--root', help='folder of named data sets (default: ROBUSTNB_DATA, else the cache folder of the user)')
+    option('--name', default='', help='what to call the model on the page')
+    option('--to', default='audit', metavar='FOLDER',
+           help='where audit.html, audit.md and audit.json go (default: audit)')
+
+# %% ../nbs/15_cli.ipynb #f070bf7f
+def _report_options(option):
+    "What `robustnb report` takes."
+    option('folders', nargs='+', help='folders that are searched for result files')
+    option('--to', default='', metavar='FOLDER',
+           help='where report.html, table.md and runs.csv go (default: reports in the first folder)')
+    option('--title', default='Robustness report', help='heading of the page')
+
+def _data_options(option):
+    "What `robustnb data` takes."
+    option('names', nargs='*', help='data sets (default: all known)')
+    option('--root', help='folder of data (default: ROBUSTNB_DATA, else the cache folder of the user)')
+    option('--download', action='store_true', help='fetch what is missing')
 
 # %% ../nbs/15_cli.ipynb #bb1bbe77
 def cmd_completion(args) -> int:
@@ -506,6 +549,36 @@ def cmd_completion(args) -> int:
 }}
 complete -F _robustnb robustnb""")
     return 0
+
+# %% ../nbs/15_cli.ipynb #8b5ad90c
+_COMMANDS = dict(  # what each command does, in words and in code, and its options
+    run=('one run of an experiment',
+         cmd_run, [_run_options]),
+    sweep=('do the missing runs of a sweep file, then print its table and write a report',
+           cmd_sweep, [_sweep_options, _machine_options]),
+    measure=('measure the models of finished runs under further conditions',
+             cmd_measure, [_measure_options, _machine_options]),
+    report=('one page from folders of runs or results: tables, figures, failures, provenance',
+            cmd_report, [_report_options]),
+    audit=('how robust is a model, what does that mean, and how sure is it',
+           cmd_audit, [_audit_options, _conditions_options, _page_options]),
+    data=('say which data sets are there, and where they come from',
+          cmd_data, [_data_options]),
+    completion=('print a shell function that completes commands and options',
+                cmd_completion, []))
+
+def make_parser() -> argparse.ArgumentParser:
+    "The command line's grammar and help."
+    question = 'Does my optimizer make my model fragile, along which frequencies, and by how much?'
+    codes = 'exit codes: 0 well, 1 a run failed, 2 wrong command or file, 130 interrupted (143, 129: by SIGTERM, SIGHUP)'
+    start = f'start here:{EXAMPLES["run"]}{EXAMPLES["sweep"]}\n\n{codes}\nrobustnb COMMAND --help explains a command'
+    parser = argparse.ArgumentParser('robustnb', description=question, epilog=start,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+    for name, (text, run, options) in _COMMANDS.items():
+        command = _command(commands, name, run, text)
+        for add in options: add(command.add_argument)
+    return parser
 
 # %% ../nbs/15_cli.ipynb #f6c0356d
 class Ended(KeyboardInterrupt):
@@ -537,7 +610,8 @@ def gentle_signals():
 
 # %% ../nbs/15_cli.ipynb #7652b993
 def _make_importable(folder):
-    "Let this process, and those that it starts, import modules from the folder, after all others: names like mylab:Blur are looked for there."
+    """Let this process, and those that it starts, import modules from the folder, after all others: names like mylab:Blur
+    are looked for there."""
     if folder not in sys.path: sys.path.append(folder)
     paths = os.environ.get('PYTHONPATH', '').split(os.pathsep)
     if folder not in paths: os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [*paths, folder]))
@@ -576,7 +650,7 @@ def main(
     "Entry point of the command `robustnb`; returns the exit code: 0, 1 if a run failed, 2 for a wrong argument or file, 128 + its number for a signal (a wrong option exits, with 2)."
     _open_output()
     args = make_parser().parse_args(argv)
-    _make_importable(os.getcwd())
+    with suppress(OSError): _make_importable(os.getcwd())  # unless the folder was removed
     try:
         with gentle_signals(): code = args.run(args)
         sys.stdout.flush()

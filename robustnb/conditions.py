@@ -28,15 +28,19 @@ KINDS = {}  # class of each kind
 
 @dataclass(frozen=True)
 class Condition:
-    "What an accuracy is measured under. A subclass is a frozen dataclass with a `kind`, fields and `hits`; the rest follows, and may be replaced."
+    """What an accuracy is measured under. A subclass is a frozen dataclass with a `kind`, fields and `hits`; the rest
+    follows, and may be replaced."""
     n: int = field(default=0, kw_only=True)  # images at most, from the first on; 0: all
     kind = ''
 
     def __init_subclass__(cls, **kw):
         super().__init_subclass__(**kw)
-        if getattr(KINDS.get(cls.kind), '__module__', cls.__module__) != cls.__module__:
-            raise ValueError(f'kind: got {cls.kind!r}, which is {KINDS[cls.kind].__module__}:{KINDS[cls.kind].__qualname__} already')
-        if isinstance(cls.kind, str) and cls.kind: KINDS[cls.kind] = cls
+        if not isinstance(cls.kind, str) or not cls.kind: return
+        there = KINDS.get(cls.kind, cls)
+        if there.__module__ != cls.__module__: raise ValueError(f'kind: got {cls.kind!r}, which is {_named(there)} already')
+        KINDS[cls.kind] = cls
+
+    def __post_init__(self): check_number(self.n, 'n', low=0, integer=True)
 
     @property
     def fields(self) -> dict:
@@ -60,16 +64,15 @@ class Condition:
         "Conditions for which this is equal are judged at once, by `judge`."
         return self
     def hits(self, model, x, y):
-        "Which images are classified right, as (n,) or (draws, n) bool; it may also take `seed`, `topk` and `batch_size`."
+        """Which images are classified right, as (n,) or (draws, n) bool; it may also take `seed`, `topk`, `batch_size`
+        and `progress`."""
         raise NotImplementedError(f'{type(self).__name__} does not say how it judges images')
+
+def _named(cls): return f'{cls.__module__}:{cls.__qualname__}'
 
 def _shown(name, value): return f'{name} {value:g}' if isinstance(value, (int, float)) else str(value)
 
 # %% ../nbs/10g_conditions.ipynb #04bae1a7
-def _check_count(self, name):
-    "A ValueError unless the field is a whole number from 0 on."
-    check_number(getattr(self, name), name, low=0, integer=True)
-
 def _check_strength(self, name):
     "The field as a positive float, from a number or a text like '8/255'."
     value = getattr(self, name)
@@ -83,43 +86,43 @@ def _check_strength(self, name):
 class Clean(Condition):
     "The images as they are."
     kind, label, strength = 'clean', 'standard', 0.
-    def __post_init__(self): _check_count(self, 'n')
     def hits(self, model, x, y, topk=1, batch_size=512):
         "Which images are classified right, (n,) bool."
         return correct(model, x, y, topk, batch_size=batch_size)
 
 @dataclass(frozen=True)
-class Gaussian(Condition):
-    "White Gaussian noise of variance `var` per pixel, pixels in [0,1], clipped (paper, Figure 1)."
-    var: float                                    # variance per pixel
+class _Noise(Condition):
+    "White Gaussian noise, drawn once or several times."
+    var: float                                    # variance per pixel, pixels in [0,1]
     draws: int = field(default=1, kw_only=True)   # independent draws of the noise
-    kind = 'gaussian'
     def __post_init__(self):
-        _check_count(self, 'n')
+        super().__post_init__()
         _check_strength(self, 'var')
         check_number(self.draws, 'draws', low=1, integer=True)
+
+@dataclass(frozen=True)
+class Gaussian(_Noise):
+    "White Gaussian noise of variance `var` per pixel, clipped to [0,1] (paper, Figure 1)."
+    kind = 'gaussian'
     @property
     def label(self): return f'noise var {self.var:g}'
     def hits(self, model, x, y, seed=0, topk=1, batch_size=512):
         "Which images are classified right under noise, (draws, n) bool."
-        judged = [noise_correct(model, x, y, self.var, seed, draw, topk=topk, batch_size=batch_size) for draw in range(self.draws)]
-        return torch.stack(judged)
+        def judge(draw): return noise_correct(model, x, y, self.var, seed, draw, topk=topk, batch_size=batch_size)
+        return torch.stack([judge(draw) for draw in range(self.draws)])
 
 # %% ../nbs/10g_conditions.ipynb #8a0a1ee2
 @dataclass(frozen=True)
-class Band(Condition):
-    "White Gaussian noise of variance `var`, confined to one of `n_bands` bands of frequencies, not clipped (paper, Figure 4)."
-    var: float                                    # variance per pixel of the white noise, before it is confined
-    band: int                                     # from 1, the lowest
-    n_bands: int = 10                             # as in `spectrum.band_masks`
-    draws: int = field(default=1, kw_only=True)   # independent draws of the noise
+class Band(_Noise):
+    """White Gaussian noise of variance `var`, then confined to one of `n_bands` bands of frequencies, not clipped
+    (paper, Figure 4)."""
+    band: int          # from 1, the lowest
+    n_bands: int = 10  # as in `spectrum.band_masks`
     kind = 'band'
     def __post_init__(self):
-        _check_count(self, 'n')
-        _check_strength(self, 'var')
+        super().__post_init__()
         check_number(self.n_bands, 'n_bands', low=1, integer=True)
         check_number(self.band, 'band', low=1, high=self.n_bands, integer=True)
-        check_number(self.draws, 'draws', low=1, integer=True)
     @property
     def label(self): return f'band {self.band} var {self.var:g}'
     @property
@@ -131,7 +134,8 @@ class Band(Condition):
     def judge(group, model, x, y, seed=0, topk=1, batch_size=512):
         "`Judged` for each band of the group, one pass and one draw for all."
         first = group[0]
-        found = band_accuracy(model, x, y, first.var, first.n_bands, first.draws, seed, topk, batch_size, only=[c.band for c in group])
+        found = band_accuracy(model, x, y, first.var, first.n_bands, first.draws, seed, topk, batch_size,
+                              only=[c.band for c in group])
         return [Judged(found.right[:, i]) for i in range(len(group))]
 
 @dataclass
@@ -153,8 +157,8 @@ class _Ball(Condition):
     def hits(self, model, x, y, **how):
         "Which images survive, (n,) bool."
         return self.judge([self], model, x, y, **how)[0].right
-    def _check(self):
-        _check_count(self, 'n')
+    def __post_init__(self):
+        super().__post_init__()
         check_choice(self.norm, 'norm', NORMS)
         _check_strength(self, 'eps')
     @staticmethod
@@ -173,9 +177,11 @@ class Attack(_Ball):
     kind = 'attack'
     def __post_init__(self):
         check_choice(self.attack, 'attack', ATTACKS)
-        self._check()
+        super().__post_init__()
     @property
-    def label(self): return ' '.join([self.norm, fraction(self.eps, self.norm), *([self.attack] if self.attack != 'autoattack' else [])])
+    def label(self):
+        radius = f'{self.norm} {fraction(self.eps, self.norm)}'
+        return radius if self.attack == 'autoattack' else f'{radius} {self.attack}'
 
 @dataclass(frozen=True)
 class Proof(_Ball):
@@ -186,7 +192,7 @@ class Proof(_Ball):
     kind, metric = 'proof', 'certified_accuracy'
     def __post_init__(self):
         check_choice(self.method, 'method', ['crown'])
-        self._check()
+        super().__post_init__()
     @property
     def label(self): return f'{self.norm} {fraction(self.eps, self.norm)} proved'
 
@@ -209,8 +215,9 @@ def _judge_balls(group, model, x, y, seed, topk, batch_size, progress):
         proof = next((c for c in here if isinstance(c, Proof)), None)
         for c in (c for c in here if isinstance(c, Attack)):
             prove = proof is not None and proof not in judged
-            known[c.attack] = found = autoattack(model, x, y, c.norm, eps, ATTACKS[c.attack], seed, batch_size, progress,
-                                                 certify=prove, known=known.get(c.attack))
+            found = autoattack(model, x, y, c.norm, eps, ATTACKS[c.attack], seed, batch_size, progress,
+                               certify=prove, known=known.get(c.attack))
+            known[c.attack] = found
             judged[c] = Judged(_survivors(found, model, x, y, topk), _remarks(found))
             if prove: judged[proof] = Judged(found.certified)
         if proof is not None and proof not in judged: judged[proof] = Judged(_proved(proof, model, x, y))
@@ -232,8 +239,8 @@ def _proved(proof, model, x, y):
     "Which images are proved, (n,) bool."
     plain_layers(model)
     device, dtype = takes(model)
-    parts = zip(x.split(50), y.split(50))
-    return torch.cat([certify_batch(model, a.to(device, dtype), b.to(device), proof.norm, proof.eps).cpu() for a, b in parts])
+    def prove(a, b): return certify_batch(model, a.to(device, dtype), b.to(device), proof.norm, proof.eps).cpu()
+    return torch.cat([prove(a, b) for a, b in zip(x.split(50), y.split(50))])
 
 # %% ../nbs/10g_conditions.ipynb #2da5a05b
 def measure(
@@ -248,13 +255,14 @@ def measure(
     split: str = 'test',    # where the images come from, for the rows
     diverged: bool = False, # the model's training diverged: rows are nan, and keep no hits
 ) -> list:
-    "Metric rows of the accuracy under each condition, as `results.save` takes them; each says its `kind`, keeps its `hits`, and may be in `doubt`."
+    """Metric rows of the accuracy under each condition, as `results.save` takes them; each says its `kind`, keeps its
+    `hits`, and may be in `doubt`."""
     conditions = with_clean(parse(conditions))
-    if diverged: return [row(_metric(c), math.nan, min(c.n or len(x), len(x)), split, **row_fields(c)) for c in conditions]
+    if diverged: return [_no_row(c, len(x), split) for c in conditions]
     how, judged = dict(seed=seed, topk=topk, batch_size=batch_size, progress=progress), {}
     with eval_mode(model) if isinstance(model, torch.nn.Module) else torch.no_grad():
         for _, group in _groups(conditions):
-            n = group[0].n or len(x)
+            n = _images(group[0]) or len(x)
             judged.update(zip(map(id, group), _judge(group, model, x[:n], y[:n], how)))
     return [_row(c, judged[id(c)], split) for c in conditions]
 
@@ -262,17 +270,23 @@ def with_clean(
     conditions: list,  # of `Condition`
 ) -> list:
     "The conditions, `Clean()` before them if it is not among them."
-    return conditions if any(c.kind == 'clean' and not c.n for c in conditions) else [Clean(), *conditions]
+    there = any(c.kind == 'clean' and not _images(c) for c in conditions)
+    return conditions if there else [Clean(), *conditions]
+
+def _images(condition): return getattr(condition, 'n', 0)
 
 def _groups(conditions):
     "Conditions that are judged together, in the order of the first of each."
     groups = {}
-    for c in conditions: groups.setdefault((type(c) if not isinstance(c, _Ball) else _Ball, getattr(c, 'together', c)), []).append(c)
+    for c in conditions:
+        family = _Ball if isinstance(c, _Ball) else type(c)
+        groups.setdefault((family, getattr(c, 'together', id(c))), []).append(c)
     return groups.items()
 
 def _judge(group, model, x, y, how):
     "`Judged` for each condition of a group, by its class's `judge` or by its `hits`."
-    if together := getattr(type(group[0]), 'judge', None): return together(group, model, x, y, **_accepted(together, how))
+    together = getattr(type(group[0]), 'judge', None)
+    if together: return together(group, model, x, y, **_accepted(together, how))
     return [Judged(torch.as_tensor(c.hits(model, x, y, **_accepted(c.hits, how)))) for c in group]
 
 def _accepted(function, how):
@@ -285,10 +299,16 @@ def _accepted(function, how):
 def row_fields(
     condition,  # a `Condition`
 ) -> dict:
-    "What its rows store: its fields, and for a kind that is not of this book also label and strength, so that readers need not have its class."
-    return condition.fields if type(condition) in OURS else {**condition.fields, 'label': condition.label, 'strength': condition.strength}
+    """What its rows store: its fields, and for a kind that is not of this book also label and strength, so that readers
+    need not have its class."""
+    if type(condition) in OURS: return condition.fields
+    return {**condition.fields, 'kind': condition.kind, 'label': condition.label, 'strength': condition.strength}
 
 def _metric(condition): return getattr(condition, 'metric', 'accuracy')
+
+def _no_row(condition, n, split):
+    "Metric row of a condition under which nothing can be judged."
+    return row(_metric(condition), math.nan, min(_images(condition) or n, n), split, **row_fields(condition))
 
 def _row(condition, judged, split):
     "Metric row of a condition that was judged."
@@ -306,19 +326,25 @@ def parse(
 ) -> list:
     "The conditions, tables expanded; a `FieldError`, which is a ValueError, names what is wrong."
     if not isinstance(conditions, (list, tuple)):
-        raise FieldError('conditions', f'conditions: got {str(conditions)[:60]!r}, accepted: a list of tables such as {{kind = "clean"}}')
+        raise FieldError('conditions', f'conditions: got {str(conditions)[:60]!r}, accepted: a list of tables such as '
+                         '{kind = "clean"}')
     parts = [_expand(c) if isinstance(c, dict) else [c] for c in conditions]
-    for c in (c for part in parts for c in part):
-        if not isinstance(getattr(c, 'kind', None), str) or not callable(getattr(c, 'hits', None)):
+    found = list(itertools.chain(*parts))
+    for c in found:
+        if not _judges(c):
             raise FieldError('conditions', f'conditions: got {str(c)[:60]!r}, accepted: tables, or objects with a kind and hits')
-    return list(itertools.chain(*parts))
+    return found
+
+def _judges(c): return isinstance(getattr(c, 'kind', None), str) and callable(getattr(c, 'hits', None))
 
 def _kind(table):
     "The class that a table names."
-    kind = table.get('kind')
-    if not isinstance(kind, str): raise FieldError('kind', f'kind: got {kind!r}, accepted: {", ".join(KINDS)}, or module:Name of your own')
-    try: return find_named(kind, 'kind') if ':' in kind else KINDS[check_choice(kind, 'kind', KINDS)]
-    except ValueError as e: raise FieldError('kind', f'{e}, or module:Name of your own' if ':' not in kind else str(e), kind) from None
+    kind, own = table.get('kind'), 'module:Name of your own'
+    if not isinstance(kind, str): raise FieldError('kind', f'kind: got {kind!r}, accepted: {", ".join(KINDS)}, or {own}')
+    try: found = find_named(kind, 'kind') if ':' in kind else KINDS[check_choice(kind, 'kind', KINDS)]
+    except ValueError as e: raise FieldError('kind', str(e) if ':' in kind else f'{e}, or {own}', kind) from None
+    if isinstance(found, type) and is_dataclass(found) and _judges(found): return found
+    raise FieldError('kind', f'kind: got {kind!r}, which is no condition, accepted: a subclass of conditions.Condition', kind)
 
 def _expand(table):
     "The conditions of one table."
@@ -329,12 +355,17 @@ def _expand(table):
     if cls is Band and 'band' not in given:
         n_bands = check_number(given.get('n_bands', 10), 'n_bands', low=1, integer=True)
         given['band'] = list(range(1, n_bands + 1))
-    lacks = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING and f.name not in given]
-    if lacks: raise FieldError('kind', f'{lacks[0]}: missing for {cls.kind}, accepted: a value, or a list of them', cls.kind)
+    for name in _needed(cls):
+        if name not in given: raise FieldError('kind', f'{name}: missing for {cls.kind}, accepted: a value, or a list of them', cls.kind)
     axes = [v if isinstance(v, list) else [v] for v in given.values()]
-    if empty := [k for k, v in zip(given, axes) if not v]: raise FieldError(empty[0], f'{empty[0]}: got [], accepted: at least one value')
+    for key, values in zip(given, axes):
+        if not values: raise FieldError(key, f'{key}: got [], accepted: at least one value')
     try: return [cls(**dict(zip(given, point))) for point in itertools.product(*axes)]
-    except ValueError as e: raise FieldError(str(e).partition(':')[0], str(e)) from None
+    except ValueError as e: raise FieldError(next((k for k in given if str(e).startswith(f'{k}:')), 'kind'), str(e)) from None
+
+def _needed(cls):
+    "Names of the fields that have no default."
+    return [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
 
 # %% ../nbs/10g_conditions.ipynb #7acb0c3e
 def tables(
@@ -349,12 +380,12 @@ def tables(
 def _table(c):
     "Kind and fields of a condition, without defaults."
     cls = type(c)
-    if not is_dataclass(c): return {**c.fields, 'kind': f'{cls.__module__}:{cls.__qualname__}'}
+    if not is_dataclass(c): return {**c.fields, 'kind': _named(cls)}
     own = {f.name: getattr(c, f.name) for f in fields(cls) if getattr(c, f.name) != f.default}
-    return dict(kind=c.kind if cls in OURS else f'{cls.__module__}:{cls.__qualname__}', **own)
+    return dict(kind=c.kind if cls in OURS else _named(cls), **own)
 
 def _joined(table, other):
-    "Whether `other` differs from the table in one field, the one that is a list already if there is one; then it is joined to it."
+    "Whether `other` differs from the table in one field, the one that is a list already if any is; then it is joined to it."
     if set(table) != set(other): return False
     lists = [k for k, v in table.items() if isinstance(v, list)]
     differ = [k for k in table if k not in lists and table[k] != other[k]]
@@ -400,13 +431,17 @@ def condition_of(
     cls = KINDS.get(kind)
     if cls is Attack and line.get('eps') == 0: return Clean()  # the images that are attacked, as they are
     if cls not in OURS: return _described(kind, kind, line)
-    given = {f.name: _as(f.type, line[f.name]) for f in fields(cls) if f.name not in ('n', 'draws') and has(line, f.name)}
+    stored = [f for f in fields(cls) if f.name not in ('n', 'draws') and has(line, f.name)]
+    given = {f.name: _as(f.type, line[f.name]) for f in stored}
     try: return cls(**given)
-    except (TypeError, ValueError): return _described(kind, ' '.join([kind, *(_shown(k, v) for k, v in given.items())]), line)
+    except (TypeError, ValueError):
+        words = [_shown(k, v) for k, v in given.items()]
+        return _described(kind, ' '.join([kind, *words]), line)
 
 def _described(kind, text, line):
     "A condition that is known from its row only: of another's kind, or of ours with an attack that is not."
-    return Other(kind, line['label'] if has(line, 'label') else text, line['strength'] if has(line, 'strength') else math.nan)
+    label = line['label'] if has(line, 'label') else text
+    return Other(kind, label, line['strength'] if has(line, 'strength') else math.nan)
 
 def _as(kind, value): return int(value) if kind is int else value  # a table holds whole numbers as floats
 
@@ -422,7 +457,8 @@ def select(
     mine = tidy.metric == _metric(condition)
     for name, value in wanted.items():
         if name not in tidy: return tidy.iloc[:0]
-        mine &= np.isclose(tidy[name].astype(float), value, rtol=1e-9, atol=0) if isinstance(value, float) else tidy[name] == value
+        column = tidy[name]
+        mine &= np.isclose(column.astype(float), value, rtol=1e-9, atol=0) if isinstance(value, float) else column == value
     return tidy[mine]
 
 # %% ../nbs/10g_conditions.ipynb #9faa7821

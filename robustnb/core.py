@@ -72,10 +72,13 @@ def find_named(
     "The object of that name, its module imported; a ValueError says what is missing."
     module, _, attribute = name.partition(':')
     try: home = importlib.import_module(module)
-    except ImportError as e:
+    except ModuleNotFoundError as e:
         raise ValueError(f'{what}: got {name!r}, and there is no {e.name or module}, accepted: module:Name of a module that '
                          'can be imported (is its folder in PYTHONPATH?)') from None
-    if not hasattr(home, attribute): raise ValueError(f'{what}: got {name!r}, and {module} has no {attribute!r}, accepted: a name of that module')
+    except Exception as e:  # it is somebody's code, and may raise anything
+        raise ValueError(f'{what}: got {name!r}, and importing {module} raised {type(e).__name__}: {e}') from None
+    if not hasattr(home, attribute):
+        raise ValueError(f'{what}: got {name!r}, and {module} has no {attribute!r}, accepted: a name of that module')
     return getattr(home, attribute)
 
 # %% ../nbs/00_core.ipynb #cd2144c4
@@ -128,7 +131,9 @@ def seed_all(
     import numpy as np, torch
     check_number(seed, 'seed', low=0, integer=True)
     seed = int(seed)
-    random.seed(seed), np.random.seed(seed % 2**32), torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
     return seed
 
 # %% ../nbs/00_core.ipynb #aec7745f

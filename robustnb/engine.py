@@ -34,7 +34,8 @@ def isolated():
     finally:
         for owner, name, value in keep: setattr(owner, name, value)
         os.chdir(folder)
-        os.environ.clear(), os.environ.update(environ)
+        os.environ.clear()
+        os.environ.update(environ)
         if main is not None: sys.modules['__main__'] = main
         if threads: torch.set_num_threads(threads)
         if 'matplotlib.pyplot' in sys.modules: sys.modules['matplotlib.pyplot'].close('all')

@@ -65,7 +65,8 @@ def rank_targets(
 # %% ../nbs/10b_pgd.ipynb #41fff3e1
 def _setup(model, x, y, norm, eps, loss='ce'):
     "Check what every attack of this chapter is given; returns the oracle and the loss function."
-    check_choice(norm, 'norm', NORMS), check_number(eps, 'eps', above=0)
+    check_choice(norm, 'norm', NORMS)
+    check_number(eps, 'eps', above=0)
     function, needs = LOSSES[check_choice(loss, 'loss', LOSSES)]
     net = model if isinstance(model, Oracle) else Oracle(model, x, y)
     if net.classes < needs: raise ValueError(f'loss: {loss!r} needs {needs} classes or more, the model has {net.classes}; accepted here: ' +
@@ -123,7 +124,8 @@ def pgd(
 ) -> Adversarial:
     "Projected gradient ascent with a fixed step length (Madry et al. 2018)."
     net, function = _setup(model, x, y, norm, eps, check_choice(loss, 'loss', ['ce', 'dlr']))
-    check_number(steps, 'steps', low=1, integer=True), check_number(restarts, 'restarts', low=1, integer=True)
+    check_number(steps, 'steps', low=1, integer=True)
+    check_number(restarts, 'restarts', low=1, integer=True)
     step = 2.5*eps/steps if step is None else check_number(step, 'step', above=0)
     def attack(x, y, keys, run):
         start = fgsm_batch(net, x, y, norm, eps, function) if run == 0 else random_start(x, keys, eps, norm, seed, 'pgd', run)
@@ -215,5 +217,6 @@ def apgd(
     net, _ = _setup(model, x, y, norm, eps, loss)
     targets = net.classes - 1 if loss.endswith('targeted') else None
     if runs is None: runs = min(TARGETS, targets) if targets else 1
-    check_number(runs, 'runs', low=1, high=targets or 10**6, integer=True), check_number(steps, 'steps', low=1, integer=True)
+    check_number(runs, 'runs', low=1, high=targets or 10**6, integer=True)
+    check_number(steps, 'steps', low=1, integer=True)
     return on_correct(net, x, y, lambda *args: apgd_run(net, *args, norm, eps, loss, steps, seed), batch_size, runs)

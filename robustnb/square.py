@@ -195,7 +195,9 @@ def square(
     batch_size: int = 128,  # images in one batch
 ) -> Adversarial:
     "Square attack (Andriushchenko et al. 2020): random search over patches with the margin loss; the unfooled images come back at their lowest margin."
-    check_choice(norm, 'norm', NORMS), check_number(eps, 'eps', above=0), check_number(queries, 'queries', low=1, integer=True)
+    check_choice(norm, 'norm', NORMS)
+    check_number(eps, 'eps', above=0)
+    check_number(queries, 'queries', low=1, integer=True)
     if x.ndim != 4: raise ValueError(f'x: got shape {tuple(x.shape)}, accepted for square: images (n, c, h, w)')
     net = model if isinstance(model, Oracle) else Oracle(model, x, y)
     def attack(x, y, keys, run):

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['SETTLED', 'ABOUT', 'MARK', 'WEIGHTS', 'FILES', 'FULL', 'QUIET', 'Parameter', 'evaluate', 'parameters',
            'find_experiment', 'convert', 'identity', 'run_id', 'asked_here', 'asked_workers', 'settle', 'cells_digest',
-           'strip_show', 'Run', 'Experiment', 'read_experiment', 'Sweep', 'sweep_name', 'read_sweep', 'workspace',
+           'Run', 'Experiment', 'read_experiment', 'Sweep', 'sweep_name', 'read_sweep', 'workspace', 'strip_show',
            'is_done', 'is_run', 'check_place', 'clear_leftovers', 'run_notebook', 'execute_run', 'receive',
            'result_path', 'damaged', 'locked', 'Stopped', 'Patience', 'check_scheduler', 'check_greeting', 'connect',
            'check_dashboard', 'environment', 'cluster', 'threads', 'dispatch', 'run_sweep', 'read_results', 'edited',
            'replay', 'publish']
 
 # %% ../nbs/14b_sweep.ipynb #12eee027
-import ast, errno, fcntl, hashlib, inspect, io, itertools, json, math, operator, os, queue, re, secrets, shutil, socket, ssl, sys, tempfile, time, tokenize, tomllib
+import ast, errno, fcntl, hashlib, inspect, io, itertools, math, operator, os, queue, re, secrets, shutil, socket, ssl, sys, tempfile, time, tokenize, tomllib
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.util import get_temp_dir
@@ -22,7 +22,7 @@ import nbformat, psutil
 from tqdm.auto import tqdm
 
 from . import results
-from .core import check_choice, check_number, code_digest, cores, digest, find_named, json_text, parse_number, read_json, shipped, thread_env, write_json, write_text
+from .core import check_choice, check_number, code_digest, cores, digest, find_named, parse_number, read_json, shipped, thread_env, write_json, write_text
 from .engine import Halted, check_limits, end_server, halt, run_isolated
 
 # %% ../nbs/14b_sweep.ipynb #794abe15
@@ -112,18 +112,20 @@ def _assigned(node, names):
         found.update({t.id: v for t, v in zip(parts, values)})
     return found
 
-def _tagged_cell(notebook, tag):
-    "Number (from 1) and source of the cell with this tag; None without one."
-    if Path(notebook).exists() and not Path(notebook).is_file(): raise ValueError(f'{notebook}: not a file')
-    try:
-        cells = nbformat.read(notebook, 4).cells
-        tagged = [(i, str(c.source)) for i, c in enumerate(cells, 1) if tag in c.metadata.get('tags', [])]
+def _notebook(path):
+    "The notebook in a file; a ValueError for other files."
+    if Path(path).exists() and not Path(path).is_file(): raise ValueError(f'{path}: not a file')
+    try: return nbformat.read(path, 4)
     except OSError: raise
-    except Exception as e: raise ValueError(f'{notebook}: not a notebook ({type(e).__name__}: {str(e)[:80]})') from None
+    except Exception as e: raise ValueError(f'{path}: not a notebook ({type(e).__name__}: {str(e)[:80]})') from None
+
+def _tagged(nb, path, tag):
+    "[(values that one statement gives, its comment)] of the cell with this tag; None without one."
+    tagged = [(i, str(c.source)) for i, c in enumerate(nb.cells, 1) if tag in c.metadata.get('tags', [])]
     if len(tagged) > 1:
         places = ', '.join(str(i) for i, _ in tagged)
-        raise ValueError(f'{notebook}: cells {places} are tagged {tag}, accepted: one; a later one would undo what a run sets')
-    return tagged[0] if tagged else None
+        raise ValueError(f'{path}: cells {places} are tagged {tag}, accepted: one; a later one would undo what a run sets')
+    return _assignments(path, *tagged[0]) if tagged else None
 
 def _assignments(notebook, number, source):
     "[(values that one statement gives, its comment)] of a cell; a ValueError names file, cell and line of anything but assignments."
@@ -145,38 +147,45 @@ def _assignments(notebook, number, source):
 SETTLED = 'precision', 'model', 'n_train', 'n_test'  # rules by which an about cell can settle a parameter
 ABOUT = dict(protocol=1, choices={}, folders=[], settled={}, introduced={}, filled=[])  # what an about cell may say, and what holds without it
 
-def _about(notebook, names):
+def _about(nb, path, names):
     "What the notebook's about cell says of its parameters; a ValueError for what it may not say."
-    if not (cell := _tagged_cell(notebook, 'about')): return dict(ABOUT)
-    where = f'{notebook}: cell {cell[0]}'
-    said = {k: v for new, _ in _assignments(notebook, *cell) for k, v in new.items()}
+    said, where = {k: v for new, _ in _tagged(nb, path, 'about') or [] for k, v in new.items()}, f'{path}: about'
     for key, value in said.items():
-        check_choice(key, f'{where}: about', ABOUT)
-        if type(value) is not type(ABOUT[key]): raise ValueError(f'{where}: {key}: got {str(value)[:40]!r}, accepted: {type(ABOUT[key]).__name__}')
+        check_choice(key, where, ABOUT)
+        if type(value) is not type(ABOUT[key]):
+            raise ValueError(f'{where}: {key}: got {str(value)[:40]!r}, accepted: {type(ABOUT[key]).__name__}')
         for name in value if key != 'protocol' else (): check_choice(name, f'{where}: {key}', names)
     said = {**ABOUT, **said}
     check_number(said['protocol'], f'{where}: protocol', low=1, integer=True)
     for rule in said['settled'].values(): check_choice(rule, f'{where}: settled', SETTLED)
+    by_data = set(said['settled'].values()) - {'precision'}
+    if by_data and 'dataset' not in names: raise ValueError(f'{where}: settled: got {min(by_data)!r} without a parameter dataset, by which it is settled')
     return said
 
 def _choices(given):
     "Accepted values, from a list or from 'module:NAME'."
+    if not isinstance(given, (list, tuple, str)): raise ValueError(f'choices: got {given!r}, accepted: a list, or module:NAME')
     return tuple(find_named(given, 'choices') if isinstance(given, str) else given)
 
-def parameters(
-    notebook,  # path of an experiment notebook
-) -> dict:
-    "Its parameters by name, from the cells tagged 'parameters' and 'about'; the runner's own are left out. A ValueError names file, cell and line of anything but assignments."
-    cell = _tagged_cell(notebook, 'parameters')
-    if not cell: raise ValueError(f'{notebook}: has no cell tagged parameters, so there is nothing to sweep')
-    statements = _assignments(notebook, *cell)
+def _parameters(nb, path):
+    "The notebook's parameters by name, and what its about cell says."
+    statements = _tagged(nb, path, 'parameters')
+    if statements is None: raise ValueError(f'{path}: has no cell tagged parameters, so there is nothing to sweep')
     defaults = {k: (v, comment) for new, comment in statements for k, v in new.items()}
-    about = _about(notebook, defaults)
+    about = _about(nb, path, defaults)
     def parameter(name, default, comment):
         choices = _choices(about['choices'][name]) if name in about['choices'] else None
         introduced = about['introduced'].get(name, default)
         return Parameter(name, default, comment, choices, name in about['folders'], about['settled'].get(name, ''), introduced)
-    return {k: parameter(k, *v) for k, v in defaults.items() if k not in ('out', *about['filled'])}
+    filled = 'out', *about['filled']
+    return {k: parameter(k, *v) for k, v in defaults.items() if k not in filled}, about
+
+def parameters(
+    notebook,  # path of an experiment notebook
+) -> dict:
+    """Its parameters by name, from the cells tagged 'parameters' and 'about'; those that the runner fills are left out.
+    A ValueError names file, cell and line of anything but assignments."""
+    return _parameters(_notebook(notebook), notebook)[0]
 
 # %% ../nbs/14b_sweep.ipynb #98daab5e
 def find_experiment(
@@ -260,7 +269,12 @@ def identity(
     parameters: dict,  # of its experiment, see `parameters`
 ) -> dict:
     "What differs from the values with which the parameters were introduced."
-    return {k: config[k] for k, p in parameters.items() if k in config and digest(config[k]) != digest(p.introduced)}
+    there = {k: p for k, p in parameters.items() if k in config}
+    return {k: config[k] for k, p in there.items() if digest(config[k]) != digest(_introduced(p))}
+
+def _introduced(parameter):
+    "The value with which it was introduced, in the form that a config has."
+    return _conditions(parameter.introduced) if _takes_conditions(parameter) else parameter.introduced
 
 def run_id(
     experiment: str,  # the notebook's stem
@@ -310,7 +324,8 @@ def asked_workers(
         answers = {repr(v): v for v in client.run(function, *args).values()}
         if len(answers) == 1: return next(iter(answers.values()))
         got = ', '.join(answers) or 'no answer'
-        raise ValueError(f'{function.__name__.strip("_")}: the workers answer {got}, accepted: the same on all; give a value in the sweep file')
+        asked = function.__name__.strip('_')
+        raise ValueError(f'{asked}: the workers answer {got}, accepted: the same on all; give a value in the sweep file')
     return ask
 
 # %% ../nbs/14b_sweep.ipynb #2ee63f56
@@ -319,7 +334,8 @@ def settle(
     parameters: dict,  # of its experiment
     ask=asked_here,    # who is asked what a data set or processor is like, see `asked_workers`
 ) -> dict:
-    "The config without 'auto' and without 0 for all images; a FileNotFoundError where the data set is needed for that and is not there."
+    """The config without 'auto' and without 0 for all images; a FileNotFoundError where the data set is needed for that
+    and is not there."""
     rules, config = {p.settle: k for k, p in parameters.items() if p.settle}, dict(config)
     value = lambda rule: config.get(rules.get(rule))
     if value('precision') == 'auto': config[rules['precision']] = ask(_precision)
@@ -341,17 +357,13 @@ def _missing(dataset):
     raise FileNotFoundError(f'{dataset}: no such data on the workers')
 
 # %% ../nbs/14b_sweep.ipynb #470a18c8
-def _run_cells(notebook):
-    "Python of the notebook's cells that run in a sweep."
-    from IPython.core.inputtransformer2 import TransformerManager
-    sources = [str(c.source) for c in strip_show(nbformat.read(notebook, 4)).cells if c.cell_type == 'code']
-    return '\n'.join(map(TransformerManager().transform_cell, sources))
-
 def cells_digest(
-    notebook,  # path of an experiment notebook
+    nb,  # an experiment notebook, from nbformat
 ) -> str:
     "Fingerprint of what its cells do in a sweep, whatever their comments and layout; of the text where that is no Python."
-    source = _run_cells(notebook)
+    from IPython.core.inputtransformer2 import TransformerManager
+    sources = [str(c.source) for c in nb.cells if c.cell_type == 'code' and 'show' not in c.metadata.get('tags', [])]
+    source = '\n'.join(map(TransformerManager().transform_cell, sources))
     try: return code_digest(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError): return digest(source)
 
@@ -359,11 +371,6 @@ def _module_digest(name):
     "Fingerprint of the module that 'module:Name' comes from."
     file = inspect.getsourcefile(find_named(name, 'kind'))
     return code_digest(Path(file).read_text(encoding='utf-8'))
-
-def strip_show(nb):
-    "The notebook without the cells tagged `show`, which read finished results."
-    nb.cells = [c for c in nb.cells if 'show' not in c.metadata.get('tags', [])]
-    return nb
 
 # %% ../nbs/14b_sweep.ipynb #e2fe68a4
 @dataclass(frozen=True)
@@ -419,10 +426,9 @@ def read_experiment(
     notebook,  # path of an experiment notebook
 ) -> Experiment:
     "What the notebook is and accepts; see `parameters` for errors."
-    accepted = parameters(notebook)
-    names = {k for new, _ in _assignments(notebook, *_tagged_cell(notebook, 'parameters')) for k in new}
-    about = _about(notebook, names)
-    return Experiment(Path(notebook), accepted, about['protocol'], cells_digest(notebook), 'weights' in about['filled'])
+    nb, path = _notebook(notebook), Path(notebook)
+    accepted, about = _parameters(nb, notebook)
+    return Experiment(path, accepted, about['protocol'], cells_digest(nb), 'weights' in about['filled'])
 
 # %% ../nbs/14b_sweep.ipynb #4602f5eb
 @dataclass(frozen=True)
@@ -546,6 +552,11 @@ def workspace(
 WEIGHTS = 'model.safetensors'  # of a run that keeps them
 
 FILES = {'notebook.ipynb', 'result.json', 'status.json', 'log.txt', 'unfinished.json', WEIGHTS}  # of a run's folder
+
+def strip_show(nb):
+    "The notebook without the cells tagged `show`, which read finished results."
+    nb.cells = [c for c in nb.cells if 'show' not in c.metadata.get('tags', [])]
+    return nb
 
 def is_done(
     place,               # folder of a run
@@ -1044,12 +1055,11 @@ def read_results(
 # %% ../nbs/14b_sweep.ipynb #af9c3033
 def edited(
     sweep: Sweep,
-    out='runs',           # folder of runs
-    committed='results',  # folder of committed results
+    paths: dict,  # result file of each run by id, None without one, see `result_path`
 ) -> list:
     "Paths of the sweep's results that other cells of its notebook made than there are today."
-    paths = [(r, result_path(r, sweep.name, out, committed)) for r in sweep.runs]
-    return [p for r, p in paths if p and results.load(p).get('source', 'unknown') not in ('unknown', r.source)]
+    made = {r.id: results.load(paths[r.id]).get('source', 'unknown') for r in sweep.runs if paths[r.id]}
+    return [paths[r.id] for r in sweep.runs if made.get(r.id, 'unknown') not in ('unknown', r.source)]
 
 def replay(
     sweep: Sweep,
@@ -1057,7 +1067,8 @@ def replay(
     committed='results',  # folder of committed results
     engine='warm',        # see `execute_run`
 ):
-    "Do the cheapest of the sweep's finished runs again: (path of its result, pandas table of the rows that differ, with `before` and `now`)."
+    """Do the cheapest of the sweep's finished runs again: (path of its result, pandas table of the rows that differ, with
+    `before` and `now`); times are not compared."""
     paths = {r.id: p for r in sweep.runs if (p := result_path(r, sweep.name, out, committed))}
     if not paths: raise ValueError(f'{sweep.name}: none of its runs is done, so that there is nothing to do again')
     run = min((r for r in sweep.runs if r.id in paths), key=lambda r: results.load(paths[r.id])['cost'].get('wall_s', 0))
@@ -1072,11 +1083,10 @@ def replay(
 def _differences(before, now):
     "Table of the metric rows whose value is not the same."
     import pandas as pd
-    whole = lambda r: json_text({k: v for k, v in r.items() if k not in ('value', 'hits')})
-    values = [{whole(r): r['value'] for r in rows} for rows in (before, now)]
-    keys = list(dict.fromkeys([*values[0], *values[1]]))
-    lines = [dict(json.loads(k), before=values[0].get(k), now=values[1].get(k)) for k in keys]
-    return pd.DataFrame([l for l in lines if repr(l['before']) != repr(l['now'])])
+    def told(r): return {k: v for k, v in r.items() if k not in ('value', 'hits') and not k.endswith('_s')}
+    def same(a, b): return repr((told(a), a.get('value'))) == repr((told(b), b.get('value')))
+    pairs = itertools.zip_longest(before, now, fillvalue={})
+    return pd.DataFrame([dict(told(a or b), before=a.get('value'), now=b.get('value')) for a, b in pairs if not same(a, b)])
 
 # %% ../nbs/14b_sweep.ipynb #700c30fe
 def publish(
