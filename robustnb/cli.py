@@ -10,8 +10,9 @@ __all__ = ['USUAL', 'EXAMPLES', 'parse_set', 'say', 'find_sweep', 'failed_runs',
 
 # %% ../nbs/15_cli.ipynb #8a9ae23f
 import argparse, os, shutil, signal, sys, textwrap, threading, tomllib
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from multiprocessing.util import get_temp_dir
 from pathlib import Path
 
@@ -311,8 +312,12 @@ def read_asked(args):
     file, overrides = find_sweep(args.file), parse_set(args.set)
     if not args.scheduler: return sweeps.read_sweep(file, overrides)
     sweeps.read_sweep(file, overrides, ask=None)  # mistakes in the file come before the wait for workers
-    with sweeps.connect(args.scheduler, sweeps.Patience(args.patience)) as client:
-        return sweeps.read_sweep(file, overrides, sweeps.asked_workers(client, args.patience))
+    with ExitStack() as connected:
+        @lru_cache
+        def workers():
+            client = connected.enter_context(sweeps.connect(args.scheduler, sweeps.Patience(args.patience)))
+            return sweeps.asked_workers(client, args.patience)
+        return sweeps.read_sweep(file, overrides, lambda function, *values: workers()(function, *values))
 
 def show_replay(sweep, args) -> int:
     "Do the cheapest finished run again and print what differs; returns the exit code, 1 if anything does."

@@ -8,7 +8,7 @@ __all__ = ['KINDS', 'ATTACKS', 'OURS', 'EPS', 'Condition', 'Clean', 'Gaussian', 
            'select', 'usual', 'line_of', 'read', 'parse_listed']
 
 # %% ../nbs/10g_conditions.ipynb #7a801e5a
-import inspect, itertools, math, re, tomllib
+import inspect, itertools, math, re
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from .attacks import autoattack
 from .bands import band_accuracy
 from .certify import certify_batch, plain_layers
-from .core import check_choice, check_number, find_named, parse_number, regular_file
+from .core import check_choice, check_number, find_named, parse_number, read_toml
 from .data import to_float
 from .evaluate import correct, eval_mode, is_right, noise_correct, takes
 from .results import accuracy_row, row
@@ -535,12 +535,7 @@ def read(
     path,  # a TOML file, `conditions = [{kind = ...}, ...]`
 ) -> list:
     "The conditions in a file; a ValueError names file, line and key, a FileNotFoundError a file that is not there."
-    path = regular_file(path)
-    try: text = path.read_bytes().decode('utf-8-sig')
-    except UnicodeDecodeError as e:
-        raise ValueError(f'{path}: not valid TOML, which is UTF-8 text ({e.reason})') from None
-    try: content = tomllib.loads(text)
-    except (ValueError, RecursionError) as e: raise ValueError(f'{path}: not valid TOML, {e}') from None
+    text, content = read_toml(path)
     form = 'conditions = [{kind = "clean"}, ...]'
     if wrong := [key for key in content if key != 'conditions']:
         raise ValueError(f'{path}:{line_of(text, wrong[0], None)}: {wrong[0]}: no key of such a file, accepted: {form}')

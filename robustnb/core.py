@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['LIBRARIES', 'check_choice', 'check_number', 'parse_number', 'find_named', 'digest', 'code_digest', 'derive_seed',
            'generator', 'seed_all', 'device', 'cores', 'thread_env', 'keep_freed_memory', 'set_threads', 'atomic_path',
-           'write_text', 'regular_file', 'json_text', 'write_json', 'read_json', 'shipped', 'provenance', 'Stopwatch']
+           'write_text', 'regular_file', 'json_text', 'write_json', 'read_json', 'read_toml', 'shipped', 'provenance',
+           'Stopwatch']
 
 # %% ../nbs/00_core.ipynb #97f27ce3
-import ast, ctypes, errno, hashlib, importlib, json, math, os, platform, random, re, stat, subprocess, sys, tempfile, time
+import ast, ctypes, errno, hashlib, importlib, json, math, os, platform, random, re, stat, subprocess, sys, tempfile, time, tomllib
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from difflib import get_close_matches
@@ -265,6 +266,25 @@ def read_json(
         return found
     except (ValueError, TypeError, OverflowError, RecursionError) as e:
         raise ValueError(f'{path}: not a complete JSON file ({e}); delete it to have it made again') from e
+
+# %% ../nbs/00_core.ipynb #eeed97d9
+def _finite_or_inf(text):
+    "A TOML float; a ValueError if it is written as a number and too large for one."
+    if math.isfinite(value := float(text)) or 'inf' in text or 'nan' in text: return value
+    raise ValueError(f'{text[:40]}: too large for a number')
+
+def read_toml(
+    path,  # str or Path
+) -> tuple:
+    "Text and content of a TOML file; a ValueError names the file and, for other encodings, the line; else as `regular_file`."
+    raw = regular_file(path).read_bytes()
+    try: text = raw.decode('utf-8-sig')
+    except UnicodeDecodeError as e:
+        line = raw[:e.start].count(b'\n') + 1
+        raise ValueError(f'{path}:{line}: not valid TOML, which is UTF-8 text ({e.reason})') from None
+    try: return text, tomllib.loads(text, parse_float=_finite_or_inf)
+    except RecursionError: raise ValueError(f'{path}: not valid TOML, nested too deeply') from None
+    except ValueError as e: raise ValueError(f'{path}: not valid TOML, {e}') from None
 
 # %% ../nbs/00_core.ipynb #5948dcde
 _PLACES = dict(experiments='nbs/experiments', sweeps='sweeps', results='results')

@@ -12,7 +12,7 @@ __all__ = ['SETTLED', 'ABOUT', 'MARK', 'WEIGHTS', 'FILES', 'FULL', 'QUIET', 'Par
            'replay', 'publish']
 
 # %% ../nbs/14b_sweep.ipynb #12eee027
-import ast, errno, fcntl, hashlib, inspect, io, itertools, math, operator, os, queue, re, secrets, shutil, socket, ssl, sys, tempfile, time, tokenize, tomllib
+import ast, errno, fcntl, hashlib, inspect, io, itertools, math, operator, os, queue, re, secrets, shutil, socket, ssl, sys, tempfile, time, tokenize
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.util import get_temp_dir
@@ -22,7 +22,7 @@ import nbformat, psutil
 from tqdm.auto import tqdm
 
 from . import results
-from .core import check_choice, check_number, code_digest, cores, digest, find_named, parse_number, read_json, shipped, thread_env, write_json, write_text
+from .core import check_choice, check_number, code_digest, cores, digest, find_named, parse_number, read_json, read_toml, shipped, thread_env, write_json, write_text
 from .engine import Halted, check_limits, end_server, halt, run_isolated
 
 # %% ../nbs/14b_sweep.ipynb #794abe15
@@ -439,23 +439,6 @@ class Sweep:
     runs: list      # of `Run`, each once
 
 # %% ../nbs/14b_sweep.ipynb #c0e0097b
-def _finite_or_inf(text):
-    "A TOML float; a ValueError if it is written as a number and too large for one."
-    if math.isfinite(value := float(text)) or 'inf' in text or 'nan' in text: return value
-    raise ValueError(f'{text[:40]}: too large for a number')
-
-def _toml(path):
-    "Text and content of a TOML file; a ValueError names the file and, for other encodings, the line."
-    if not path.is_file(): raise ValueError(f'{path}: no such file')
-    content = path.read_bytes()
-    try: text = content.decode('utf-8-sig')
-    except UnicodeDecodeError as e:
-        line = content[:e.start].count(b'\n') + 1
-        raise ValueError(f'{path}:{line}: not valid TOML, which is UTF-8 text ({e.reason})') from None
-    try: return text, tomllib.loads(text, parse_float=_finite_or_inf)
-    except RecursionError: raise ValueError(f'{path}: not valid TOML, nested too deeply') from None
-    except ValueError as e: raise ValueError(f'{path}: not valid TOML, {e}') from None
-
 def sweep_name(
     stem: str,         # of the sweep file
     overrides: dict,   # parameters that replace what it says
@@ -476,7 +459,7 @@ _SPEC = dict(  # keys of a sweep file: what stands there, in words, and a test
 
 def _spec(path):
     "Text and content of a sweep file, its keys checked."
-    text, spec = _toml(path)
+    text, spec = read_toml(path)
     for key, value in spec.items():
         with _located(path, text, key):
             form, fits = _SPEC[check_choice(key, 'key', _SPEC)]

@@ -251,7 +251,7 @@ def test_what_listens_and_is_no_scheduler_is_given_up(tmp_path, experiment, robu
     started = [robustnb('sweep', 'toy.toml', '--out', f'runs{port}', '--scheduler', f'{kind}://127.0.0.1:{port}') for port in ports]
     for port, process in zip(ports, started):
         code, out, err = finish(process)
-        assert code == 2 and f'robustnb: {kind}://127.0.0.1:{port}: what listens there is no Dask scheduler with' in err, err
+        assert code == 2 and f'stopped: {kind}://127.0.0.1:{port}: what listens there is no Dask scheduler with' in err and '1 to do' in out, err
         assert 'Traceback' not in err
     cluster.scheduler()
     cluster.worker()
@@ -267,7 +267,7 @@ def test_a_worker_is_no_scheduler(tmp_path, experiment, robustnb, cluster):
     cluster.scheduler()
     cluster.start(f'{cluster.command("dask worker")} --nworkers 1 --no-nanny --worker-port {port}')
     code, out, err = finish(robustnb('sweep', 'toy.toml', '--scheduler', f'tcp://127.0.0.1:{port}'))
-    assert code == 2 and f'robustnb: tcp://127.0.0.1:{port}: what listens there belongs to Dask and is no scheduler, perhaps a worker' in err, err
+    assert code == 2 and f'stopped: tcp://127.0.0.1:{port}: what listens there belongs to Dask and is no scheduler, perhaps a worker' in err, err
 
 
 @pytest.mark.parametrize('kind', ['foreign', 'expired', 'no key of its'])
