@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PR_SET_PDEATHSIG', 'PR_SET_CHILD_SUBREAPER', 'PRELOAD', 'halt', 'isolated', 'WarmEngine', 'end_family', 'memory_of',
-           'Halted', 'check_limits', 'end_server', 'run_isolated']
+           'Halted', 'check_limits', 'temp_dir', 'end_server', 'run_isolated']
 
 # %% ../nbs/14a_engine.ipynb #3fedcd95
-import ctypes, multiprocessing, os, random, resource, shutil, signal, sys, threading, time
+import ctypes, multiprocessing, os, random, resource, shutil, signal, sys, tempfile, threading, time
 from contextlib import contextmanager, suppress
 from multiprocessing.util import get_temp_dir
 from pathlib import Path
@@ -206,13 +206,23 @@ def check_limits(
         if value is not None: check_number(value, name, above=0)
 
 # %% ../nbs/14a_engine.ipynb #28b91e83
+_ROOM = 107 - len('/pymp-abcdefgh/listener-abcdefgh')  # bytes that the system leaves to the folder of a socket's name
+
+def temp_dir() -> str:
+    "This process's temporary folder, under /tmp where TMPDIR is too long for the sockets that lie in it."
+    usual = tempfile.gettempdir()
+    if len(os.fsencode(usual)) > _ROOM: tempfile.tempdir = '/tmp'
+    try: return get_temp_dir()
+    finally: tempfile.tempdir = usual
+
 def _launch(call, log, tries=5):
     "A process that does `call`, and our end of the pipe to it."
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(PRELOAD)
     multiprocessing.current_process().daemon = False
     ours, theirs = context.Pipe()
-    process = context.Process(target=_child, args=(theirs, str(log), dict(os.environ), get_temp_dir(), call), daemon=False)
+    scratch = temp_dir()
+    process = context.Process(target=_child, args=(theirs, str(log), dict(os.environ), scratch, call), daemon=False)
     try:
         process.start()
         theirs.close()

@@ -15,7 +15,6 @@ __all__ = ['SETTLED', 'ABOUT', 'MARK', 'WEIGHTS', 'FILES', 'FULL', 'QUIET', 'Par
 import ast, errno, fcntl, hashlib, inspect, io, itertools, math, operator, os, queue, re, secrets, shutil, socket, ssl, sys, tempfile, time, tokenize
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from multiprocessing.util import get_temp_dir
 from pathlib import Path
 
 import nbformat, psutil
@@ -23,7 +22,7 @@ from tqdm.auto import tqdm
 
 from . import results
 from .core import check_choice, check_number, code_digest, cores, digest, find_named, parse_number, read_json, read_toml, shipped, thread_env, write_json, write_text
-from .engine import Halted, check_limits, end_server, halt, run_isolated
+from .engine import Halted, check_limits, end_server, halt, run_isolated, temp_dir
 
 # %% ../nbs/14b_sweep.ipynb #794abe15
 @dataclass(frozen=True)
@@ -905,11 +904,11 @@ def cluster(
     import dask
     from distributed import Client, LocalCluster
     local = dict(n_workers=1, threads_per_worker=workers, processes=False, memory_limit=0, silence_logs='CRITICAL',
-                 worker_dashboard_address='127.0.0.1:0', local_directory=get_temp_dir())
+                 worker_dashboard_address='127.0.0.1:0', local_directory=temp_dir())
     host = dashboard.rpartition(':')[0]
     link = dask.config.get('distributed.dashboard.link')
     if not scheduler and host not in ('', '0.0.0.0', '[::]'): link = link.replace('{host}', host)  # the one it listens at
-    with dask.config.set({**QUIET, 'temporary-directory': get_temp_dir(), 'distributed.dashboard.link': link}):
+    with dask.config.set({**QUIET, 'temporary-directory': temp_dir(), 'distributed.dashboard.link': link}):
         if scheduler:
             with connect(scheduler, Patience(patience)) as client: yield client
             return

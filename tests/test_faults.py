@@ -365,6 +365,16 @@ def test_signals_end_a_sweep_in_order(tmp_path, experiment, robustnb, monkeypatc
     assert not hidden(tmp_path) and not left_in(tmp_path/'tmp') and not survivors(tmp_path)
 
 
+def test_a_temporary_folder_may_lie_deep(tmp_path, experiment, robustnb, monkeypatch):
+    "The names of sockets have an end: 107 bytes. A cluster's folder for a job can be longer."
+    (deep := tmp_path/('folder-of-a-job-'*8)).mkdir()
+    monkeypatch.setenv('TMPDIR', str(deep))
+    experiment('value = lr'), write_sweep(tmp_path, 1, 2)
+    code, out, err = finish(robustnb('sweep', 'toy.toml', '--workers', '2'))
+    assert code == 0 and '2 done now' in out, err
+    assert not left_in(deep) and not survivors(tmp_path)
+
+
 def test_a_second_signal_ends_at_once(tmp_path, experiment, robustnb, monkeypatch):
     (tmp_path/'tmp').mkdir()
     monkeypatch.setenv('TMPDIR', str(tmp_path/'tmp'))
