@@ -34,5 +34,5 @@ setuptools.setup(
     python_requires=f">={cfg['min_python']}", install_requires=cfg['requirements'].split(),
     extras_require={'dev': cfg['dev_requirements'].split()}, zip_safe=False,
     entry_points={'console_scripts': cfg.get('console_scripts', '').split(),
-                  'papermill.engine': ['warm=robustnb.engine:WarmEngine'],
+                  'papermill.engine': ['warm=robustnb.warm:WarmEngine'],
                   'nbdev': [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]})

@@ -12,7 +12,7 @@ from torchvision.transforms import ToTensor
 
 from robustnb import data, models, train
 from robustnb.core import Stopwatch, seed_all
-from robustnb.many import fit_many
+from robustnb.train_many import fit_many
 
 THREADS = torch.get_num_threads()
 

@@ -252,7 +252,7 @@ def _pictures(model, x, y, clean, wanted, seed, batch_size):
 # %% ../nbs/13c_audit.ipynb #ffd5b1a1
 @plain_mode()
 def audit(
-    model,                 # torch module, images (N,C,H,W) in [0,1] -> logits (N,K); see `foreign.prepared`
+    model,                 # torch module, images (N,C,H,W) in [0,1] -> logits (N,K); see `interop.prepared`
     images,                # (N,C,H,W), uint8 or float in [0,1]
     labels,                # (N,), int64
     name: str = 'model',   # what to call it
@@ -264,7 +264,7 @@ def audit(
     device: str = 'auto',  # see `core.device`
     source: str = '',      # where the images came from, for the page
     progress: bool = True, # show bars
-    notes=(),              # what is doubtful about images and model already, see `foreign.Images`
+    notes=(),              # what is doubtful about images and model already, see `interop.Images`
     mapped: bool = False,  # a label map says which outputs the classes are; else fewer classes than outputs are a doubt
     prepared=None,         # what images and model went through before, such as mean and std; kept with the result
 ) -> Audit:

@@ -247,25 +247,25 @@ def usual_conditions(args, images):
 
 def cmd_audit(args) -> int:
     "Audit one model on one set of images."
-    from robustnb import audit as audits, foreign
+    from robustnb import audit as audits, interop
     from robustnb.core import check_number
     from robustnb.report import check_replaceable
     check_replaceable(args.to, audits.FILES, 'audit')
-    foreign.check_readable(args.model, args.arch)
+    interop.check_readable(args.model, args.arch)
     listed = listed_conditions(args)
-    label_map = foreign.read_label_map(args.label_map) if args.label_map else None
-    images = foreign.read_images(args.images, args.size, label_map, args.n, args.seed, args.root, args.channels,
+    label_map = interop.read_label_map(args.label_map) if args.label_map else None
+    images = interop.read_images(args.images, args.size, label_map, args.n, args.seed, args.root, args.channels,
                                  args.ground, args.split)
     for v in args.mean or []: check_number(v, 'mean')
     options = parse_set(args.option, '--option')
-    model = foreign.load_model(args.model, args.arch, images.x.shape[1], images.x.shape[-1], **options)
+    model = interop.load_model(args.model, args.arch, images.x.shape[1], images.x.shape[-1], **options)
     prepared = dict(arch=args.arch, options=options, size=args.size, channels=args.channels, mean=args.mean, std=args.std,
                     label_map=label_map, ground=args.ground, split=args.split)
-    found = audits.audit(foreign.prepared(model, args.mean, args.std), images.x, images.y,
+    found = audits.audit(interop.prepared(model, args.mean, args.std), images.x, images.y,
                          args.name or Path(args.model).name, images.classes,
                          usual_conditions(args, images) if listed is None else listed,
                          args.lipschitz, args.seed, args.batch_size, args.device, images.source, progress=not args.json,
-                         notes=[*images.notes, *foreign.notes_of(model)], mapped=bool(args.label_map), prepared=prepared)
+                         notes=[*images.notes, *interop.notes_of(model)], mapped=bool(args.label_map), prepared=prepared)
     path = audits.save(found, args.to)
     words = audits.sentences(found)
     text = [*(f'warning: {note}' for note in found.notes), *(f'{topic}: {said}' for topic, said in words), f'page: {path}']

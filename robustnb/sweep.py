@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from . import results
 from .core import check_choice, check_number, code_digest, cores, digest, find_named, parse_number, read_json, read_toml, shipped, thread_env, write_json, write_text
-from .engine import Halted, check_limits, end_server, halt, run_isolated, temp_dir
+from .warm import Halted, check_limits, end_server, halt, run_isolated, temp_dir
 
 # %% ../nbs/14b_sweep.ipynb #794abe15
 @dataclass(frozen=True)

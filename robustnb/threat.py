@@ -126,15 +126,17 @@ def _first_answers(model, x):
                          'on such images') from e
 
 def _check_logits(z, x, y):
-    "A ValueError unless `z` are finite logits (len(x), classes), no probabilities, with an output for each label."
+    "A ValueError unless `z` are logits (len(x), classes), some finite, no probabilities, with an output for each label."
     real = torch.is_tensor(z) and not z.is_complex()
     if not real or z.ndim != 2 or len(z) != len(x) or z.shape[1] < 2:
         got = f'an output of shape {tuple(z.shape)}' if real else f'a {z.dtype if torch.is_tensor(z) else type(z).__name__}'
         raise ValueError(f'model: got {got}, accepted: logits ({len(x)}, at least 2 classes)')
-    if not z.isfinite().all():
-        raise ValueError('model: its logits hold NaN or infinity, accepted: finite logits')
+    answered = z.isfinite().all(1)
+    if not answered.any():
+        raise ValueError(f'model: its logits hold NaN or infinity at all {len(x)} images tried, accepted: finite logits')
     if y.min() < 0 or y.max() >= z.shape[1]:
         raise ValueError(f'y: got labels from {y.min()} to {y.max()}, accepted: 0 to {z.shape[1] - 1}, the classes of the model')
+    z = z[answered]
     if z.min() >= 0 and (z.sum(1) - 1).abs().max() < 1e-3:
         raise ValueError('model: its output is a probability distribution, accepted: logits (remove the softmax)')
 
@@ -153,11 +155,11 @@ def check_model(
     if not torch.equal(x, given):
         raise ValueError('model: changes the images that it is given, accepted: a model that leaves its input as it is')
     _check_logits(z, x, y)
-    again, alone = _first_answers(model, x), _first_answers(model, x[:1])
-    tolerance = 1e-3*z.float().abs().max()
-    if (again.float() - z.float()).abs().max() > tolerance:
+    again, alone, z = (part.float().nan_to_num(0, 0, 0) for part in (_first_answers(model, x), _first_answers(model, x[:1]), z))
+    tolerance = 1e-3*z.abs().max()
+    if (again - z).abs().max() > tolerance:
         raise ValueError('model: two passes over the same images differ, accepted: a deterministic model (attack the expectation of a random one)')
-    if (alone.float() - z[:1].float()).abs().max() > tolerance:
+    if (alone - z[:1]).abs().max() > tolerance:
         raise ValueError("model: an image's logits depend on the other images of the batch, accepted: a model that judges images one by one")
     return z.shape[1]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from robustnb import data, foreign
+from robustnb import data, interop
 
 FORMATS = dict(png='PNG', jpg='JPEG', gif='GIF', bmp='BMP', tiff='TIFF', webp='WEBP', ppm='PPM', eps='EPS', pdf='PDF')
 MODES = 'L', 'RGB', 'RGBA', 'LA', 'P', '1'
@@ -65,7 +65,7 @@ def within(seconds, function):
     return found[0]
 
 def is_answer(found, shape):
-    return isinstance(found, foreign.Images) and tuple(found.x.shape[1:]) == shape and found.x.dtype == torch.uint8
+    return isinstance(found, interop.Images) and tuple(found.x.shape[1:]) == shape and found.x.dtype == torch.uint8
 
 def check(path, found, shape):
     "Images of the right form, or an error of the right kind that names the file."
@@ -89,7 +89,7 @@ def damage_images(tmp_path, n):
         path.write_bytes(content)
         sound = Image.fromarray(noise(rng, 8, 8, 3))
         sound.save(tmp_path/str(seed)/'b'/'sound.png')
-        found = within(60, lambda: foreign.read_images(tmp_path/str(seed), size=8, ground='white'))
+        found = within(60, lambda: interop.read_images(tmp_path/str(seed), size=8, ground='white'))
         if check(path, found, (3, 8, 8)):
             read += 1
             neighbour = found.x[1].permute(1, 2, 0)
@@ -102,7 +102,7 @@ def damage_npz(tmp_path, n):
         rng = np.random.default_rng(10_000 + seed)
         path = tmp_path/f'odd{seed}.npz'
         path.write_bytes(DAMAGE[seed % len(DAMAGE)](rng, npz_bytes(rng, packed=seed % 2)))
-        read += check(path, within(60, lambda: foreign.read_images(path)), (3, 5, 5))
+        read += check(path, within(60, lambda: interop.read_images(path)), (3, 5, 5))
     return read
 
 def test_damaged_images(tmp_path): assert 0 < damage_images(tmp_path, 180) < 180
@@ -127,13 +127,13 @@ def test_sound_images_are_read_right(tmp_path):
         whole = Image.alpha_composite(Image.new('RGBA', on_white.size, 'white'), on_white).convert('RGB')
         wide = whole.resize((16, 12), Image.Resampling.BILINEAR)   # 12x9 to a square of 12
         expected.append(np.asarray(wide.crop((2, 0, 14, 12))))
-    found = foreign.read_images(tmp_path, size=12, ground='white')
+    found = interop.read_images(tmp_path, size=12, ground='white')
     np.testing.assert_array_equal(found.x.permute(0, 2, 3, 1), np.stack(expected))
 
 def test_sound_npz_is_read_right(tmp_path):
     for packed in False, True:
         (tmp_path/'sound.npz').write_bytes(npz_bytes(np.random.default_rng(0), packed))
-        found = foreign.read_images(tmp_path/'sound.npz')
+        found = interop.read_images(tmp_path/'sound.npz')
         np.testing.assert_array_equal(found.x.permute(0, 2, 3, 1), noise(np.random.default_rng(0), 6, 5, 5, 3))
         assert found.y.tolist() == [0, 1, 2]*2 and found.classes == ('a', 'b', 'c') and found.notes == ()
 
@@ -142,7 +142,7 @@ def test_sound_npz_is_read_right(tmp_path):
 
 def refused(source, **options):
     "The text of the error, which must come within seconds."
-    found = within(60, lambda: foreign.read_images(source, **options))
+    found = within(60, lambda: interop.read_images(source, **options))
     assert isinstance(found, (ValueError, FileNotFoundError)), found
     return str(found)
 
@@ -188,7 +188,7 @@ def test_npz_larger_than_memory(tmp_path):
     with zipfile.ZipFile(tmp_path/'big.npz', 'w', zipfile.ZIP_DEFLATED) as archive:
         with archive.open('images.npy', 'w') as member: np.save(member, np.zeros((3000, 100, 100), np.uint8))
         with archive.open('labels.npy', 'w') as member: np.save(member, np.zeros(3000, int))
-    assert len(foreign.read_images(tmp_path/'big.npz').x) == 3000
+    assert len(interop.read_images(tmp_path/'big.npz').x) == 3000
     class Small:
         total = 10**7
     with pytest.MonkeyPatch.context() as patch:
@@ -211,7 +211,7 @@ def test_odd_arrays_in_npz(tmp_path):
         np.savez(tmp_path/f'odd{i}.npz', **(dict(images=images, labels=labels) | arrays))
         assert f'odd{i}.npz: ' in refused(tmp_path/f'odd{i}.npz')
     np.savez(tmp_path/'even.npz', images=images, labels=labels + 2, class_names=['a', 'b', 'c'])
-    assert foreign.read_images(tmp_path/'even.npz').y.tolist() == [2]*4
+    assert interop.read_images(tmp_path/'even.npz').y.tolist() == [2]*4
 
 def test_wrong_labels_are_counted(tmp_path):
     np.savez(tmp_path/'some.npz', images=np.zeros((5, 2, 2), np.uint8), labels=[0, -1, 1, -1, 0])
@@ -228,7 +228,7 @@ def test_extreme_shapes(tmp_path):
     assert '3,000 x 2' in refused(tmp_path/'long.npz', size=32)
     (tmp_path/'wide'/'a').mkdir(parents=True)
     Image.new('L', (100, 1)).save(tmp_path/'wide'/'a'/'x.png')
-    assert foreign.read_images(tmp_path/'wide', size=32).x.shape == (1, 1, 32, 32)
+    assert interop.read_images(tmp_path/'wide', size=32).x.shape == (1, 1, 32, 32)
 
 def test_idx_bombs(tmp_path):
     import gzip
@@ -268,12 +268,12 @@ def test_a_home_is_left_as_it_was(tmp_path, monkeypatch):
     monkeypatch.delenv('ROBUSTNB_DATA', raising=False)
     monkeypatch.chdir(home)
     with pytest.raises(ValueError, match='photos/loop: class folder without images'):
-        foreign.read_images('photos/', size=8)
+        interop.read_images('photos/', size=8)
     (home/'photos'/'loop').unlink()
     before = listing(home)
-    assert len(foreign.read_images('mine').x) == 2 and len(foreign.read_images('test.npz').x) == 6
-    assert len(foreign.read_images('photos/', size=8).x) == len(foreign.read_images('~/photos', size=8).x) == 3
-    assert len(foreign.read_images('digits').x) == 359
+    assert len(interop.read_images('mine').x) == 2 and len(interop.read_images('test.npz').x) == 6
+    assert len(interop.read_images('photos/', size=8).x) == len(interop.read_images('~/photos', size=8).x) == 3
+    assert len(interop.read_images('digits').x) == 359
     with pytest.raises(FileNotFoundError): data.load('nothing')
     with pytest.raises(ValueError, match='has one image'): data.load('mine')
     assert listing(home) == before

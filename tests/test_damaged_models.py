@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from robustnb import data, foreign, models, train
+from robustnb import data, interop, models, train
 from robustnb.core import seed_all
 
 LIMIT = 4 << 30    # bytes of addresses that a child may take once it has imported everything
@@ -90,7 +90,7 @@ VALUES = [None, True, -1, 0, 1, 2, 7, 2**31, 2**62, 2**64, 10**30, 1e308, -.5, '
           [2**40]*3, ['x'], {'as_int': -1},
           {'as_none': True}, {'as_name': 'x'}, {'as_tensor': {'name': 'x'}}, {'as_ints': [2**33]},
           {'as_scalar_type': 99}, 'NaN', 'Infinity', math.nan]
-PACKETS = {n: getattr(torch.ops.aten, n) for n in sorted(foreign.OPERATIONS) if hasattr(torch.ops.aten, n)}
+PACKETS = {n: getattr(torch.ops.aten, n) for n in sorted(interop.OPERATIONS) if hasattr(torch.ops.aten, n)}
 TARGETS = [f'torch.ops.aten.{n}.{o}' for n, packet in PACKETS.items() for o in packet.overloads()]
 TARGETS += ['_operator.mul', '_operator.pow', '_operator.getitem', 'torch.hub.load', 'torch.ops.aten.from_file.default',
             '']
@@ -189,7 +189,7 @@ def answer(path, x):
     if path.suffix == '.ckpt':
         return train.fit(models.SmallCNN(width=4), data.load('digits').subset(40, 1), CONFIG, device='cpu',
                          checkpoint=path).model(x).detach()
-    with torch.no_grad(): return foreign.load_model(path, **(OPTIONS if path.suffix == '.safetensors' else {}))(x)
+    with torch.no_grad(): return interop.load_model(path, **(OPTIONS if path.suffix == '.safetensors' else {}))(x)
 
 def child(folder, start, stop):
     "Damage and read files number `start` to `stop`; one line of JSON each."
@@ -278,12 +278,12 @@ def plain(z): return next(iter(z.values())) if isinstance(z, dict) else z
                           (lambda: models.PreActResNet18(5, 1, 8, width=4, norm='batch'), (1, 8, 8))])
 def test_a_program_gives_the_logits_of_its_model(tmp_path, make, shape, kind):
     net, x = make().eval(), torch.rand(7, *shape)
-    again = foreign.load_model(export(net, tmp_path/'net.pt2', x[:4], None if kind == 'fixed' else {0: N},
+    again = interop.load_model(export(net, tmp_path/'net.pt2', x[:4], None if kind == 'fixed' else {0: N},
                                       kind == 'core'))
     torch.testing.assert_close(again(x), plain(net(x)), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(again(x[:1]), plain(net(x[:1])), rtol=1e-4, atol=1e-5)
     assert again(x[:0]).shape == plain(net(x))[:0].shape
-    notes = foreign.notes_of(foreign.prepared(again, [0.]*shape[0], [1.]*shape[0]))
+    notes = interop.notes_of(interop.prepared(again, [0.]*shape[0], [1.]*shape[0]))
     assert any('batches of exactly 4' in n for n in notes) == (kind == 'fixed')
 
 @pytest.mark.parametrize('name, size',
@@ -293,19 +293,19 @@ def test_programs_of_torchvision(tmp_path, name, size):
     from torchvision.models import get_model
     net = get_model(name, weights=None, **(dict(image_size=size) if 'vit' in name else {})).eval()
     x = torch.rand(5, 3, size, size)
-    again = foreign.load_model(export(net, tmp_path/'net.pt2', x[:2], {0: N}))
+    again = interop.load_model(export(net, tmp_path/'net.pt2', x[:2], {0: N}))
     with torch.no_grad(): torch.testing.assert_close(again(x), net(x), rtol=1e-3, atol=1e-4)
 
 def test_free_height_and_width(tmp_path):
     net = AnySize().eval()
-    program = foreign.load_model(export(net, tmp_path/'net.pt2', free={0: N, 2: H, 3: W}))
+    program = interop.load_model(export(net, tmp_path/'net.pt2', free={0: N, 2: H, 3: W}))
     for shape in (5, 1, 11, 23), (1, 1, 4, 256), (2, 1, 8, 8):
         x = torch.rand(shape)
         torch.testing.assert_close(program(x), net(x), rtol=1e-4, atol=1e-5)
     for shape in (2, 1, 3, 8), (2, 1, 8, 257), (2, 3, 8, 8), (2, 1, 8):
         with pytest.raises(ValueError, match=r'accepted: \(1, 4..256, 4..256\)'): program(torch.rand(shape))
     h = torch.export.Dim('h', min=1, max=8)
-    square = foreign.Program(export(net, tmp_path/'square.pt2', torch.rand(2, 1, 17, 17),
+    square = interop.Program(export(net, tmp_path/'square.pt2', torch.rand(2, 1, 17, 17),
                                     {0: N, 2: 4*h + 1, 3: 4*h + 1}))
     x = torch.rand(3, 1, 25, 25)
     torch.testing.assert_close(square(x), net(x), rtol=1e-4, atol=1e-5)
@@ -318,7 +318,7 @@ def test_only_a_wrong_size_is_called_one(tmp_path):
             super().__init__()
             self.table = nn.Embedding(4, 3)
         def forward(self, x): return self.table((x.flatten(1).sum(1)*100).long())
-    program = foreign.load_model(export(Lookup(), tmp_path/'net.pt2', torch.zeros(2, 1, 2, 2), {0: N}))
+    program = interop.load_model(export(Lookup(), tmp_path/'net.pt2', torch.zeros(2, 1, 2, 2), {0: N}))
     assert program(torch.zeros(3, 1, 2, 2)).shape == (3, 3)
     with pytest.raises(ValueError,
                        match=r'net.pt2: node \d+ \(embedding.default\) fails .*: index out of range') as error:
@@ -345,10 +345,10 @@ class Unpooled(nn.Module):
                           (Unpooled, 'accepted: logits N,K'), (nn.Identity, 'accepted: logits N,K')])
 def test_programs_that_classify_nothing(tmp_path, make, words):
     with pytest.raises(ValueError, match=f'net.pt2: got a program .*{words}'):
-        foreign.load_model(export(make(), tmp_path/'net.pt2', free={0: N}))
+        interop.load_model(export(make(), tmp_path/'net.pt2', free={0: N}))
 
 def test_a_program_without_nodes_gives_its_inputs(tmp_path):
-    program = foreign.load_model(export(nn.Identity(), tmp_path/'net.pt2', torch.rand(4, 5), {0: N}))
+    program = interop.load_model(export(nn.Identity(), tmp_path/'net.pt2', torch.rand(4, 5), {0: N}))
     x = torch.rand(7, 5)
     assert torch.equal(program(x), x)
 
@@ -364,7 +364,7 @@ def test_the_layouts_of_older_versions(originals, tmp_path):
                                        'net/data/weights/model.pt': 'x'}).items():
         with zipfile.ZipFile(tmp_path/f'{name}.pt2', 'w') as z:
             for n, text in members.items(): z.writestr(n, text)
-        for read in foreign.load_model, foreign.Program:
+        for read in interop.load_model, interop.Program:
             with pytest.raises(ValueError, match=rf'{name}.pt2: {OLD}'):
                 read(tmp_path/f'{name}.pt2')
 
@@ -373,22 +373,22 @@ def test_several_programs_in_one_file(originals, tmp_path):
     with zipfile.ZipFile(originals/'chain.pt2') as z: text = z.read('chain/models/model.json')
     with zipfile.ZipFile(again, 'a') as z: z.writestr('chain/models/other.json', text)
     with pytest.raises(ValueError, match=r'two.pt2: got 2 programs in one file \(model, other\), accepted: one'):
-        foreign.load_model(again)
+        interop.load_model(again)
 
 def test_compiled_code_and_other_schemas(originals, tmp_path):
     with zipfile.ZipFile(tmp_path/'code.pt2', 'w') as z:
         for n in 'net/archive_format', 'net/data/aotinductor/model/net.so': z.writestr(n, 'pt2')
-    with pytest.raises(ValueError, match='code.pt2: got compiled code'): foreign.load_model(tmp_path/'code.pt2')
+    with pytest.raises(ValueError, match='code.pt2: got compiled code'): interop.load_model(tmp_path/'code.pt2')
     with pytest.raises(ValueError, match='got a program of schema 9, accepted: 8'):
-        foreign.load_model(edited(originals, tmp_path, lambda t: t['schema_version'].update(major=9)))
+        interop.load_model(edited(originals, tmp_path, lambda t: t['schema_version'].update(major=9)))
 
 def test_what_is_no_file(tmp_path, originals):
     os.mkfifo(tmp_path/'pipe')
     (tmp_path/'empty.pt2').touch()
     (tmp_path/'link.pt2').symlink_to(originals/'chain.pt2')
-    assert foreign.load_model(tmp_path/'link.pt2')
-    weights = lambda path: foreign.load_weights(path, 'smallcnn', 1, 8)
-    for read in foreign.load_model, foreign.Program, foreign.file_kind, weights:
+    assert interop.load_model(tmp_path/'link.pt2')
+    weights = lambda path: interop.load_weights(path, 'smallcnn', 1, 8)
+    for read in interop.load_model, interop.Program, interop.file_kind, weights:
         for name, words in dict(pipe='a pipe', empty='an empty file').items():
             path = tmp_path/(name if name == 'pipe' else f'{name}.pt2')
             with pytest.raises(ValueError, match=f'{path.name}: got {words}'): read(path)
@@ -430,9 +430,9 @@ def after_full(size, target, **args):
     return full(size), (f'torch.ops.aten.{target}', dict(self=name('zeros'), **args), 'result')
 
 def test_nodes_put_in_are_computed(originals, tmp_path):
-    sound = foreign.load_model(originals/'chain.pt2')
+    sound = interop.load_model(originals/'chain.pt2')
     x = torch.rand(5, 1, 8, 8)
-    changed = foreign.load_model(edited(originals, tmp_path,
+    changed = interop.load_model(edited(originals, tmp_path,
                                         before_the_logits(*after_full([1, 10], 'add.Scalar', other={'as_int': 2}))))
     torch.testing.assert_close(changed(x), sound(x) + 2, rtol=1e-5, atol=1e-6)
 
@@ -477,7 +477,7 @@ def test_what_grows_is_refused_before_it_does(originals, tmp_path, bomb):
     steps, words = BOMBS[bomb]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(ValueError, match=f'edited.pt2: .*({words})'):
-        foreign.load_model(edited(originals, tmp_path, before_the_logits(*steps)))
+        interop.load_model(edited(originals, tmp_path, before_the_logits(*steps)))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20, 'less than a GiB more, in KiB'
 
 def test_what_grows_with_the_batch_is_refused_when_it_does(originals, tmp_path):
@@ -485,7 +485,7 @@ def test_what_grows_with_the_batch_is_refused_when_it_does(originals, tmp_path):
         def forward(self, x):
             n, x = x.shape[0], x.flatten(1)[:, :3]
             return x + x.new_zeros(1).expand(n*n*n*n*n*4096).clone().sum()*0
-    program = foreign.load_model(export(Outer(), tmp_path/'net.pt2', torch.rand(2, 1, 8, 8), {0: N}))
+    program = interop.load_model(export(Outer(), tmp_path/'net.pt2', torch.rand(2, 1, 8, 8), {0: N}))
     x = torch.rand(64, 1, 8, 8)
     torch.testing.assert_close(program(x[:3]), x[:3].flatten(1)[:, :3])
     with pytest.raises(ValueError, match=f'net.pt2: .*({NEEDS}|{WORKS})'): program(x)
@@ -513,9 +513,9 @@ def test_a_number_where_a_type_belongs(originals, tmp_path, target, args, wrong)
         file = edited(originals, tmp_path,
                       before_the_logits((f'torch.ops.aten.{target}', dict(args, dtype=dtype), 'r'),
                                         ('torch.ops.aten.sum.default', dict(self=name('r')), 'result')))
-        if words is None: assert foreign.load_model(file)(torch.rand(3, 1, 8, 8)).shape == (3, 10)
+        if words is None: assert interop.load_model(file)(torch.rand(3, 1, 8, 8)).shape == (3, 10)
         else:
-            with pytest.raises(ValueError, match=words): foreign.load_model(file)
+            with pytest.raises(ValueError, match=words): interop.load_model(file)
 
 @pytest.mark.parametrize('target', ['div.Tensor_mode', 'div_.Tensor_mode', 'div.Scalar_mode'])
 @pytest.mark.parametrize('kind', [4, 5])
@@ -530,7 +530,7 @@ def test_the_quotient_that_ends_a_process(originals, tmp_path, target, kind, mod
         (f'torch.ops.aten.{target}', dict(self=name('lowest'), other=by, rounding_mode={'as_string': mode}), 'q'),
         ('torch.ops.aten.to.dtype', dict(self=name('q'), dtype={'as_scalar_type': 8}), 'real'),
         ('torch.ops.aten.sum.default', dict(self=name('real')), 'result')))
-    model, sound, x = foreign.load_model(file), foreign.load_model(originals/'chain.pt2'), torch.rand(3, 1, 8, 8)
+    model, sound, x = interop.load_model(file), interop.load_model(originals/'chain.pt2'), torch.rand(3, 1, 8, 8)
     if words:
         with pytest.raises(ValueError, match=f'edited.pt2: node .*{words}'): model(x)
     else:
@@ -549,7 +549,7 @@ def test_the_quotient_that_ends_a_process(originals, tmp_path, target, kind, mod
      'fails for images')])
 def test_graphs_that_do_not_hold_together(originals, tmp_path, change, words):
     with pytest.raises(ValueError, match=f'edited.pt2: .*{words}'):
-        foreign.load_model(edited(originals, tmp_path, change))
+        interop.load_model(edited(originals, tmp_path, change))
 
 @pytest.mark.parametrize('text',
                          [b'', b'[]', b'{}', b'null', b'3', b'['*100_000, b'{"a":'*100_000, b'NaN', b'\xff\xfe',
@@ -557,7 +557,7 @@ def test_graphs_that_do_not_hold_together(originals, tmp_path, change, words):
 @pytest.mark.parametrize('member', ['models/model.json', 'model_weights_config.json'])
 def test_json_of_other_kinds(originals, tmp_path, member, text):
     file = rewritten(originals/'chain.pt2', tmp_path/'other.pt2', lambda n, b: text if n.endswith(member) else b)
-    with pytest.raises(ValueError, match='other.pt2: ') as error: foreign.load_model(file)
+    with pytest.raises(ValueError, match='other.pt2: ') as error: interop.load_model(file)
     assert len(str(error.value)) < 600
 
 def weights_changed(originals, tmp_path, change, **how):
@@ -587,34 +587,34 @@ whole = lambda *values: [{'as_int': v} for v in values]
     (lambda e: e.update(tensor_meta=None), 'is a pickle')])
 def test_weights_that_lie_elsewhere(originals, tmp_path, change, words):
     with pytest.raises(ValueError, match=f'edited.pt2: .*{words}'):
-        foreign.load_model(weights_changed(originals, tmp_path, change))
+        interop.load_model(weights_changed(originals, tmp_path, change))
 
 def test_packed_archives(originals, tmp_path):
-    sound, x = foreign.load_model(originals/'chain.pt2'), torch.rand(3, 1, 8, 8)
+    sound, x = interop.load_model(originals/'chain.pt2'), torch.rand(3, 1, 8, 8)
     file = rewritten(originals/'chain.pt2', tmp_path/'packed.pt2', lambda n, b: b, compression=zipfile.ZIP_DEFLATED)
-    assert torch.equal(foreign.load_model(file)(x), sound(x))
-    grown = lambda n, b: b + bytes(foreign.ROOM) if n.endswith('/weight_0') else b
+    assert torch.equal(interop.load_model(file)(x), sound(x))
+    grown = lambda n, b: b + bytes(interop.ROOM) if n.endswith('/weight_0') else b
     with pytest.raises(ValueError, match='bomb.pt2: .*members take more than 4 times its size'):
-        foreign.load_model(rewritten(originals/'chain.pt2', tmp_path/'bomb.pt2', grown,
+        interop.load_model(rewritten(originals/'chain.pt2', tmp_path/'bomb.pt2', grown,
                                      compression=zipfile.ZIP_DEFLATED))
-    long = lambda n, b: b + b' '*foreign.GRAPH if n.endswith('/model.json') else b
+    long = lambda n, b: b + b' '*interop.GRAPH if n.endswith('/model.json') else b
     with pytest.raises(ValueError, match='long.pt2: .*accepted: at most 33,554,432'):
-        foreign.load_model(rewritten(originals/'chain.pt2', tmp_path/'long.pt2', long,
+        interop.load_model(rewritten(originals/'chain.pt2', tmp_path/'long.pt2', long,
                                      compression=zipfile.ZIP_DEFLATED))
     with pytest.raises(ValueError, match='packed in an unusual way'):
-        foreign.load_model(rewritten(originals/'chain.pt2', tmp_path/'bz.pt2', lambda n, b: b,
+        interop.load_model(rewritten(originals/'chain.pt2', tmp_path/'bz.pt2', lambda n, b: b,
                                      compression=zipfile.ZIP_BZIP2))
     with zipfile.ZipFile(file, 'a') as z:
         with pytest.warns(UserWarning, match='Duplicate name'): z.writestr('chain/models/model.json', b'{}')
-    with pytest.raises(ValueError, match='two members of one name'): foreign.load_model(file)
+    with pytest.raises(ValueError, match='two members of one name'): interop.load_model(file)
 
 def test_an_end_that_speaks_of_other_disks(originals, tmp_path):
     raw = bytearray((originals/'chain.pt2').read_bytes())
     at = raw.rindex(b'PK\6\7')  # where the end of a large archive is: which disk, where on it, how many disks
-    assert foreign.file_kind(originals/'chain.pt2') == 'program'
+    assert interop.file_kind(originals/'chain.pt2') == 'program'
     raw[at + 16:at + 20] = struct.pack('<I', 7)
     (tmp_path/'disks.pt2').write_bytes(raw)
-    for read in foreign.file_kind, foreign.load_model, foreign.Program:
+    for read in interop.file_kind, interop.load_model, interop.Program:
         with pytest.raises(ValueError, match='disks.pt2: .*multiple disks'): read(tmp_path/'disks.pt2')
 
 def test_no_pickle_runs(originals, tmp_path):
@@ -629,7 +629,7 @@ def test_no_pickle_runs(originals, tmp_path):
     torch.save(Bomb(), tmp_path/'saved.pt2')
     for path in inside, tmp_path/'bare.pt2', tmp_path/'bare.safetensors', tmp_path/'saved.pt2':
         with pytest.raises(ValueError, match=path.name):
-            foreign.load_model(path, **(OPTIONS if path.suffix == '.safetensors' else {}))
+            interop.load_model(path, **(OPTIONS if path.suffix == '.safetensors' else {}))
     with pytest.raises(ValueError, match='bare.pt2: not a complete checkpoint'):
         train.fit(models.SmallCNN(width=4), data.load('digits').subset(40, 1), CONFIG, device='cpu',
                   checkpoint=tmp_path/'bare.pt2')
@@ -650,18 +650,18 @@ def saved(tensors, path):
 def test_options_that_no_network_has(originals, kind, options):
     path = originals/'net.safetensors'
     with pytest.raises(ValueError, match='net.safetensors: its architecture, .* cannot be made with the options'):
-        foreign.load_weights(path, kind, 1, 8, **options)
+        interop.load_weights(path, kind, 1, 8, **options)
     with pytest.raises(ValueError, match='depth: got .*, accepted: a whole number >= 0 and <= 1000'):
-        foreign.load_weights(path, 'mlp', 1, 8, depth=10**9)
-    assert foreign.load_weights(path, 'smallcnn', 1, 8, width=4)(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+        interop.load_weights(path, 'mlp', 1, 8, depth=10**9)
+    assert interop.load_weights(path, 'smallcnn', 1, 8, width=4)(torch.rand(2, 1, 8, 8)).shape == (2, 10)
 
 
 def test_weights_of_other_types_and_numbers_of_classes(tmp_path):
     net, x = models.SmallCNN(7, width=4).eval(), torch.rand(3, 1, 8, 8)
     own = net.state_dict()
-    again = foreign.load_model(saved(own, tmp_path/'own.safetensors'), **OPTIONS)
+    again = interop.load_model(saved(own, tmp_path/'own.safetensors'), **OPTIONS)
     assert torch.equal(again(x), net(x)) and again(x).shape == (3, 7)
-    half = foreign.load_model(saved({k: v.half() for k, v in own.items()}, tmp_path/'half.safetensors'), **OPTIONS)
+    half = interop.load_model(saved({k: v.half() for k, v in own.items()}, tmp_path/'half.safetensors'), **OPTIONS)
     torch.testing.assert_close(half(x), net(x), rtol=.01, atol=.01)
     first, bias = next(iter(own)), next(k for k in reversed(own) if k.endswith('bias'))
     for change, words in (({first: own[first].long()}, 'is torch.int64'),
@@ -672,7 +672,7 @@ def test_weights_of_other_types_and_numbers_of_classes(tmp_path):
                           ({'x'*10**6: own[bias].clone()}, r'holds x{60}, which smallcnn lacks'),
                           ({'\x1b[31m': own[bias].clone()}, r'holds \\x1b\[31m, which')):
         with pytest.raises(ValueError, match=f'bad.safetensors: .*({words})'):
-            foreign.load_model(saved(own | change, tmp_path/'bad.safetensors'), **OPTIONS)
+            interop.load_model(saved(own | change, tmp_path/'bad.safetensors'), **OPTIONS)
 
 
 # --- many damaged files

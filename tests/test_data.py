@@ -596,7 +596,7 @@ def test_images_without_class_folders_are_said_to_be_that(tmp_path):
     assert data.take('.', tmp_path).classes == ('pets',)
 
 def test_a_label_map_of_windows(tmp_path):
-    from robustnb.foreign import read_images
+    from robustnb.interop import read_images
     class_folders(tmp_path/'pets', 'cat', 'dog')
     (tmp_path/'map.json').write_bytes(b'\xef\xbb\xbf{"cat": 1,\r\n "dog": 0}\r\n\r\n')
     assert read_images(tmp_path/'pets', label_map=tmp_path/'map.json').y.tolist() == [1, 1, 0, 0]

@@ -3,7 +3,7 @@ import csv, math
 
 import pytest, torch
 
-from robustnb import attacks, audit, conditions, data, foreign, models, report, results, train
+from robustnb import attacks, audit, conditions, data, interop, models, report, results, train
 from robustnb.core import seed_all
 
 
@@ -80,7 +80,7 @@ def test_a_program_with_batch_norm_of_features(tmp_path):
     seed_all(0)
     net, x = models.MLP(width=8, norm='batch').eval(), torch.rand(5, 1, 8, 8)
     torch.export.save(torch.export.export(net, (x,)), tmp_path/'net.pt2')
-    again = foreign.load_model(tmp_path/'net.pt2', in_channels=1, input_size=8)
+    again = interop.load_model(tmp_path/'net.pt2', in_channels=1, input_size=8)
     torch.testing.assert_close(again(x), net(x))
     assert isinstance(again, torch.nn.Sequential)
 
@@ -145,7 +145,7 @@ def is_number(text):
     return True
 
 def test_an_audit_says_which_outputs_it_took_the_classes_for():
-    options = dict(attack='none', lipschitz=0, bands=0, variances=(), progress=False)
+    options = dict(conditions=[{'kind': 'clean'}], lipschitz=0, progress=False)
     net, x, y = models.SmallCNN(width=4).eval(), torch.rand(6, 1, 8, 8), torch.arange(6) % 2
     guessed = [note for note in audit.audit(net, x, y, classes=('cat', 'dog'), **options).notes if 'taken for' in note]
     assert len(guessed) == 1 and "2 classes and the model 10 outputs" in guessed[0] and "'cat' for 0, 'dog' for 1" in guessed[0]
@@ -157,7 +157,7 @@ def test_logits_that_are_not_finite_are_counted_on_the_page(tmp_path):
         def forward(self, x): return super().forward(x).masked_fill((x.amax((1, 2, 3)) > .9)[:, None], torch.nan)
     x = torch.rand(40, 1, 8, 8)*.8
     x[35:, 0, 0, 0] = 1
-    net, options = Overflows(width=4).eval(), dict(attack='none', lipschitz=0, bands=0, variances=(), progress=False)
+    net, options = Overflows(width=4).eval(), dict(conditions=[{'kind': 'clean'}], lipschitz=0, progress=False)
     y = models.SmallCNN.forward(net, x).argmax(1)
     found = audit.audit(net, x, y, **options)
     page = audit.save(found, tmp_path).read_text()

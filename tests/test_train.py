@@ -7,7 +7,7 @@ import numpy as np, pytest, torch
 
 from robustnb import data, models, optim, train
 from robustnb.core import seed_all
-from robustnb.many import fit_many
+from robustnb.train_many import fit_many
 
 DIGITS = data.load('digits').subset(300, 1)
 ONE_CLASS = replace(DIGITS, y_train=torch.zeros_like(DIGITS.y_train))
