@@ -14,7 +14,7 @@ from torch import nn
 from robustnb import attacks, data, models, train
 from robustnb.core import Stopwatch, provenance, seed_all, set_threads
 from robustnb.pgd import ce
-from robustnb.threat import Oracle
+from robustnb.oracle import Oracle
 
 TARGETS = {('linf', 'standard'): 1.35, ('l2', 'standard'): 1.5, ('linf', 'quick'): 4., ('l2', 'quick'): 4., ('linf', 'proofs'): 1.8}
 

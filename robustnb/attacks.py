@@ -26,7 +26,8 @@ from .evaluate import plain_mode, plain_tensor
 from .fab import deepfool, fab, fab_run
 from .pgd import TARGETS, apgd, apgd_run, climb, dlr_targeted, fgsm, gap, pgd
 from .square import blocks, square, square_run
-from .threat import NORMS, Oracle, batches, column, confirmed, distance, image_keys, masked, random_start
+from .oracle import Oracle, confirmed, masked
+from .threat import NORMS, batches, column, distance, image_keys, random_start
 
 _all_ = ['fgsm', 'pgd', 'apgd', 'deepfool', 'fab', 'square', 'certify']
 
@@ -59,7 +60,7 @@ class Evaluation:
     passes: dict = field(default_factory=dict)  # {attack: {'forward': images, 'gradient': images}}
     cpu_s: dict = field(default_factory=dict)   # {attack: CPU seconds}
     certify: bool = False                       # whether proofs were asked for
-    vanished: dict = field(default_factory=dict)  # what was noticed of the gradients, see `threat.masked`
+    vanished: dict = field(default_factory=dict)  # what was noticed of the gradients, see `oracle.masked`
 
     @property
     def name(self) -> str:
@@ -180,7 +181,7 @@ def _stage(net, attack, run, x, y, keys, ev, best):
 
 @plain_mode()
 def autoattack(
-    model,                      # module or callable in eval mode: images -> logits (n, classes), see `threat.check_model`
+    model,                      # module or callable in eval mode: images -> logits (n, classes), see `oracle.check_model`
     x,                          # images (n, c, h, w), float in [0,1]
     y,                          # labels (n,), int64
     norm: str = 'linf',         # 'linf' or 'l2'
@@ -330,7 +331,7 @@ class Nearest:
 
 @plain_mode()
 def minimal_norm(
-    model,                  # module or callable in eval mode: images -> logits (n, classes), see `threat.check_model`
+    model,                  # module or callable in eval mode: images -> logits (n, classes), see `oracle.check_model`
     x,                      # images (n, ...), float in [0,1]
     y,                      # labels (n,), int64
     norm: str = 'linf',     # 'linf' or 'l2'

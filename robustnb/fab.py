@@ -11,7 +11,8 @@ import torch
 from .core import check_choice, check_number
 from .evaluate import is_right
 from .pgd import TARGETS, gap, rank_targets
-from .threat import NORMS, TINY, Adversarial, Oracle, Rows, column, distance, length, on_correct, steepest
+from .oracle import Oracle, on_correct
+from .threat import NORMS, TINY, Adversarial, Rows, column, distance, length, steepest
 
 # %% ../nbs/10c_fab.ipynb #43fbf2b5
 def deepfool_batch(net, x, y, norm, steps, overshoot, classes):
@@ -39,7 +40,7 @@ def _setup(model, x, y, norm, eps):
     return model if isinstance(model, Oracle) else Oracle(model, x, y)
 
 def deepfool(
-    model,                      # callable or module in eval mode: images -> logits (n, classes), see `threat.check_model`
+    model,                      # callable or module in eval mode: images -> logits (n, classes), see `oracle.check_model`
     x,                          # images (n, ...), float in [0,1]
     y,                          # labels (n,), int64
     norm: str = 'linf',         # 'linf' or 'l2'
@@ -114,7 +115,7 @@ def fab_run(net, x, y, keys, run, norm, eps, steps=100):
     return Adversarial(nearest, fooled)
 
 def fab(
-    model,                     # callable or module in eval mode: images -> logits (n, classes), see `threat.check_model`
+    model,                     # callable or module in eval mode: images -> logits (n, classes), see `oracle.check_model`
     x,                         # images (n, ...), float in [0,1]
     y,                         # labels (n,), int64
     norm: str = 'linf',        # 'linf' or 'l2'

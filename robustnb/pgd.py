@@ -12,7 +12,8 @@ import torch.nn.functional as F
 
 from .core import check_choice, check_number
 from .evaluate import is_right
-from .threat import NORMS, TINY, Adversarial, Ball, Oracle, Rows, column, on_correct, random_start, steepest
+from .oracle import Oracle, on_correct
+from .threat import NORMS, TINY, Adversarial, Ball, Rows, column, random_start, steepest
 
 # %% ../nbs/10b_pgd.ipynb #e7d85b6f
 def ce(
@@ -80,7 +81,7 @@ def fgsm_batch(net, x, y, norm, eps, loss=ce):
     return Ball(x, eps, norm).project_(x + eps*steepest(grad, norm))
 
 def fgsm(
-    model,                  # callable or module in eval mode: images -> logits (n, classes), see `threat.check_model`
+    model,                  # callable or module in eval mode: images -> logits (n, classes), see `oracle.check_model`
     x,                      # images (n, ...), float in [0,1]
     y,                      # labels (n,), int64
     norm: str = 'linf',     # 'linf' or 'l2'
@@ -110,7 +111,7 @@ def pgd_batch(net, x, y, norm, eps, loss, start, steps, step):
     return Adversarial(x_adv, fooled)
 
 def pgd(
-    model,                      # callable or module in eval mode: images -> logits (n, classes), see `threat.check_model`
+    model,                      # callable or module in eval mode: images -> logits (n, classes), see `oracle.check_model`
     x,                          # images (n, ...), float in [0,1]
     y,                          # labels (n,), int64
     norm: str = 'linf',         # 'linf' or 'l2'
@@ -202,7 +203,7 @@ def apgd_run(net, x, y, keys, run, norm, eps, loss, steps=100, seed=0):
     return climb(net, x, y, random_start(x, keys, eps, norm, seed, 'apgd', loss, run), norm, eps, LOSSES[loss][0], target, steps)
 
 def apgd(
-    model,                     # callable or module in eval mode: images -> logits (n, classes), see `threat.check_model`
+    model,                     # callable or module in eval mode: images -> logits (n, classes), see `oracle.check_model`
     x,                         # images (n, ...), float in [0,1]
     y,                         # labels (n,), int64
     norm: str = 'linf',        # 'linf' or 'l2'

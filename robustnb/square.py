@@ -14,7 +14,8 @@ import torch
 
 from .core import check_choice, check_number
 from .evaluate import is_right
-from .threat import NORMS, TINY, Adversarial, Ball, Oracle, Rows, draw, on_correct
+from .oracle import Oracle, on_correct
+from .threat import NORMS, TINY, Adversarial, Ball, Rows, draw
 
 # %% ../nbs/10d_square.ipynb #796740d2
 HALVINGS = 10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000
@@ -185,7 +186,7 @@ def square_run(net, x, y, keys, run, norm, eps, queries=5000, seed=0, best=None)
     return Adversarial(out.view_as(x), fooled)
 
 def square(
-    model,                  # callable or module in eval mode: images -> logits (n, classes), see `threat.check_model`; no gradient is asked for
+    model,                  # callable or module in eval mode: images -> logits (n, classes), see `oracle.check_model`; no gradient is asked for
     x,                      # images (n, c, h, w), float in [0,1]
     y,                      # labels (n,), int64
     norm: str = 'linf',     # 'linf' or 'l2'

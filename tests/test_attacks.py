@@ -17,7 +17,8 @@ from torch.testing import assert_close
 
 from robustnb import attacks, conditions, data, evaluate, fab, models, square, train
 from robustnb.core import generator, seed_all
-from robustnb.threat import Oracle, distance, image_keys
+from robustnb.oracle import Oracle
+from robustnb.threat import distance, image_keys
 
 ROOT = Path(__file__).resolve().parents[1]
 NORMS = dict(linf=(.1, 4/255), l2=(.5, .3))  # radius for digits, for FashionMNIST
