@@ -7,7 +7,7 @@ DATASET ?= digits
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help demo test test-all docs bench check execute readme clean
+.PHONY: help demo test test-all test-oldest docs bench check execute readme clean
 
 help:            ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,13 @@ test: $(BIN)/.installed     ## all notebooks by nbdev_test, and what notebooks c
 
 test-all: $(BIN)/.installed ## the same with the long cross-checks
 	OMP_NUM_THREADS=1 pytest -n $(WORKERS) -m ''
+
+OLDEST := .venv-oldest
+test-oldest:     ## the tests with the oldest libraries that settings.ini allows, in an environment of their own (6 GB)
+	$(PYTHON) -m venv $(OLDEST)
+	sed -n 's/^requirements = //p' settings.ini | tr ' ' '\n' | sed 's/\[.*\]//; s/,.*//; s/>=/==/' > $(OLDEST)/oldest.txt
+	$(OLDEST)/bin/pip install -q -c $(OLDEST)/oldest.txt -e '.[dev]'
+	PATH=$(CURDIR)/$(OLDEST)/bin:$$PATH OMP_NUM_THREADS=1 pytest -n $(WORKERS)
 
 bench: $(BIN)/.installed    ## speed against the plain way, side by side
 	for b in bench/bench_*.py; do python $$b || exit 1; done
