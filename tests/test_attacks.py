@@ -180,11 +180,11 @@ def test_hyperplane_step_is_the_published_projection(norm):
 
 KILLED = '''
 import sys, torch
-from robustnb import attacks
+from robustnb import attacks, cascade
 torch.set_num_threads(1)
 net, x, y = torch.load(sys.argv[1], weights_only=False)
-assert attacks._State.every
-attacks._State.every = 0.
+assert cascade.SavedState.every
+cascade.SavedState.every = 0.
 ev = attacks.autoattack(net, x, y, 'linf', .1, progress=False, state=sys.argv[2])
 torch.save((ev.by, ev.x_adv), sys.argv[3])
 '''
