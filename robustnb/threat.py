@@ -88,8 +88,9 @@ def check_images(
     is_labels = torch.is_tensor(y) and y.dtype == torch.int64 and y.shape == x.shape[:1]
     got = f'{y.dtype} of shape {tuple(y.shape)}' if torch.is_tensor(y) else type(y).__name__
     require(is_labels, 'y', got, f'int64 labels of shape ({len(x)},)')
-    lost = int((~x.isfinite()).flatten(1).any(1).sum())
-    if lost: raise ValueError(f'x: {lost} of {len(x)} images hold NaN or infinity')
+    if not x.isfinite().all():
+        lost = (~x.isfinite()).flatten(1).any(1).sum()
+        raise ValueError(f'x: {lost} of {len(x)} images hold NaN or infinity')
     low, high = x.min(), x.max()
     require(low >= 0 and high <= 1, 'x', f'values from {low:.4g} to {high:.4g}',
             '[0, 1] (put any normalisation inside the model)')
