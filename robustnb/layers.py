@@ -30,7 +30,7 @@ class Kind:
     "What is known of one kind of layer in evaluation mode; what is None, nobody knows."
     role: str                # a key of `ROLES`
     slopes: object = None    # of an activation: (smallest, largest), or a function of the layer that says them
-    fits: object = None      # (layer) -> whether `factor`, `spread` and `back` hold for it as it is set up; None: always
+    fits: object = None      # (layer) -> whether `factor`, `spread`, `back` hold for it as it is set up; None: always
     only: str = ''           # what `fits` asks for, in words
     absolute: object = None  # affine: (layer) -> a copy with |W| in the place of W, and without shift
     factor: object = None    # (layer, shape, name) -> `lip_bounds.Factor`: what it can stretch
@@ -52,6 +52,12 @@ class Kind:
     def suits(self, layer: nn.Module) -> bool:
         "Whether its formulas hold for the layer as it is set up."
         return self.fits is None or self.fits(layer)
+
+    def words(self) -> dict:
+        "The row for readers: role, slopes, what holds only for some, and which columns are there."
+        slopes = 'by its settings' if callable(self.slopes) else str(self.slopes or '')
+        columns = [name for name in ('absolute', 'factor', 'spread', 'back', 'made') if getattr(self, name)]
+        return dict(role=self.role, slopes=slopes, only=self.only, columns=', '.join(columns))
 
     def slopes_of(self, layer: nn.Module) -> tuple:
         "(smallest, largest) slope of an activation, as it is set up."
@@ -100,9 +106,9 @@ def positive(
 ) -> nn.Module:
     "A copy of an affine layer of torch's with the absolute values of its weights, and no shift."
     layer = copy.deepcopy(layer)
-    for name in 'weight', 'bias', 'running_mean':
-        value = getattr(layer, name, None)
-        if value is not None: value.data = value.data.abs() if name == 'weight' else value.data*0
+    parts = {name: getattr(layer, name, None) for name in ('weight', 'bias', 'running_mean')}
+    for name, part in parts.items():
+        if part is not None: part.data = part.data.abs() if name == 'weight' else part.data*0
     return layer
 
 # %% ../nbs/07a_layers.ipynb #816c1913
@@ -142,16 +148,10 @@ know(nn.GroupNorm, nn.LayerNorm, PreActBlock, role='own')
 
 # %% ../nbs/07a_layers.ipynb #181a9a60
 def table():
-    "The table of layers as a pandas table, one row for each class: layer, role, slopes, what holds only for some, columns."
+    "The table of layers as a pandas table, one row for each class: what it computes and `Kind.words`."
     import pandas as pd
-    functions = 'absolute', 'factor', 'spread', 'back', 'made'
-    rows = []
-    for cls, kind in TABLE.items():
-        slopes = 'by its settings' if callable(kind.slopes) else kind.slopes
-        known = [name for name in functions if getattr(kind, name)]
-        rows.append(dict(layer=cls.__name__, role=kind.role, computes=ROLES[kind.role],
-                         slopes='' if slopes is None else str(slopes), only=kind.only, columns=', '.join(known)))
-    return pd.DataFrame(rows).set_index('layer')
+    about = lambda cls, kind: dict(layer=cls.__name__, computes=ROLES[kind.role], **kind.words())
+    return pd.DataFrame([about(*entry) for entry in TABLE.items()]).set_index('layer')
 
 # %% ../nbs/07a_layers.ipynb #bf3d13aa
 def classes(
@@ -218,6 +218,24 @@ def out_shape(
     with torch.no_grad(): return tuple(layer(torch.zeros(1, *shape).to(like)).shape[1:])
 
 # %% ../nbs/07a_layers.ipynb #48d903a3
+def _check_affine(layer, name):
+    "A ValueError unless a layer is affine as it is."
+    kind = kind_of(layer)
+    if kind is None or not kind.affine: refuse(layer, name, 'not part of a chain of affine layers and ReLU')
+    if in_flux(layer): refuse(layer, name, flux(layer))
+
+@torch.no_grad()
+def _written_down(layer, shape):
+    "(W, b) of an affine layer in float64, which loses its shift."
+    n = math.prod(shape)
+    zero = torch.zeros(1, *shape).double()
+    b = layer(zero).flatten()
+    for shift in 'bias', 'running_mean':
+        if getattr(layer, shift, None) is not None: getattr(layer, shift).zero_()
+    rest = layer(zero).flatten()  # 0 for torch's own layers
+    return (layer(torch.eye(n).double().view(n, *shape)).flatten(1) - rest).T, b
+
+# %% ../nbs/07a_layers.ipynb #8b413f97
 def affine_map(
     layer: nn.Module,
     shape: tuple,    # shape of its input, without the batch
@@ -225,9 +243,7 @@ def affine_map(
 ) -> tuple:
     """(W, b) of one affine layer on flattened inputs, float64: (outputs, inputs) and (outputs,). A ValueError for other
     layers, for those in flux, and above 50 million entries."""
-    kind = kind_of(layer)
-    if kind is None or not kind.affine: refuse(layer, name, 'not part of a chain of affine layers and ReLU')
-    if in_flux(layer): refuse(layer, name, flux(layer))
+    _check_affine(layer, name)
     layer = copy.deepcopy(layer).double().cpu()
     n = math.prod(shape)
     if isinstance(layer, nn.Linear) and len(shape) == 1:
@@ -236,14 +252,3 @@ def affine_map(
     out = math.prod(out_shape(layer, shape))
     if n*out > 5e7: refuse(layer, name, f'a matrix of {out} x {n} is too large to write down')
     return _written_down(layer, shape)
-
-@torch.no_grad()
-def _written_down(layer, shape):
-    "(W, b) of a layer in float64, which loses its shift."
-    n = math.prod(shape)
-    zero = torch.zeros(1, *shape).double()
-    b = layer(zero).flatten()
-    for shift in 'bias', 'running_mean':
-        if getattr(layer, shift, None) is not None: getattr(layer, shift).zero_()
-    rest = layer(zero).flatten()  # 0 for torch's own layers
-    return (layer(torch.eye(n).double().view(n, *shape)).flatten(1) - rest).T, b

@@ -27,7 +27,7 @@ from .conv_norm import (
 class Factor:
     "One factor of the product: a layer, a chain or a sum of factors."
     name: str                  # place in the model, e.g. 'layer1.0.conv1'
-    kind: str                  # 'chain', 'sum', 'conv', 'linear', 'scale', 'activation', 'pool', 'norm', 'plain', 'affine'
+    kind: str                  # 'chain' or 'sum'; 'conv', 'linear', 'scale', 'activation', 'pool', 'norm', 'plain', 'affine'
     children: list = ()        # of a chain or sum
     weight: object = None      # float64 kernel, matrix, or channel scales
     geometry: tuple = ()       # of a convolution: input size, stride, padding
@@ -189,9 +189,9 @@ def selector(
 ):
     "Rows that select the outputs, float64 (rows, n); None for all outputs."
     if output is None: return None
-    pair = output if isinstance(output, (tuple, list)) else (output,)
-    differ = len(pair) == 1 or (len(pair) == 2 and pair[0] != pair[1])
-    require(differ, 'output', repr(output), 'None, an index or a pair of different indices')
+    pair = list(output) if isinstance(output, (tuple, list)) else [output]
+    one_or_two = len(pair) == 1 or (len(pair) == 2 and pair[0] != pair[1])
+    require(one_or_two, 'output', repr(output), 'None, an index or a pair of different indices')
     rows = torch.zeros(1, n, dtype=torch.float64)
     for sign, k in zip((1, -1), pair):
         check_number(k, 'output', low=0, high=n - 1, integer=True)
@@ -341,6 +341,16 @@ def _as64(a):
     if isinstance(a, torch.Tensor): return a.detach().cpu().double()
     return torch.as_tensor(np.asarray(a, dtype=float)).double()
 
+def _features(model):
+    "How many numbers the first linear layer takes."
+    return next(layer.in_features for _, layer in named_layers(model) if isinstance(layer, nn.Linear))
+
+def _read(model, shape, activations):
+    "[(W, b), ...] in float64 of a module or a list of pairs."
+    if isinstance(model, nn.Module): return _pairs(model, tuple(shape or (_features(model),)), activations)
+    return [(_as64(W), _as64(b).flatten()) for W, b in model]
+
+# %% ../nbs/11b_lip_bounds.ipynb #66a0f482
 def _check_pairs(pairs):
     "Raise a ValueError where shapes do not fit, or a weight is not finite."
     followers = [V for V, _ in pairs[1:]] + [torch.zeros(1, len(pairs[-1][1]))]
@@ -372,10 +382,7 @@ def relu_chain(
     activations=RELU,    # layer classes that may stand between; by default nn.ReLU alone
 ) -> list:
     "[(W, b), ...] in float64: the network is W_L relu(... relu(W_1 x + b_1) ...) + b_L on flattened inputs."
-    if isinstance(model, nn.Module):
-        features = (m.in_features for _, m in named_layers(model) if isinstance(m, nn.Linear))
-        pairs = _pairs(model, tuple(input_shape or (next(features),)), activations)
-    else: pairs = [(_as64(W), _as64(b).flatten()) for W, b in model]
+    pairs = _read(model, input_shape, activations)
     _check_pairs(pairs)
     W, b = pairs[-1]
     rows = selector(output, len(b))
