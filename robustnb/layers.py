@@ -179,14 +179,14 @@ def in_flux(
     return bool(flux(layer))
 
 # %% ../nbs/07a_layers.ipynb #6768a5fd
+def _is_hooked(layer): return bool(layer._forward_hooks or layer._forward_pre_hooks)
+
 def why_not(
     layer: nn.Module,
 ) -> str:
     "Why no formula is known for a layer, as it is; '' if the table has one."
     kind = kind_of(layer)
-    if kind is None:
-        hooks = ' with hooks' if layer._forward_hooks or layer._forward_pre_hooks else ''
-        return f'no bound is known for this kind of layer{hooks}'
+    if kind is None: return 'no bound is known for this kind of layer' + ' with hooks'*_is_hooked(layer)
     return flux(layer) if kind.suits(layer) else kind.only
 
 def refuse(
@@ -205,16 +205,18 @@ def named_layers(
 ) -> list:
     "(place, layer) of the layers of nested nn.Sequential, in order; a layer used twice stands there twice."
     if role_of(model) != 'chain': return [(name, model)]
-    children = [(f'{name}.{key}'.strip('.'), child) for key, child in model._modules.items()]
-    return [layer for place, child in children for layer in named_layers(child, place)]
+    layers = []
+    for key, child in model._modules.items():  # named_children() leaves out a layer's second use
+        layers += named_layers(child, f'{name}.{key}'.strip('.'))
+    return layers
 
 def out_shape(
     layer: nn.Module,
     shape: tuple,  # shape of its input, without the batch
 ) -> tuple:
     "Shape of the layer's (or a whole model's) output, without the batch."
-    floats = [t for t in (*layer.parameters(), *layer.buffers()) if t.is_floating_point()]
-    like = floats[0] if floats else torch.zeros(1)
+    numbers = (*layer.parameters(), *layer.buffers())
+    like = next((t for t in numbers if t.is_floating_point()), torch.zeros(1))
     with torch.no_grad(): return tuple(layer(torch.zeros(1, *shape).to(like)).shape[1:])
 
 # %% ../nbs/07a_layers.ipynb #48d903a3

@@ -105,6 +105,11 @@ def _scale_before(done, channels):
         if f.kind in ('activation', 'plain'): continue
         return i if f.kind == 'scale' and len(f.weight) == channels else None
 
+def _with_scale(f, done):
+    "A weighted layer with the scale that reaches it, which is taken out of what is done; else the layer as it is."
+    at = _scale_before(done, f.weight.shape[1])
+    return f if at is None else _scaled(f, done.pop(at), outputs=False)
+
 def merge(
     factors: list,  # of a chain, in order
 ) -> list:
@@ -113,11 +118,9 @@ def merge(
     done = []
     weighted = ('conv', 'linear')
     for f in factors:
-        before = done[-1].kind if done else None
-        if f.kind == 'scale' and before in weighted: f = _scaled(done.pop(), f, outputs=True)
-        elif f.kind in weighted:
-            at = _scale_before(done, f.weight.shape[1])
-            if at is not None: f = _scaled(f, done.pop(at), outputs=False)
+        follows = bool(done) and done[-1].kind in weighted
+        if f.kind == 'scale' and follows: f = _scaled(done.pop(), f, outputs=True)
+        elif f.kind in weighted: f = _with_scale(f, done)
         done.append(f)
     return done
 
@@ -215,9 +218,9 @@ def _leaves(f):
 
 def _combine(f, norms, end):
     "The product and sum of a tree; `end` picks 'lower' or 'upper', or with 'value' the paper's number."
-    if f.kind == 'chain': return math.prod(_combine(c, norms, end) for c in f.children)
-    if f.kind == 'sum': return sum(_combine(c, norms, end) for c in f.children)
-    return getattr(norms[id(f)], end)
+    if f.kind not in ('chain', 'sum'): return getattr(norms[id(f)], end)
+    parts = [_combine(c, norms, end) for c in f.children]
+    return math.prod(parts) if f.kind == 'chain' else sum(parts)
 
 # %% ../nbs/11b_lip_bounds.ipynb #bfa3ea98
 def _paper_norm(f, ord):
@@ -358,7 +361,7 @@ def _check_pairs(pairs):
         fits = W.dim() == 2 and len(W) == len(b) == V.shape[1]
         got = f'a net that has a layer with W {tuple(W.shape)}, b {tuple(b.shape)} before {tuple(V.shape)}'
         require(fits, 'model', got, 'shapes that fit')
-    weights = torch.cat([t.flatten() for pair in pairs for t in pair])
+    weights = torch.cat([torch.cat([W.flatten(), b]) for W, b in pairs])
     require(torch.isfinite(weights).all(), 'model', 'a net with nan or inf among its weights', 'finite weights')
 
 # %% ../nbs/11b_lip_bounds.ipynb #9fc45875
@@ -504,7 +507,7 @@ def _certified(weights, **options):
     unit, size = unit_weights(weights)
     taus, rho = sdp_taus(unit, **options)
     if taus is None: return math.inf  # numbers beyond what float64 can square
-    largest = max(n for W in weights for n in W.shape)
+    largest = max(max(W.shape) for W in weights)
     return certify_taus(unit, taus, rho)*size*(1 + SAFETY*UNIT*len(weights)*largest)
 
 def _sdp(model, input_shape, output, **options):
@@ -513,7 +516,7 @@ def _sdp(model, input_shape, output, **options):
         slopes = classes(lambda kind: kind.within(0, 1))
         weights = [W for W, _ in relu_chain(model, input_shape, output, slopes)]
         if len(weights) == 1: known = replace(matrix_norm(weights[0]), lower=0.)
-        elif any(not W.any() for W in weights): known = Interval(0., 0., 'exact')
+        elif not all(map(torch.any, weights)): known = Interval(0., 0., 'exact')
         else: known = Interval(0, _certified(weights, **options))
     return known.timed(watch)
 

@@ -72,7 +72,8 @@ def _echelon(M):
         if row is None: continue
         M[at], M[row] = M[row], M[at]
         top = [v/M[at][col] for v in M[at]]
-        M = [top if i == at else _cleared(r, top, col) for i, r in enumerate(M)]
+        M = [_cleared(r, top, col) for r in M]
+        M[at] = top
         pivots.append(col)
     return M, pivots
 
@@ -872,7 +873,7 @@ def _parts(pairs, ord):
     "The nets to search: for ord inf one for each output that is not constant, since the norm is the largest of theirs."
     *hidden, (W, b) = pairs
     if ord != math.inf: return [pairs]
-    return [[*hidden, (W[k:k + 1], b[k:k + 1])] for k in range(len(b)) if W[k].any()]
+    return [[*hidden, (W[k:k + 1], b[k:k + 1])] for k in W.any(1).nonzero()[:, 0].tolist()]
 
 def _look_around(pairs, low, high, ord, seconds):
     "The lower bound to start from, by greedy search from 300 random points."
