@@ -218,8 +218,8 @@ def _settle(piece, rows):
     if answer.status != 0: return 'unknown', None
     *x, margin = answer.x
     x = piece.low + piece.width*(1 + np.array(x))
-    inside = (x > piece.low).all() and (x < piece.high).all()
-    if inside and _holds(piece, x): return 'open', x
+    inside = (x > piece.low) & (x < piece.high)
+    if inside.all() and _holds(piece, x): return 'open', x
     support = np.flatnonzero(np.abs(answer.ineqlin.marginals) > 1e-9)
     involved = [rows[r] for r in support if r < len(rows)]
     faces = support[support >= len(rows)] - len(rows)
