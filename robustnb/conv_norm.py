@@ -16,7 +16,7 @@ import numpy as np, torch, torch.nn.functional as F
 from scipy.linalg import eigh_tridiagonal
 from scipy.stats import beta
 
-from .core import Stopwatch, check_choice, check_number, generator
+from .core import Stopwatch, check_choice, check_number, generator, require
 
 # %% ../nbs/11a_conv_norm.ipynb #efe41a37
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Interval:
     parts: tuple = ()               # (name, kind, Interval) of each layer, from `lip_product`
 
     def __post_init__(self):
-        if 0 <= self.lower <= self.upper: return
-        raise ValueError(f'lower: got {self.lower!r}, accepted: >= 0 and <= upper, here {self.upper!r}')
+        ok = 0 <= self.lower <= self.upper
+        require(ok, 'lower', repr(self.lower), f'>= 0 and <= upper, here {self.upper!r}')
 
     @property
     def gap(self) -> float:
@@ -147,7 +147,7 @@ def matrix_norm(
 def _pair(value, name, low):
     "Two whole numbers from one or two."
     pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    if len(pair) != 2: raise ValueError(f'{name}: got {value!r}, accepted: one number or two')
+    require(len(pair) == 2, name, repr(value), 'one number or two')
     return tuple(int(check_number(v, name, low=low, integer=True)) for v in pair)
 
 class Convolution(NamedTuple):
@@ -183,14 +183,13 @@ def conv_geometry(
 ) -> Convolution:
     "Kernel as float64 tensor, input size, stride, padding and output size, as pairs."
     weight = torch.as_tensor(weight).detach().double()
-    if weight.dim() != 4:
-        raise ValueError(f'weight: got shape {tuple(weight.shape)}, accepted: (out, in, height, width)')
+    require(weight.dim() == 4, 'weight', f'shape {tuple(weight.shape)}', '(out, in, height, width)')
     size = _pair(input_size, 'input_size', 1)
     stride = _pair(stride, 'stride', 1)
     padding = _pair(padding, 'padding', 0)
     kernel = tuple(weight.shape[2:])
     out = tuple((n + 2*p - k)//s + 1 for n, p, k, s in zip(size, padding, kernel, stride))
-    if min(out) < 1: raise ValueError(f'input_size: got {input_size!r}, accepted: large enough for the kernel {kernel}')
+    require(min(out) >= 1, 'input_size', repr(input_size), f'large enough for the kernel {kernel}')
     return Convolution(weight, size, stride, padding, out)
 
 # %% ../nbs/11a_conv_norm.ipynb #db315dc8
@@ -247,28 +246,47 @@ def _ritz(alphas, betas, g, closed):
     upper = theta if closed else _probable_upper(alphas, betas, theta, g)
     return theta, torch.as_tensor(vectors[:, -1], dtype=torch.float32), upper
 
+class _Krylov:
+    "Lanczos' basis of R^n for `apply`, vector by vector; alphas and betas are its tridiagonal matrix."
+    def __init__(self, apply, n, rounds):
+        self.apply = apply
+        self.v = F.normalize(torch.randn(n, generator=generator(0, 'lanczos', n)), dim=0)
+        self.basis = torch.empty(rounds, n)
+        self.alphas = []
+        self.betas = []
+
+    def grow(self):
+        "One more vector."
+        k = len(self.alphas)
+        self.basis[k] = self.v
+        basis = self.basis[:k + 1]
+        w = self.apply(self.v)
+        self.alphas.append((self.v@w).item())
+        for _ in range(2): w = w - basis.T@(basis@w)
+        self.betas.append(w.norm().item())
+        self.v = w/self.betas[-1]
+
+    @property
+    def closed(self): return self.betas[-1] <= 1e-5*max(self.alphas)
+
+    def vector(self, weights):
+        "The vector of R^n with these coordinates."
+        return weights@self.basis[:len(self.alphas)]
+
+# %% ../nbs/11a_conv_norm.ipynb #78b9fb06
 def _lanczos(apply, n, tol, delta, max_rounds=500):
     """Largest eigenvalue of `apply` (symmetric, positive semidefinite, float32) on R^n:
     Ritz vector, and an upper bound that fails with probability <= delta."""
     g = math.sqrt(beta.ppf(delta, .5, (n - 1)/2)) if n > 1 else 1.
-    v = F.normalize(torch.randn(n, generator=generator(0, 'lanczos', n)), dim=0)
     rounds = min(n, max_rounds)
-    basis = torch.empty(rounds, n)
-    alphas = []
-    betas = []
+    space = _Krylov(apply, n, rounds)
     for k in range(rounds):
-        basis[k] = v
-        w = apply(v)
-        alphas.append((v@w).item())
-        for _ in range(2): w = w - basis[:k + 1].T@(basis[:k + 1]@w)
-        betas.append(w.norm().item())
-        closed = betas[-1] <= 1e-5*max(alphas)
-        last = closed or k + 1 == rounds
-        if last or k % 6 == 5:
-            theta, vector, upper = _ritz(alphas, betas, g, closed)
-            if last or upper <= theta*(1 + tol)**2: break
-        v = w/betas[-1]
-    return vector@basis[:len(alphas)], upper
+        space.grow()
+        last = space.closed or k + 1 == rounds
+        if not last and k % 6 != 5: continue  # looking costs, too
+        theta, weights, upper = _ritz(space.alphas, space.betas, g, space.closed)
+        if last or upper <= theta*(1 + tol)**2: break
+    return space.vector(weights), upper
 
 # %% ../nbs/11a_conv_norm.ipynb #b71bb2ff
 def _conv_norm_lanczos(conv, tol=5e-4, delta=1e-6):
@@ -358,8 +376,13 @@ class _Gram:
     "Blocks of A^T A or A A^T, by rows of pixels; products of two kernel rows are kept."
     def __init__(self, conv, plan):
         T = _row_operators(conv)
-        self.T = T if plan.side == 'in' else T.mT
-        self.conv = conv
+        stride, padding = conv.stride[0], conv.padding[0]
+        if plan.side == 'in':
+            self.T, self.step = T, 1
+            self.corners = [padding - row*stride for row in range(conv.out[0])]
+        else:
+            self.T, self.step = T.mT, -stride
+            self.corners = [padding + row for row in range(conv.size[0])]
         self.plan = plan
         self.products = {}
 
@@ -371,15 +394,9 @@ class _Gram:
 
     def links(self, a, b):
         "The pairs of kernel rows that link the rows of pixels a and b."
-        stride = self.conv.stride[0]
-        padding = self.conv.padding[0]
-        kh = self.conv.weight.shape[2]
-        if self.plan.side == 'in': corners = [padding - row*stride for row in range(self.conv.out[0])]
-        else:
-            corners = [padding + row for row in range(self.conv.size[0])]
-            a, b = -a*stride, -b*stride
-        pairs = [(a + corner, b + corner) for corner in corners]
-        return [(d, e) for d, e in pairs if 0 <= d < kh and 0 <= e < kh]
+        kh = len(self.T)
+        pairs = [(a*self.step + corner, b*self.step + corner) for corner in self.corners]
+        return [(d, e) for d, e in pairs if 0 <= min(d, e) and max(d, e) < kh]
 
     def block(self, a, b):
         "Block (a, b)."
@@ -387,18 +404,29 @@ class _Gram:
         return sum((self.product(d, e) for d, e in self.links(a, b)), zero)
 
 # %% ../nbs/11a_conv_norm.ipynb #ab12af02
+def _fill(window, block, reach):
+    "Make the blocks of the window that are not yet there; `reach` are the rows from the current one down."
+    for b in reach:
+        for c in range(reach[0], b + 1):
+            if (b, c) not in window: window[b, c] = block(b, c)
+
+def _eliminate(window, reach):
+    "One step of Cholesky: take the window's first row and column out; False if that is impossible."
+    first, *below = reach
+    factor, info = torch.linalg.cholesky_ex(window.pop((first, first)))
+    if info: return False
+    columns = {b: torch.linalg.solve_triangular(factor, window.pop((b, first)).mT, upper=False) for b in below}
+    for b in below:
+        for c in range(first + 1, b + 1): window[b, c] -= columns[b].mT@columns[c]
+    return True
+
 def _banded_cholesky(block, rows, band):
     "True if Cholesky runs to its end on the matrix whose lower blocks (b, c) `block` makes; few are kept at a time."
     window = {}
     for a in range(rows):
-        below = range(a + 1, min(a + band + 1, rows))
-        entering = [(b, c) for b in (a, *below) for c in range(a, b + 1) if (b, c) not in window]
-        for b, c in entering: window[b, c] = block(b, c)
-        factor, info = torch.linalg.cholesky_ex(window.pop((a, a)))
-        if info: return False
-        columns = {b: torch.linalg.solve_triangular(factor, window.pop((b, a)).mT, upper=False) for b in below}
-        for b in below:
-            for c in range(a + 1, b + 1): window[b, c] -= columns[b].mT@columns[c]
+        reach = range(a, min(a + band + 1, rows))
+        _fill(window, block, reach)
+        if not _eliminate(window, reach): return False
     return True
 
 # %% ../nbs/11a_conv_norm.ipynb #d9d377a3
@@ -441,6 +469,11 @@ def _by_circulant(conv):
     return Interval(known.lower, max(known.lower, circulant))
 
 # %% ../nbs/11a_conv_norm.ipynb #489c84c3
+def _tried(conv, known, guess):
+    "The interval with `guess` as its upper end, if that is smaller and the band proves it; else as it was."
+    proven = guess < known.upper and conv_norm_band(*conv[:4], guess)
+    return Interval(known.lower, guess) if proven else known
+
 def conv_norm_certified(
     weight,       # kernel (out, in, h, w)
     size,         # height and width of the input, or one number for both
@@ -455,12 +488,11 @@ def conv_norm_certified(
     guess = known.lower*(1 + 2e-4)
     if guess >= known.upper or seconds <= 0: return known
     if _band_plan(conv).flops > seconds*flops_per_second()/2: return known
-    if conv_norm_band(*conv[:4], guess): return Interval(known.lower, guess)
+    better = _tried(conv, known, guess)
+    if better is not known: return better
     careful = _conv_norm_lanczos(conv).lower  # the first may have stopped short
     known = replace(known, lower=min(known.upper, max(known.lower, careful)))
-    guess = known.lower*(1 + 1e-3)
-    if guess < known.upper and conv_norm_band(*conv[:4], guess): return Interval(known.lower, guess)
-    return known
+    return _tried(conv, known, known.lower*(1 + 1e-3))
 
 # %% ../nbs/11a_conv_norm.ipynb #99ed349b
 def conv_norm(

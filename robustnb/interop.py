@@ -21,7 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from . import data, models
-from .core import check_choice, check_number, generator, regular_file
+from .core import check_choice, check_number, generator, regular_file, require
+from .layers import TABLE
 
 # %% ../nbs/13b_interop.ipynb #517a42be
 OLD_LAYOUT = (
@@ -143,14 +144,18 @@ def _unlike(want, tensors, name, shown) -> list:
     both = [(k, shown(tensors[k]), shown(v)) for k, v in want.items() if k in tensors]
     return [f'{k} is {has}, {name} wants {wanted}' for k, has, wanted in both if has != wanted]
 
+def _misnamed(want, tensors, name) -> list:
+    "In words, which tensors only one of an architecture and a file has."
+    missing = [f'lacks {k}' for k in want if k not in tensors]
+    return missing + [f'holds {data._shown(k[:60])}, which {name} lacks' for k in tensors if k not in want]
+
 def _misfits(want, tensors, name) -> list:
     "What keeps tensors from a file from being the weights of an architecture, in words."
-    missing = [f'lacks {k}' for k in want if k not in tensors]
-    others = [f'holds {data._shown(k[:60])}, which {name} lacks' for k in tensors if k not in want]
     shapes = _unlike(want, tensors, name, lambda t: tuple(t.shape))
     reals = {k for k, t in tensors.items() if t.is_floating_point()}
     mixed = {k: v for k, v in want.items() if v.is_floating_point() != (k in reals)}
-    return missing + others + shapes + _unlike(mixed, tensors, name, lambda t: t.dtype)
+    types = _unlike(mixed, tensors, name, lambda t: t.dtype)
+    return _misnamed(want, tensors, name) + shapes + types
 
 # %% ../nbs/13b_interop.ipynb #2dc6a3e2
 LARGEST = 2**63 - 1  # whole number in a program
@@ -266,10 +271,9 @@ def _packet(target):
 def _operation(target):
     "The function of torch.ops.aten that a node names, or a ValueError."
     packet, overload = _packet(target)
-    if packet is None or overload not in packet.overloads():
-        raise ValueError(f'got a program with the operation {target[:100]!r}, '
-                         'accepted: the operations of interop.OPERATIONS. '
-                         'Add its name there if you know that it only computes')
+    known = packet is not None and overload in packet.overloads()
+    _require(known, f'a program with the operation {target[:100]!r}',
+             'the operations of interop.OPERATIONS. Add its name there if you know that it only computes')
     return getattr(packet, overload)
 
 # %% ../nbs/13b_interop.ipynb #b7081a35
@@ -401,8 +405,8 @@ def _argument(
 ):
     "An argument of a node: a constant, a `_Name`, or a list of both."
     form, value = _entry(arg)
-    if form in forms: return _READ[form](value)
-    raise ValueError(f'got a program with an argument of kind {_short(form)!r}, accepted: {", ".join(forms)}')
+    _require(form in forms, f'a program with an argument of kind {_short(form)!r}', ', '.join(forms))
+    return _READ[form](value)
 
 # %% ../nbs/13b_interop.ipynb #01bd5a7c
 _NUMBER = 'as_int as_float as_bool as_sym_int as_sym_float as_sym_bool'.split()
@@ -534,8 +538,8 @@ class _Archive:
         if entry is None: raise ValueError(f'got an archive without {_short(name)!r}, accepted: a complete one')
         _require(entry.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED),
                  'an archive that is packed in an unusual way', 'stored or deflated members')
-        if entry.file_size > largest:
-            raise ValueError(f'got {_short(name)!r} of {entry.file_size:,} bytes, accepted: at most {largest:,}')
+        small = entry.file_size <= largest
+        _require(small, f'{_short(name)!r} of {entry.file_size:,} bytes', f'at most {largest:,}')
         self.take(entry.file_size, 'members')
         return self.zip.read(entry)
 
@@ -552,6 +556,28 @@ def _empty(sizes, dtype):
     raise _wrong(max(sizes), 'a size below 2**31 of a tensor without elements')
 
 # %% ../nbs/13b_interop.ipynb #3ddbe0fb
+class _Layout(NamedTuple):
+    "How a tensor lies in its storage."
+    dtype: torch.dtype
+    sizes: list
+    strides: list
+    offset: int
+
+    @property
+    def numel(self): return math.prod(self.sizes)
+
+    @property
+    def reach(self):
+        "How many elements of the storage it spans, from the first on; for one that has elements."
+        return self.offset + sum((size - 1)*stride for size, stride in zip(self.sizes, self.strides)) + 1
+
+def _layout(meta) -> _Layout:
+    "From the archive's notes: dtype, sizes, strides, storage_offset."
+    sizes, strides = (_listed(_natural)(_field(meta, name)) for name in ('sizes', 'strides'))
+    _require(len(sizes) == len(strides) and len(sizes) <= 16,
+             f'{len(sizes)} sizes and {len(strides)} strides', 'as many, at most 16')
+    return _Layout(_type(_field(meta, 'dtype')), sizes, strides, _natural(_field(meta, 'storage_offset')))
+
 def _tensor(
     raw,   # bytes of its storage
     meta,  # dtype, sizes, strides, storage_offset
@@ -559,21 +585,14 @@ def _tensor(
     copy=True,  # False where nothing else uses the storage
 ):
     "A tensor from a part of a storage, in memory of its own; a ValueError if it does not lie within."
-    dtype = _type(_field(meta, 'dtype'))
-    sizes = _listed(_natural)(_field(meta, 'sizes'))
-    strides = _listed(_natural)(_field(meta, 'strides'))
-    offset = _natural(_field(meta, 'storage_offset'))
-    _require(len(sizes) == len(strides) and len(sizes) <= 16,
-             f'{len(sizes)} sizes and {len(strides)} strides', 'as many, at most 16')
-    n = math.prod(sizes)
-    if not n: return _empty(sizes, dtype)
-    reach = offset + sum((size - 1)*stride for size, stride in zip(sizes, strides)) + 1
+    layout = _layout(meta)
+    dtype, n = layout.dtype, layout.numel
+    if not n: return _empty(layout.sizes, dtype)
     held = len(raw)//dtype.itemsize
-    if reach > held:
-        raise ValueError(f'got a tensor that reaches to element {reach:,} of a storage of {held:,}, '
-                         'accepted: within the storage')
+    _require(layout.reach <= held, f'a tensor that reaches to element {layout.reach:,} of a storage of {held:,}',
+             'within the storage')
     take(n*dtype.itemsize, 'weights')
-    tensor = torch.frombuffer(raw, dtype=dtype, count=held).as_strided(sizes, strides, offset)
+    tensor = torch.frombuffer(raw, dtype=dtype, count=held).as_strided(layout.sizes, layout.strides, layout.offset)
     return tensor.clone() if copy or n != held else tensor
 
 # %% ../nbs/13b_interop.ipynb #40ddf1c3
@@ -617,9 +636,8 @@ def _weights(archive, part, kind, program) -> dict:
     storages = _Storages(archive, part, [entry for _, entry in entries])
     found = {}
     for name, entry in entries:
-        if not _is_raw(entry):
-            raise ValueError(f'got a program whose {kind} {_short(name)!r} is a pickle, accepted: raw arrays. '
-                             'Reading a pickle runs the code it brings along; export the model with plain tensors')
+        _require(_is_raw(entry), f'a program whose {kind} {_short(name)!r} is a pickle', 'raw arrays. Reading '
+                 'a pickle runs the code it brings along; export the model with plain tensors')
         try: found[name] = storages.tensor(entry)
         except ValueError as e: raise ValueError(f'{kind} {_short(name)}: {e}') from e
     return found
@@ -830,18 +848,21 @@ class _Meter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         given = _tensors_of(args)
-        if given and not any(t.is_meta for t in given):  # it would take memory now
-            raise ValueError(f'got a program with {func} of numbers alone, accepted: of tensors')
+        takes_none = not given or any(t.is_meta for t in given)  # else it would take memory now
+        _require(takes_none, f'a program with {func} of numbers alone', 'of tensors')
         options = kwargs or {}
         result = func(*args, **options)
         made = _tensors_of(result)
-        self.work += _ELEMENT*_touched(given, made)
-        self.work += _computed(func.overloadpacket, args, options, result)
-        if self.work > WORK*(self.n + 1):
-            raise ValueError(f'got a program with more than {WORK:.0e} operations for each image, accepted: fewer')
+        self.count(_ELEMENT*_touched(given, made) + _computed(func.overloadpacket, args, options, result))
         for t in made:
             if not t._is_view(): self.memory.check(t.numel()*t.itemsize)
         return result
+
+    def count(self, work):
+        "More work; a ValueError where it is too much."
+        self.work += work
+        few = self.work <= WORK*(self.n + 1)
+        _require(few, f'a program with more than {WORK:.0e} operations for each image', 'fewer')
 
 # %% ../nbs/13b_interop.ipynb #112b2c25
 def _blocks(length, size) -> int:
@@ -942,6 +963,11 @@ def _from_nothing(schema) -> bool:
 # %% ../nbs/13b_interop.ipynb #3046d828
 _SYMBOLS = {'as_sym_int', 'as_sym_float', 'as_sym_bool'}
 
+def _changed(schema, args) -> set:
+    "Names of what an operation changes in place."
+    written = [arg for arg, a in zip(args, schema.arguments) if _is_written(a)]
+    return {arg for arg in written if isinstance(arg, _Name)}
+
 def _read_operation(target, inputs, forms, results) -> _Node | None:
     "A node that calls PyTorch, all arguments checked; None for a check without a result."
     function = _operation(target)
@@ -952,8 +978,7 @@ def _read_operation(target, inputs, forms, results) -> _Node | None:
     args, options = _arguments(schema, inputs)
     if _from_nothing(schema): options['device'] = torch.device
     _refuse_training(name, dict(zip([a.name for a in schema.arguments], args), **options))
-    written = [arg for arg, a in zip(args, schema.arguments) if _is_written(a)]
-    changes = {arg for arg in written if isinstance(arg, _Name)}
+    changes = _changed(schema, args)
     plain = _SYMBOLS.isdisjoint(form for form, _ in forms)
     return _Node(target.removeprefix('torch.ops.aten.'), function, args, options, results, changes, plain)
 
@@ -1012,13 +1037,11 @@ def _read_output(specs) -> _Name:
     "Name of the logits; a ValueError for any other outputs."
     outputs = [_entry(spec) for spec in specs]
     kinds = [kind for kind, _ in outputs]
-    if 'buffer_mutation' in kinds:
-        raise ValueError('got a program in train mode, or one that changes its own weights; '
-                         'accepted: one exported after model.eval()')
-    if kinds != ['user_output']:
-        named = _short(', '.join(map(str, kinds)))
-        raise ValueError(f'got a program with {len(kinds)} outputs ({named}), '
-                         'accepted: one, the logits. Export a model whose forward returns them only')
+    _require('buffer_mutation' not in kinds, 'a program in train mode, or one that changes its own weights',
+             'one exported after model.eval()')
+    named = _short(', '.join(map(str, kinds)))
+    _require(kinds == ['user_output'], f'a program with {len(kinds)} outputs ({named})',
+             'one, the logits. Export a model whose forward returns them only')
     return _argument(outputs[0][1]['arg'], ['as_tensor'])
 
 # %% ../nbs/13b_interop.ipynb #f2f5a18e
@@ -1034,6 +1057,12 @@ def _times(shape) -> str:
     return ' x '.join(map(str, shape)) or 'a number'
 
 # %% ../nbs/13b_interop.ipynb #e85fa39b
+def _one_value_each(pairs) -> bool:
+    "Whether (axis, size) pairs solve to one value for each symbol."
+    free = [(axis, n) for axis, n in pairs if axis.symbol]
+    solved = {(axis.symbol, (n - axis.offset)//axis.factor) for axis, n in free}
+    return len(solved) == len({axis.symbol for axis, _ in free})
+
 @dataclass
 class _Form:
     "Which images a program takes."
@@ -1051,11 +1080,9 @@ class _Form:
     def accepts(self, shape) -> bool:
         "Whether images C,H,W of this shape were foreseen: sizes within their bounds, and one value for each symbol."
         axes = self.axes[1:]
-        if tuple(shape) != tuple(axis.above(n) for axis, n in zip(axes, shape)): return False
         if len(shape) != len(axes): return False
-        free = [(axis, n) for axis, n in zip(axes, shape) if axis.symbol]
-        solved = {(axis.symbol, (n - axis.offset)//axis.factor) for axis, n in free}
-        return len(solved) == len({axis.symbol for axis, _ in free})
+        pairs = list(zip(axes, shape))
+        return all(axis.above(n) == n for axis, n in pairs) and _one_value_each(pairs)
 
 def _read_form(
     image,   # the archive's notes on the images: dtype, sizes
@@ -1068,8 +1095,8 @@ def _read_form(
     axes = [_size(entry, ranges) for entry in image['sizes']]
     _require(len(axes) >= 2, f'a program for inputs of {len(axes)} axes', 'images N,C,H,W')
     hints = [_hint(entry) for entry in image['sizes']]
-    if any(axis.smallest < 1 for axis in axes):
-        raise ValueError(f'got a program for images {_times(axes)}, accepted: all sizes at least 1')
+    smallest = min(axis.smallest for axis in axes)
+    _require(smallest >= 1, f'a program for images {_times(axes)}', 'all sizes at least 1')
     return _Form(dtype, axes, hints)
 
 # %% ../nbs/13b_interop.ipynb #637f2410
@@ -1126,8 +1153,8 @@ def _last_uses(nodes, kept) -> list:
 def _only_program(archive) -> str:
     "Name of the program in an archive; a ValueError unless there is exactly one, with raw weights."
     names = [name.rpartition('/')[2].removesuffix('.json') for name in archive.names('models/', '.json')]
-    if not names and archive.names('data/aotinductor/'):
-        raise ValueError('got compiled code (AOTInductor), accepted: a program from torch.export.save')
+    compiled = not names and archive.names('data/aotinductor/')
+    _require(not compiled, 'compiled code (AOTInductor)', 'a program from torch.export.save')
     _require(len(names) == 1, f'{len(names)} programs in one file ({_short(", ".join(names))})',
              'one. Save each in a file of its own')
     if archive.names('data/weights/', '.pt'): raise ValueError(OLD_LAYOUT)
@@ -1208,24 +1235,10 @@ def _check_logits(logits, shape):
                      'accepted: logits N,K, a row of floating-point numbers for each image')
 
 # %% ../nbs/13b_interop.ipynb #f108c6f8
-class Program(nn.Module):
-    """A program from `torch.export`, images N,C,H,W -> logits N,K; differentiable towards the images, weights fixed.
-    `shape` is C,H,W of its images, None where a size is free; `batch` the one batch size it was exported with, None if
-    that is free; `notes` what its user should know, in plain sentences."""
-    def __init__(self,
-        path,  # .pt2 file; a ValueError that names it unless it is a program within the limits
-    ):
-        super().__init__()
-        self.path = regular_file(path)
-        try: self._read(*_open_program(self.path))
-        except Exception as e:  # damaged files make zipfile, json and torch raise a dozen kinds
-            reason = f'not a program that can be read ({type(e).__name__}: {_short(str(e))})'
-            if type(e) is ValueError: reason = str(e)
-            raise ValueError(f'{path}: {reason}') from e
-        self.eval()
-
+class _Kept(nn.Module):
+    "What is kept of a program's archive: its graph, its weights, and the form of its images."
     def _read(self, program, tensors):
-        "Take everything from the archive, and try it without memory."
+        "Take everything from the archive."
         module = program['graph_module']
         graph = module['graph']
         inputs = _read_inputs(module['signature']['input_specs'], tensors)
@@ -1237,8 +1250,6 @@ class Program(nn.Module):
         _check_names(nodes, _Names(image, inputs), logits)
         kept = {logits, image, *inputs.constants, *inputs.weights}
         self.graph = _Graph(nodes, image, logits, _last_uses(nodes, kept))
-        self.checked = {}  # shape of an image: batches that were tried
-        self._try(self.form.example)
 
     def _keep_form(self, form):
         "What the user may know of the images."
@@ -1264,6 +1275,26 @@ class Program(nn.Module):
         weights = {name: getattr(self, attribute) for name, attribute in self.weights.items()}
         return self.constants | weights | {self.graph.image: x}
 
+# %% ../nbs/13b_interop.ipynb #97e9d54f
+class Program(_Kept):
+    """A program from `torch.export`, images N,C,H,W -> logits N,K; differentiable towards the images, weights fixed.
+    `shape` is C,H,W of its images, None where a size is free; `batch` the one batch size it was exported with, None if
+    that is free; `notes` what its user should know, in plain sentences."""
+    def __init__(self,
+        path,  # .pt2 file; a ValueError that names it unless it is a program within the limits
+    ):
+        super().__init__()
+        self.path = regular_file(path)
+        self.checked = {}  # shape of an image: batches that were tried
+        try:
+            self._read(*_open_program(self.path))
+            self._try(self.form.example)
+        except Exception as e:  # damaged files make zipfile, json and torch raise a dozen kinds
+            reason = f'not a program that can be read ({type(e).__name__}: {_short(str(e))})'
+            if type(e) is ValueError: reason = str(e)
+            raise ValueError(f'{path}: {reason}') from e
+        self.eval()
+
     def _try(self, shape):
         "Run the program without memory, within the limits, for a shape; a ValueError where it fails."
         n, rest = shape[0], shape[1:]
@@ -1286,9 +1317,8 @@ class Program(nn.Module):
         except ValueError as e: raise ValueError(f'{self.path}: {e}') from e
 
     def forward(self, x):
-        if not self.form.accepts(x.shape[1:]):
-            raise ValueError(f'x: got images {tuple(x.shape[1:])} (C,H,W), '
-                             f'accepted: {self.form}, with which the program was exported; see the option size')
+        accepted = f'{self.form}, with which the program was exported; see the option size'
+        require(self.form.accepts(x.shape[1:]), 'x', f'images {tuple(x.shape[1:])} (C,H,W)', accepted)
         if not len(x): return self(x.new_zeros(1, *x.shape[1:]))[:0]
         axis, x = self.form.axes[0], x.to(self.like.dtype)
         parts = x.split(axis.largest)
@@ -1308,10 +1338,24 @@ def _keep(layer, w, b):
     return layer
 
 # %% ../nbs/13b_interop.ipynb #0f9f70e3
+def _becomes(cls, *operations):
+    "Decorator: enter (arguments, flat) -> layer into the table at this class; it answers None where a setting is not known."
+    def enter(make):
+        TABLE[cls].made.update(dict.fromkeys(operations, make))
+        return make
+    return enter
+
+def _maker(operation):
+    "The function that makes the layer for an operation, from the table; None if it has none."
+    return next((kind.made[operation] for kind in TABLE.values() if operation in kind.made), None)
+
+# %% ../nbs/13b_interop.ipynb #a065e9af
+@_becomes(nn.Linear, 'linear.default')
 def _linear_layer(args, flat):
     w, b = args[1], _at(args, 2, None)
     return _keep(nn.Linear(*w.shape[::-1], bias=b is not None), w, b)
 
+@_becomes(nn.Conv2d, 'conv2d.default')
 def _conv_layer(args, flat):
     if _at(args, 6, 1) != 1 or isinstance(_at(args, 4, 0), str): return None   # groups, padding in words
     w, b = args[1], _at(args, 2, None)
@@ -1321,6 +1365,7 @@ def _conv_layer(args, flat):
     return _keep(layer, w, b)
 
 # %% ../nbs/13b_interop.ipynb #a8f2d635
+@_becomes(nn.BatchNorm2d, 'batch_norm.default')
 def _norm_layer(args, flat):
     _, w, b, mean, var, *_ = args
     kind = nn.BatchNorm1d if flat else nn.BatchNorm2d
@@ -1330,24 +1375,26 @@ def _norm_layer(args, flat):
     layer.running_var = var
     return layer
 
+@_becomes(nn.Flatten, 'flatten.using_ints')
 def _flatten_layer(args, flat):
     return nn.Flatten() if (_at(args, 1, 0), _at(args, 2, -1)) == (1, -1) else None
 
 # %% ../nbs/13b_interop.ipynb #044755a5
+@_becomes(nn.AvgPool2d, 'avg_pool2d.default')
 def _avg_pool_layer(args, flat):
     return nn.AvgPool2d(tuple(args[1]), tuple(_at(args, 2, args[1]))) if len(args) < 4 else None
 
+@_becomes(nn.MaxPool2d, 'max_pool2d.default')
 def _max_pool_layer(args, flat):
     if len(args) > 4: return None
     return nn.MaxPool2d(tuple(args[1]), tuple(_at(args, 2, args[1])), tuple(_at(args, 3, [0, 0])))
 
-_relu_layer = lambda args, flat: nn.ReLU()
-_no_layer = lambda args, flat: nn.Identity()
-_LAYERS = {
-    'linear.default': _linear_layer, 'conv2d.default': _conv_layer, 'batch_norm.default': _norm_layer,
-    'relu.default': _relu_layer, 'relu_.default': _relu_layer, 'flatten.using_ints': _flatten_layer,
-    'avg_pool2d.default': _avg_pool_layer, 'max_pool2d.default': _max_pool_layer,
-    'dropout.default': _no_layer, 'contiguous.default': _no_layer, 'clone.default': _no_layer}
+# %% ../nbs/13b_interop.ipynb #0673c5bf
+@_becomes(nn.ReLU, 'relu.default', 'relu_.default')
+def _relu_layer(args, flat): return nn.ReLU()
+
+@_becomes(nn.Identity, 'dropout.default', 'contiguous.default', 'clone.default')
+def _no_layer(args, flat): return nn.Identity()
 
 # %% ../nbs/13b_interop.ipynb #f0ebb356
 def _follows(program, node, before) -> bool:
@@ -1361,13 +1408,18 @@ def _weights_of(program, node) -> list:
     look = lambda a: getattr(program, program.weights[a]) if isinstance(a, _Name) else a
     return [look(a) for a in node.args[1:]]
 
+def _layer_of(program, node, flat):
+    "The layer that a node is; None if the table has none for it."
+    make = _maker(node.target)
+    return make and make([None, *_weights_of(program, node)], flat)
+
 def _chain(program) -> list:
-    "The layers of a program; empty if it is no chain of those in `_LAYERS`."
+    "The layers of a program; empty if it is no chain of those in the table."
     before, layers = program.graph.image, []
     for node in program.graph.nodes:
-        if not _follows(program, node, before) or node.target not in _LAYERS: return []
+        if not _follows(program, node, before): return []
         flat = any(isinstance(layer, (nn.Flatten, nn.Linear)) for layer in layers)
-        layer = _LAYERS[node.target]([None, *_weights_of(program, node)], flat)
+        layer = _layer_of(program, node, flat)
         if layer is None: return []
         layers.append(layer)
         before = node.results
@@ -1451,10 +1503,10 @@ def prepared(
     """The model behind the normalisation (x - mean)/std, in evaluation mode.
     A ValueError unless both have as many values and std is positive."""
     if mean is None and std is None: return model.eval()
-    n = max(len(mean or []), len(std or []))
-    mean, std = list(mean or [0.]*n), list(std or [1.]*n)
-    if len(mean) != len(std):
-        raise ValueError(f'std: got {len(std)} values for {len(mean)} of mean, accepted: as many, one per channel')
+    mean, std = list(mean or []), list(std or [])
+    n = max(len(mean), len(std))
+    mean, std = mean or [0.]*n, std or [1.]*n
+    require(len(mean) == len(std), 'std', f'{len(std)} values for {len(mean)} of mean', 'as many, one per channel')
     for v in std: check_number(v, 'std', above=0)
     return nn.Sequential(_normalisation(mean, std), model).eval()
 
@@ -1471,20 +1523,22 @@ def _is_own(text, here) -> bool:
     "Whether a path is the data set of this name in the usual root, and so the same thing."
     return text not in data.MADE and (data.data_root()/text).resolve() == here.resolve()
 
+def _is_path(source) -> bool:
+    "Whether a source can only be meant as a path."
+    text = str(source)
+    return isinstance(source, Path) or '/' in text or text.startswith(('.', '~'))
+
 def _meant(source, root):
     "What `source` means to `data.take`: a path, or a name in the root; a ValueError where it may be both."
     if not isinstance(source, (str, Path)) or not str(source): return source   # refused there
     text = str(source)
     here = _here(text)
     if here is None: return text
-    looks_like_path = '/' in text or text.startswith(('.', '~'))
-    is_path = isinstance(source, Path) or looks_like_path
-    if is_path or not data.is_there(text, root): return str(here)
+    if _is_path(source) or not data.is_there(text, root): return str(here)
     if root is not None: return text
-    if _is_own(text, here): return str(here)
-    raise ValueError(f'images: got {text!r}, which is here in the working folder, and a data set as well, '
-                     f'accepted: ./{text} for the one, and for the other {text} with the root of the data sets '
-                     '(root=, --root)')
+    require(_is_own(text, here), 'images', f'{text!r}, which is here in the working folder, and a data set as well',
+            f'./{text} for the one, and for the other {text} with the root of the data sets (root=, --root)')
+    return str(here)
 
 # %% ../nbs/13b_interop.ipynb #6fe6c607
 def _once(pairs) -> dict:
@@ -1492,7 +1546,7 @@ def _once(pairs) -> dict:
     kept = {}
     for name, output in pairs:
         name = data.nfc(name)
-        if name in kept: raise ValueError(f'label_map: got {name!r} twice, accepted: each class once')
+        require(name not in kept, 'label_map', f'{name!r} twice', 'each class once')
         kept[name] = output
     return kept
 

@@ -17,9 +17,9 @@ import numpy as np, torch
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from scipy.sparse import coo_array
 
-from .core import Stopwatch, check_choice, check_number, generator
+from .core import Stopwatch, check_choice, check_number, generator, require
 from .conv_norm import UNIT, Interval, check_ord, matrix_norm
-from .lip_bounds import relu_chain, sdp_taus, unit_weights
+from .lip_bounds import relu_chain, sdp_taus, takes_net, unit_weights
 from .lip_lower import chain_module, jacobian_norms, lip_lower
 
 # %% ../nbs/11d_lip_exact.ipynb #532ccb5f
@@ -28,16 +28,14 @@ def check_box(
     n: int,  # input features
 ) -> tuple:
     "Lower and upper corner as float64 arrays; a ValueError for empty, flat or unbounded boxes."
-    if not isinstance(box, (tuple, list)) or len(box) != 2:
-        raise ValueError(f'box: got {box!r}, accepted: a pair (low, high)')
+    is_pair = isinstance(box, (tuple, list)) and len(box) == 2
+    require(is_pair, 'box', repr(box), 'a pair (low, high)')
     corners = [np.asarray(b, dtype=float).reshape(-1) for b in box]
     lengths = [len(c) for c in corners]
-    if any(length not in (1, n) for length in lengths):
-        raise ValueError(f'box: got corners of {lengths} coordinates, accepted: one number or {n}')
+    require({*lengths} <= {1, n}, 'box', f'corners of {lengths} coordinates', f'one number or {n}')
     low, high = (np.broadcast_to(c, (n,)).copy() for c in corners)
     bounded = np.isfinite(low) & np.isfinite(high)
-    if not (bounded & (low < high)).all():
-        raise ValueError(f'box: got {box!r}, accepted: finite, low < high in every coordinate')
+    require((bounded & (low < high)).all(), 'box', repr(box), 'finite, low < high in every coordinate')
     return low, high
 
 # %% ../nbs/11d_lip_exact.ipynb #f8bd12c0
@@ -74,7 +72,8 @@ def _echelon(M):
         if row is None: continue
         M[at], M[row] = M[row], M[at]
         top = [v/M[at][col] for v in M[at]]
-        M = [top if i == at else _cleared(r, top, col) for i, r in enumerate(M)]
+        M = [_cleared(r, top, col) for r in M]
+        M[at] = top
         pivots.append(col)
     return M, pivots
 
@@ -139,62 +138,66 @@ class _Piece:
         "The same in exact fractions."
         return self.maps([(_fractions(W), _fractions(b)) for W, b in self.net[:self.layers + 1]])
 
-    def constraints(self):
-        "One for each decided unit."
-        for i, (A, c) in enumerate(self.maps(self.net[:self.layers + 1])):
-            for k in np.flatnonzero(self.pattern[i] >= 0): yield self.constraint(i, k, A[k], c[k])
-
-    def constraint(self, i, k, row, constant):
-        sign = 2*int(self.pattern[i][k]) - 1
-        a, offset = row*self.width, row@(self.low + self.high)/2 + constant
-        length = np.linalg.norm(a)
-        if length <= 1e-9*self.sizes[i][k]:  # perhaps constant: look exactly
-            exact, constant = (part[k] for part in self.exact[i])
-            if all(v == 0 for v in exact): return _Constraint(i, k, sign, None, sign*constant)
-            middle = (self.low + self.high)/2
-            a = np.array([float(v) for v in exact])*self.width
-            offset = float(sum(v*Fraction(m) for v, m in zip(exact, middle)) + constant)
-            length = np.linalg.norm(a)
-        return _Constraint(i, k, sign, sign*a/length, sign*offset/length)
-
-    def exact_row(self, constraint):
-        "A constraint as (a, c) of Fractions, in the input's own units."
-        A, c = self.exact[constraint.layer]
-        return [constraint.sign*v for v in A[constraint.unit]], constraint.sign*c[constraint.unit]
-
-    def face(self, r):
-        "Face r of the box in the same way: the upper ones come first."
-        d = len(self.low)
-        row, side = [Fraction(0)]*d, -1 if r < d else 1
-        row[r % d] = Fraction(side)
-        return row, Fraction(self.high[r % d]) if side < 0 else -Fraction(self.low[r % d])
-
     def causes(self, constraints):
         "Their units and, since their maps depend on the layers before, all units of those."
         units = {(c.layer, c.unit) for c in constraints}
         deepest = max((c.layer for c in constraints), default=0)
-        return sorted(units | {(i, k) for i in range(deepest) for k in range(len(self.pattern[i]))})
+        before = [(i, k) for i in range(deepest) for k in range(len(self.pattern[i]))]
+        return sorted(units.union(before))
 
-    def holds(self, x):
-        """True if at x all decided units are proven to have their sign (or to be identically zero); forward in float64
-        with rounding errors."""
-        units = sum(len(s) for s in self.pattern)
-        for i, (W, b) in enumerate(self.net[:self.layers]):
-            v = W@x + b
-            active = self.pattern[i] == 1
-            noise = 8*(units + len(x))*UNIT*self.sizes[i]
-            unproven = ~np.where(active, v > noise, v < -noise) & (self.pattern[i] >= 0)
-            if not all(self.holds_exactly(i, k) for k in np.flatnonzero(unproven)): return False
-            x = np.where(active, v, 0.)
-        return True
+# %% ../nbs/11d_lip_exact.ipynb #85ce59d7
+def _constraint(piece, i, k, row, constant):
+    "That unit k of layer i, whose pre-activation is row.x + constant, has its sign."
+    sign = 2*int(piece.pattern[i][k]) - 1
+    a, offset = row*piece.width, row@(piece.low + piece.high)/2 + constant
+    if np.linalg.norm(a) <= 1e-9*piece.sizes[i][k]:  # perhaps constant: look exactly
+        exact, constant = (part[k] for part in piece.exact[i])
+        if not any(exact): return _Constraint(i, k, sign, None, sign*constant)
+        middle = (piece.low + piece.high)/2
+        a = np.array([float(v) for v in exact])*piece.width
+        offset = float(sum(v*Fraction(m) for v, m in zip(exact, middle)) + constant)
+    length = np.linalg.norm(a)
+    return _Constraint(i, k, sign, sign*a/length, sign*offset/length)
 
-    def holds_exactly(self, i, k):
-        "True if the unit is constant, and zero or of its sign."
-        A, c = self.exact[i]
-        if any(v != 0 for v in A[k]): return False
-        return c[k] == 0 or (c[k] > 0) == (self.pattern[i][k] == 1)
+def _constraints(piece):
+    "One for each decided unit."
+    for i, (A, c) in enumerate(piece.maps(piece.net[:piece.layers + 1])):
+        for k in np.flatnonzero(piece.pattern[i] >= 0): yield _constraint(piece, i, k, A[k], c[k])
 
 # %% ../nbs/11d_lip_exact.ipynb #cef34028
+def _exact_row(piece, constraint):
+    "A constraint as (a, c) of Fractions, in the input's own units."
+    A, c = piece.exact[constraint.layer]
+    return [constraint.sign*v for v in A[constraint.unit]], constraint.sign*c[constraint.unit]
+
+def _face(piece, r):
+    "Face r of the box in the same way: the upper ones come first."
+    d = len(piece.low)
+    row, side = [Fraction(0)]*d, -1 if r < d else 1
+    row[r % d] = Fraction(side)
+    return row, Fraction(piece.high[r % d]) if side < 0 else -Fraction(piece.low[r % d])
+
+# %% ../nbs/11d_lip_exact.ipynb #342c6209
+def _holds_exactly(piece, i, k):
+    "True if the unit is constant, and zero or of its sign."
+    A, c = piece.exact[i]
+    if any(A[k]): return False
+    return c[k] == 0 or (c[k] > 0) == (piece.pattern[i][k] == 1)
+
+def _holds(piece, x):
+    """True if at x all decided units are proven to have their sign (or to be identically zero); forward in float64
+    with rounding errors."""
+    units = sum(len(s) for s in piece.pattern)
+    for i, (W, b) in enumerate(piece.net[:piece.layers]):
+        v = W@x + b
+        active = piece.pattern[i] == 1
+        noise = 8*(units + len(x))*UNIT*piece.sizes[i]
+        unproven = ~np.where(active, v > noise, v < -noise) & (piece.pattern[i] >= 0)
+        if not all(_holds_exactly(piece, i, k) for k in np.flatnonzero(unproven)): return False
+        x = np.where(active, v, 0.)
+    return True
+
+# %% ../nbs/11d_lip_exact.ipynb #2e6f3548
 TINY = 1e-6  # margins beyond this are trusted; the linear program's own tolerance is 1e-7
 
 def _most_interior(G, h):
@@ -204,21 +207,25 @@ def _most_interior(G, h):
     free = [(None, None)]*d + [(None, 1.)]
     return linprog(np.r_[np.zeros(d), -1.], rows, np.r_[h, np.ones(2*d)], bounds=free, method='highs')
 
+def _proven_by(piece, involved, faces):
+    "Whether these constraints and faces of the box contradict one another, in exact fractions."
+    rows = [_exact_row(piece, c) for c in involved] + [_face(piece, r) for r in faces]
+    return bool(rows) and _proven_empty(rows)
+
 def _settle(piece, rows):
     "What the linear program over these constraints proves; answers as `open_piece`."
     answer = _most_interior(np.array([c.a for c in rows]), np.array([c.offset for c in rows]))
     if answer.status != 0: return 'unknown', None
     *x, margin = answer.x
     x = piece.low + piece.width*(1 + np.array(x))
-    inside = (x > piece.low).all() and (x < piece.high).all()
-    if inside and piece.holds(x): return 'open', x
+    inside = (x > piece.low) & (x < piece.high)
+    if inside.all() and _holds(piece, x): return 'open', x
     support = np.flatnonzero(np.abs(answer.ineqlin.marginals) > 1e-9)
     involved = [rows[r] for r in support if r < len(rows)]
-    if margin < -TINY: return 'empty', piece.causes(involved)
-    if margin > TINY or not len(support): return 'unknown', None
-    faces = [piece.face(r - len(rows)) for r in support if r >= len(rows)]
-    proven = _proven_empty([piece.exact_row(c) for c in involved] + faces)
-    return ('empty', piece.causes(involved)) if proven else ('unknown', None)
+    faces = support[support >= len(rows)] - len(rows)
+    at_zero = abs(margin) <= TINY
+    empty = _proven_by(piece, involved, faces) if at_zero else margin < 0
+    return ('empty', piece.causes(involved)) if empty else ('unknown', None)
 
 # %% ../nbs/11d_lip_exact.ipynb #c627f85f
 def open_piece(
@@ -228,12 +235,13 @@ def open_piece(
 ) -> tuple:
     "('open', interior point), ('empty', [(layer, unit), ...] that cannot be together) or ('unknown', None)."
     piece = _Piece(net, pattern, low, high)
-    constraints = list(piece.constraints())
-    never = [c for c in constraints if c.a is None and c.offset < 0]
+    constraints = list(_constraints(piece))
+    constant = [c for c in constraints if c.a is None]
+    never = [c for c in constant if c.offset < 0]
     if never: return 'empty', piece.causes(never[:1])
     # other constant units are on their side, or identically zero, where both patterns mean the same map
-    constraints = [c for c in constraints if c.a is not None]
-    return _settle(piece, constraints) if constraints else ('open', (low + high)/2)
+    if len(constant) == len(constraints): return 'open', (low + high)/2
+    return _settle(piece, [c for c in constraints if c.a is not None])
 
 # %% ../nbs/11d_lip_exact.ipynb #8df916eb
 def _interval(W, low, high):
@@ -660,28 +668,19 @@ class _Node:
     point: object = field(compare=False)             # (d,) inside its relaxation, or None
     tau: torch.Tensor = field(compare=False)         # (H,) weights of the units
 
-class _Search:
-    "Branch and bound for one network; `best`, `upper` and `status` tell what is known at any time."
-    def __init__(self, pairs, low, high, ord, floor=0.):
+# %% ../nbs/11d_lip_exact.ipynb #c67525ae
+class _Tree:
+    "The patterns of a network in a box, as a tree: its root, and how nodes branch."
+    def __init__(self, pairs, low, high, ord):
         self.pairs = pairs
         self.net = _as_numpy(pairs)
         self.ord = ord
         self.low, self.high = torch.as_tensor(low), torch.as_tensor(high)
-        self.best = floor
-        self.witness = None
-        self.status = 'exact'
-        self.unknown = 0.
-        self.nodes = 0
         self.unit, self.factor = unit_weights([W for W, _ in pairs])
         self.edges = np.cumsum([0] + [len(b) for _, b in pairs[:-1]]).tolist()
         bounds = _preactivation_bounds(self.net, low, high)
         self.bounds = [torch.as_tensor(np.concatenate(side)) for side in zip(*bounds)]
         self.sizes = torch.as_tensor(np.concatenate(_magnitudes(self.net, low, high)))
-        self.count = itertools.count(1)
-        self.heap = [self.root()]
-        if not (self.heap[0].pattern < 0).any():
-            self.leaf(self.heap[0].pattern)
-            self.heap = []
 
     def root(self):
         "The node of all patterns, with LipSDP's weights."
@@ -693,23 +692,9 @@ class _Search:
         self.scale = bounds.squares(self.ord)[0].item()
         return _Node(-self.factor*math.sqrt(max(self.scale, 0.))*(1 + 1e-9), 0, pattern, None, tau)
 
-    @property
-    def upper(self):
-        waiting = -self.heap[0].bound if self.heap else 0.
-        return max(self.best, self.unknown, waiting)*(1 + 2e-7)
-
-    def beats(self, bound): return bound > self.best*(1 + 1e-7)
-
-    def split(self, pattern): return [pattern[a:b].numpy() for a, b in zip(self.edges, self.edges[1:])]
-
-    def leaf(self, pattern):
-        "Settle a decided pattern: new best, empty, or unknown."
-        pattern = self.split(pattern)
-        value = _slope(self.net, pattern, self.ord)
-        if value <= self.best: return
-        kind, point = open_piece(self.net, pattern, self.low.numpy(), self.high.numpy())
-        if kind == 'open': self.best, self.witness = value*(1 - 1e-12), torch.as_tensor(point)
-        elif kind == 'unknown': self.unknown = max(self.unknown, value)
+    def split(self, pattern):
+        "A pattern (H,) as one array per layer."
+        return [pattern[a:b].numpy() for a, b in zip(self.edges, self.edges[1:])]
 
     def branch(self, nodes):
         "Two children of each node: patterns, weights, upper bounds."
@@ -730,41 +715,83 @@ class _Search:
         return not ((_signs(self.pairs, point[None])[0] != kid) & (kid >= 0)).any()
 
     def locate(self, kids, tau):
-        "Which of these are proven empty, and a point for each; the most promising point's own pattern is looked up."
+        "Which of these are proven empty, and a point for each; the pattern of the most promising point."
         empty, x = feasibility(self.pairs, self.bounds, self.sizes, self.low, self.high, kids)
         seen = _signs(self.pairs, x)
         promising = envelope_norm(envelope(self.unit, tau, seen).M, self.ord).argmax()
-        self.leaf(seen[promising])
-        return empty, x
+        return empty, x, seen[promising]
+
+# %% ../nbs/11d_lip_exact.ipynb #005da5a3
+class _Search:
+    "Branch and bound for one network; `best`, `upper` and `status` tell what is known at any time."
+    def __init__(self, pairs, low, high, ord, floor=0.):
+        self.tree = _Tree(pairs, low, high, ord)
+        self.best = floor
+        self.witness = None
+        self.status = 'exact'
+        self.unknown = 0.
+        self.nodes = 0
+        self.count = itertools.count(1)
+        self.heap = [self.tree.root()]
+        if not (self.heap[0].pattern < 0).any():
+            self.leaf(self.heap[0].pattern)
+            self.heap = []
+
+    @property
+    def upper(self):
+        waiting = -self.heap[0].bound if self.heap else 0.
+        return max(self.best, self.unknown, waiting)*(1 + 2e-7)
+
+    def beats(self, bound): return bound > self.best*(1 + 1e-7)
+
+    def waiting(self): return self.heap and self.beats(-self.heap[0].bound)
+
+    def leaf(self, pattern):
+        "Settle a decided pattern: new best, empty, or unknown."
+        tree = self.tree
+        pattern = tree.split(pattern)
+        value = _slope(tree.net, pattern, tree.ord)
+        if value <= self.best: return
+        kind, point = open_piece(tree.net, pattern, tree.low.numpy(), tree.high.numpy())
+        if kind == 'open': self.best, self.witness = value*(1 - 1e-12), torch.as_tensor(point)
+        elif kind == 'unknown': self.unknown = max(self.unknown, value)
+
+    def prune(self, kids, tau, points, alive):
+        "Take out of `alive` the children that are proven empty; others get a point, if theirs does not lie in them."
+        blind = [j for j in torch.nonzero(alive)[:, 0].tolist() if not self.tree.fits(points[j], kids[j])]
+        if not blind: return
+        empty, x, promising = self.tree.locate(kids[blind], tau[blind])
+        self.leaf(promising)
+        alive[torch.tensor(blind)[empty]] = False
+        for j, point in zip(blind, x): points[j] = point
 
     def expand(self, nodes):
         "Branch a batch of nodes, and keep the children that may hold something better."
-        kids, tau, upper = self.branch(nodes)
+        kids, tau, upper = self.tree.branch(nodes)
         self.nodes += len(kids)
         points = [node.point for node in nodes for _ in range(2)]
         alive = self.beats(upper)
-        blind = [j for j in torch.nonzero(alive)[:, 0].tolist() if not self.fits(points[j], kids[j])]
-        if blind:
-            empty, x = self.locate(kids[blind], tau[blind])
-            alive[torch.tensor(blind)[empty]] = False
-            for j, point in zip(blind, x): points[j] = point
+        self.prune(kids, tau, points, alive)
         for j in torch.nonzero(alive)[:, 0].tolist():
             if (kids[j] >= 0).all(): self.leaf(kids[j])
             elif self.beats(upper[j]):
                 node = _Node(-upper[j].item(), next(self.count), kids[j], points[j], tau[j])
                 heapq.heappush(self.heap, node)
 
-    def waiting(self): return self.heap and self.beats(-self.heap[0].bound)
+    def take(self, most):
+        "The nodes with the largest bounds, at most so many."
+        nodes = []
+        while len(nodes) < most and self.waiting(): nodes.append(heapq.heappop(self.heap))
+        return nodes
 
     def run(self, watch, seconds, limit, batch=64):
         "Expand nodes until the interval is closed or a limit is reached."
         while self.waiting():
-            if watch.cpu > seconds or self.nodes >= limit:
-                self.status = 'time limit' if watch.cpu > seconds else 'node limit'
+            late = watch.cpu > seconds
+            if late or self.nodes >= limit:
+                self.status = 'time limit' if late else 'node limit'
                 return
-            nodes = []
-            while len(nodes) < batch and self.waiting(): nodes.append(heapq.heappop(self.heap))
-            self.expand(nodes)
+            self.expand(self.take(batch))
         self.heap = []
         if self.unknown > self.best: self.status = 'unresolved'
 
@@ -797,17 +824,25 @@ class _Milp:
         if answer.status == 2:  # infeasible: nothing is better than the best
             self.upper = self.best*(1 + 1e-6)
             return 'exact'
-        if answer.mip_dual_bound is not None:
-            self.upper = min(self.upper, max(self.best, -answer.mip_dual_bound)*(1 + 1e-6) + 1e-9)
+        self.bound(answer.mip_dual_bound)
         stopped = answer.status == 1
         if answer.x is None: return 'time limit' if stopped else 'unresolved'
         found = [np.round(answer.x[s]).astype(int) for s in self.pattern]
         kind, clue = self.look(found)
+        if not stopped: return self.judge(found, kind, clue)
         late = watch.wall > seconds*.99 or watch.cpu > seconds
-        if stopped: return 'time limit' if late else 'node limit'
+        return 'time limit' if late else 'node limit'
+
+    def bound(self, dual):
+        "The solver's bound on its (negated) objective makes the upper bound smaller, if it has one."
+        if dual is not None: self.upper = min(self.upper, max(self.best, -dual)*(1 + 1e-6) + 1e-9)
+
+    def judge(self, found, kind, clue):
+        "The status after a solved program; None where the pattern found was empty, and is cut off."
         if self.best*(1 + 2e-6) + 2e-9 >= self.upper: return 'exact'
         if kind != 'empty': return 'unresolved'
         self.cut(found, clue)
+        return None
 
     def look(self, found):
         "What `open_piece` says of a pattern; if it is a piece it may be the new best."
@@ -828,17 +863,17 @@ METHODS = {'search': _Search, 'milp': _Milp}
 
 def _check_together(method, ord, outputs):
     "Raise a ValueError where method, ord and the number of outputs do not go together."
-    if method == 'milp' and ord == 2:
-        raise ValueError("method: got 'milp' for ord 2, accepted: 'search'; the l2 norm is not linear")
-    if method == 'search' and ord == 1 and outputs > 1:
-        raise ValueError("output: got None for ord 1 and several outputs with method 'search', "
-                         "accepted: one logit, a pair, or method='milp'")
+    linear = ord != 2 or method != 'milp'
+    require(linear, 'method', "'milp' for ord 2", "'search'; the l2 norm is not linear")
+    one_at_a_time = method == 'search' and ord == 1
+    require(not one_at_a_time or outputs == 1, 'output', "None for ord 1 and several outputs with method 'search'",
+            "one logit, a pair, or method='milp'")
 
 def _parts(pairs, ord):
     "The nets to search: for ord inf one for each output that is not constant, since the norm is the largest of theirs."
     *hidden, (W, b) = pairs
     if ord != math.inf: return [pairs]
-    return [[*hidden, (W[k:k + 1], b[k:k + 1])] for k in range(len(b)) if W[k].any()]
+    return [[*hidden, (W[k:k + 1], b[k:k + 1])] for k in W.any(1).nonzero()[:, 0].tolist()]
 
 def _look_around(pairs, low, high, ord, seconds):
     "The lower bound to start from, by greedy search from 300 random points."
@@ -847,12 +882,42 @@ def _look_around(pairs, low, high, ord, seconds):
     return lip_lower(pairs, start, ord, box=(low, high), rounds=60, children=64, keep=8, seconds=seconds)
 
 # %% ../nbs/11d_lip_exact.ipynb #65f9efaa
+@dataclass
+class _Found:
+    "What the searches of several nets have found together."
+    best: float
+    witness: torch.Tensor
+    upper: float = 0.
+    status: str = 'exact'
+
+    def add(self, search):
+        "Take in a search that has ended; it began from our best."
+        self.best, self.upper = search.best, max(self.upper, search.upper)
+        if search.status != 'exact': self.status = search.status
+        if search.witness is not None: self.witness = search.witness
+
+    def interval(self):
+        lower, upper = self.best*(1 - 1e-9), max(self.upper, self.best)*(1 + 1e-9)
+        return Interval(lower, upper, self.status, witness=self.witness)
+
+def _search_parts(pairs, low, high, ord, method, seconds, nodes, watch):
+    "The interval of a net with hidden layers, from a search of each of its parts."
+    around = _look_around(pairs, torch.as_tensor(low), torch.as_tensor(high), ord, seconds)
+    found = _Found(around.lower, around.witness.mean(0).flatten())
+    for part in _parts(pairs, ord):
+        search = METHODS[method](part, low, high, ord, found.best)
+        search.run(watch, seconds, nodes)
+        found.add(search)
+    return found.interval()
+
+# %% ../nbs/11d_lip_exact.ipynb #351d7e47
+@takes_net
 def lip_exact(
-    net,                    # nn.Sequential of affine layers and ReLU, in eval mode, or [(W, b), ...]
-    box,                    # (low, high): numbers or arrays, finite, low < high
+    model,                  # nn.Sequential of affine layers and ReLU, in eval mode, or [(W, b), ...]
+    box: tuple,             # (low, high): numbers or arrays, finite, low < high
     ord=2,                  # norm of input and output: 2, 1 or inf
     output=None,            # None: all outputs; k: logit k; (i, j): the difference of two logits
-    input_shape=None,       # shape of the input without the batch
+    input_shape: tuple | None = None,  # shape of the input without the batch
     method: str = 'search', # 'search' (branch and bound; ord 1: one output) or 'milp' (integer programs; ord 1 and inf)
     seconds: float = 60.,   # CPU seconds after which the interval reached is returned
     nodes: int = 10**7,     # nodes after which a search or an integer program ends with the interval reached
@@ -865,23 +930,13 @@ def lip_exact(
     check_number(seconds, 'seconds', low=0, high=10**9)
     check_number(nodes, 'nodes', low=1, integer=True)
     with Stopwatch() as watch:
-        pairs = relu_chain(net, input_shape, output)
+        pairs = relu_chain(model, input_shape, output)
         low, high = check_box(box, pairs[0][0].shape[1])
         _check_together(method, ord, len(pairs[-1][1]))
-        if len(pairs) == 1: return replace(matrix_norm(pairs[0][0], ord), status='exact').timed(watch)
-        if any(not W.any() for W, _ in pairs): return Interval(0., 0., 'exact').timed(watch)
-        first = _look_around(pairs, torch.as_tensor(low), torch.as_tensor(high), ord, seconds)
-        best = first.lower
-        upper = 0.
-        status = 'exact'
-        witness = first.witness.mean(0).flatten()
-        for part in _parts(pairs, ord):
-            search = METHODS[method](part, low, high, ord, best)
-            search.run(watch, seconds, nodes)
-            best, upper = search.best, max(upper, search.upper)
-            if search.status != 'exact': status = search.status
-            if search.witness is not None: witness = search.witness
-    return Interval(best*(1 - 1e-9), max(upper, best)*(1 + 1e-9), status, witness=witness).timed(watch)
+        if len(pairs) == 1: known = replace(matrix_norm(pairs[0][0], ord), status='exact')
+        elif any(not W.any() for W, _ in pairs): known = Interval(0., 0., 'exact')
+        else: known = _search_parts(pairs, low, high, ord, method, seconds, nodes, watch)
+    return known.timed(watch)
 
 # %% ../nbs/11d_lip_exact.ipynb #aa21285e
 def _bits(n):
@@ -906,20 +961,21 @@ def _check_independent(W):
     check_number(h, 'hidden units', low=1, high=20, integer=True)
     if h <= W.shape[1] and values[-1] >= 1e-9*values[0]: return h
     rank = int((values > 1e-9*values[0]).sum())
-    raise ValueError(f'net: got weight rows of rank {rank} for {h} hidden units, accepted: linearly independent rows')
+    require(False, 'model', f'weight rows of rank {rank} for {h} hidden units', 'linearly independent rows')
 
+@takes_net
 def lip_exact_shallow(
-    net,              # one hidden ReLU layer of at most 20 units with linearly independent weight rows
+    model,            # one hidden ReLU layer of at most 20 units with linearly independent weight rows
+    input_shape: tuple | None = None,  # shape of the input without the batch
     ord=2,            # norm of input and output: 2, 1 or inf
     output=None,      # None: all outputs; k: logit k; (i, j): the difference of two logits
-    input_shape=None,  # shape of the input without the batch
 ) -> Interval:
     """Global Lipschitz constant of a net with one hidden layer, by listing all activation patterns; a ValueError for
     other nets."""
     ord = check_ord(ord)
     with Stopwatch() as watch:
-        pairs = relu_chain(net, input_shape, output)
-        if len(pairs) != 2: raise ValueError(f'net: got {len(pairs) - 1} hidden layers, accepted: 1')
+        pairs = relu_chain(model, input_shape, output)
+        require(len(pairs) == 2, 'model', f'a net of {len(pairs) - 1} hidden layers', '1 hidden layer')
         (W, _), (A, _) = pairs
         h = _check_independent(W)
         if ord == 2 and len(A) == 1: best = _largest_sum(A[0][:, None]*W)

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import numpy as np, torch
 from torch import nn
 
-from .core import Stopwatch, check_number, generator
+from .core import Stopwatch, check_number, generator, require
+from .layers import in_flux
 from .evaluate import plain_mode, plain_tensor, takes
 from .conv_norm import UNIT, Interval, check_ord
-from .lip_bounds import in_flux, relu_chain, selector
+from .lip_bounds import relu_chain, selector
 
 # %% ../nbs/11c_lip_lower.ipynb #3a90b52d
 def chain_module(
@@ -38,11 +39,11 @@ def _gradients(y, x):
     return torch.stack([g.flatten(1) for g in each], 1)
 
 def jacobians(
-    model,             # nn.Module, N,... -> N,outputs
-    x,                 # inputs (N, ...)
+    model: nn.Module,  # N,... -> N,outputs
+    x: torch.Tensor,   # inputs (N, ...)
     output=None,       # None: all outputs; k: logit k; (i, j): the difference of two logits
     batch: int = 128,  # points per pass
-):
+) -> torch.Tensor:
     "Jacobians at `x`: (N, rows, features), one row per selected output."
     found = []
     for part in x.split(batch):
@@ -57,9 +58,9 @@ def jacobians(
 
 # %% ../nbs/11c_lip_lower.ipynb #75952365
 def jacobian_norms(
-    J,      # (N, rows, features)
-    ord=2,  # norm of input and output: 2, 1 or inf
-):
+    J: torch.Tensor,  # (N, rows, features)
+    ord=2,            # norm of input and output: 2, 1 or inf
+) -> torch.Tensor:
     "Operator norms, (N,); for one row that is the dual norm of the gradient."
     ord = check_ord(ord)
     if ord != 2: return J.abs().sum(2 if ord == math.inf else 1).amax(1)
@@ -68,9 +69,9 @@ def jacobian_norms(
 
 # %% ../nbs/11c_lip_lower.ipynb #70382c4f
 def worst_direction(
-    J,      # one Jacobian (rows, features)
-    ord=2,  # norm of the input
-):
+    J: torch.Tensor,  # one Jacobian (rows, features)
+    ord=2,            # norm of the input
+) -> torch.Tensor:
     "The direction of norm 1 that the Jacobian stretches most, (features,)."
     ord = check_ord(ord)
     J = J.double()
@@ -102,7 +103,7 @@ def _answers(model, points):
     return y, 64*2.**-29*difference + 64*UNIT*y.abs().amax()
 
 def quotient(
-    model,        # nn.Module
+    model: nn.Module,
     x, v,         # a point (...) and a direction (features,)
     ord=2,        # norm of input and output
     output=None,  # None: all outputs; k: logit k; (i, j): the difference of two logits
@@ -182,13 +183,44 @@ def _children(points, n, spread, draw):
 def _check_still(model):
     "Raise a ValueError that names the first layer that depends on chance or on the rest of the batch."
     late = [name or type(m).__name__ for name, m in model.named_modules() if in_flux(m)]
-    if late: raise ValueError(f'model: {late[0]} is in train mode or without running statistics, '
-                              'accepted: a model in eval mode (call model.eval())')
+    first = ''.join(late[:1])
+    require(not late, 'model', f'{first} in train mode or without running statistics',
+            'a model in eval mode (call model.eval())')
 
+# %% ../nbs/11c_lip_lower.ipynb #c58249df
+@dataclass
+class _Search:
+    "The best points of a greedy search, best first."
+    slope: object          # points (N, ...) -> Jacobian norms (N,)
+    region: _Region        # where it may look
+    keep: int              # points kept
+    points: torch.Tensor   # (n, ...)
+    norms: torch.Tensor    # their Jacobian norms (n,)
+
+    @classmethod
+    def begin(cls, slope, region, keep, points):
+        "The best of these points."
+        return cls(slope, region, keep, *_fittest(points, slope(points), keep))
+
+    def advance(self, n, spread, draw):
+        "Look at `n` new points around the best."
+        new = self.region.inside(_children(self.points, n, spread, draw))
+        points, norms = torch.cat([self.points, new]), torch.cat([self.norms, self.slope(new)])
+        self.points, self.norms = _fittest(points, norms, self.keep)
+
+def _prove(model, points, ord, output, region):
+    "The largest proven quotient at any of these points, and its witness."
+    proofs = []
+    for p in points:
+        v = worst_direction(jacobians(model, p[None], output)[0].cpu(), ord)
+        proofs.append(quotient(model, p, v, ord, output, region.limits(p)))
+    return max(proofs, key=lambda proof: proof[0])
+
+# %% ../nbs/11c_lip_lower.ipynb #09f97140
 @plain_mode()
 def lip_lower(
     model,               # nn.Module N,... -> N,outputs in eval mode, or [(W, b), ...]
-    x,                   # points to start from (N, ...)
+    x: torch.Tensor,     # points to start from (N, ...)
     ord=2,               # norm of input and output: 2, 1 or inf
     output=None,         # None: all outputs; k: logit k; (i, j): the difference of two logits
     box=None,            # (low, high), numbers or tensors: stay inside; the bound holds for the box
@@ -214,15 +246,9 @@ def lip_lower(
         points = region.inside(plain_tensor(x).to(*takes(model, x)))
         spread = region.spread(points)
         draw = generator(seed, 'lip_lower')
-        points, norms = _fittest(points, slope(points), keep)
+        search = _Search.begin(slope, region, keep, points)
         for _ in range(rounds):
             if watch.cpu > seconds: break
-            new = region.inside(_children(points, children, spread, draw))
-            points, norms = torch.cat([points, new]), torch.cat([norms, slope(new)])
-            points, norms = _fittest(points, norms, keep)
-        proofs = []
-        for p in points:
-            v = worst_direction(jacobians(model, p[None], output)[0].cpu(), ord)
-            proofs.append(quotient(model, p, v, ord, output, region.limits(p)))
-        lower, witness = max(proofs, key=lambda proof: proof[0])
-    return Interval(lower, math.inf, 'lower bound', norms[0].item(), witness=witness).timed(watch)
+            search.advance(children, spread, draw)
+        lower, witness = _prove(model, search.points, ord, output, region)
+    return Interval(lower, math.inf, 'lower bound', search.norms[0].item(), witness=witness).timed(watch)

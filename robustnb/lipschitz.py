@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import numpy as np, torch
 from torch import nn
 
-from .core import Stopwatch, check_choice, check_number
+from .core import Stopwatch, check_choice, check_number, require
 from .models import behaves_as
+from .layers import in_flux, kind_of, named_layers, refuse
 from .conv_norm import (
     SAFETY, UNIT, Interval, check_ord, conv_matrix, conv_norm, conv_norm_circulant, conv_norm_reshaped, matrix_norm)
-from .lip_bounds import (
-    AFFINE, handles, in_flux, lip_eclipse, lip_product, lip_sdp, named_layers, out_shape, refuse, relu_chain, selector)
+from .lip_bounds import handles, lip_eclipse, lip_product, lip_sdp, relu_chain, selector
 from .lip_lower import chain_module, jacobian_norms, jacobians, lip_lower
 from .lip_exact import lip_exact, lip_exact_shallow
 from .results import row
@@ -60,19 +60,11 @@ class _ReluStep:
         return _box(low, high, torch.maximum(low.abs(), high.abs()))
 
 # %% ../nbs/11e_lipschitz.ipynb #3851fb9e
-def _absolute(layer):
-    "The layer with the absolute values of its weights and no shift."
-    layer = copy.deepcopy(layer)
-    for name in 'weight', 'bias', 'running_mean':
-        value = getattr(layer, name, None)
-        if value is not None: value.data = value.data.abs() if name == 'weight' else value.data*0
-    return layer
-
 class _AffineStep:
-    "An affine layer: its weights act on centers, their absolute values on radii."
+    "An affine layer: its weights act on centers, their absolute values (the table's `absolute`) on radii."
     def __init__(self, layer):
         self.layer = copy.deepcopy(layer).double().cpu()
-        self.size = _absolute(self.layer)
+        self.size = kind_of(layer).absolute(self.layer)
 
     def forward(self, box):
         self.shape = box.center.shape[1:]
@@ -93,15 +85,25 @@ class _AffineStep:
         with torch.enable_grad(): return torch.autograd.grad(layer(x), x, rows)[0]
 
 # %% ../nbs/11e_lipschitz.ipynb #fbcaca7a
-def _steps(model):
-    "One step for each layer; a ValueError names a layer that is not part of a chain of affine layers and ReLU."
-    steps = []
-    for name, layer in named_layers(model):
-        if not behaves_as(layer, *AFFINE, nn.ReLU) or in_flux(layer):
-            refuse(layer, name, 'not part of a chain of affine layers and ReLU in eval mode')
-        steps.append(_ReluStep() if type(layer) is nn.ReLU else _AffineStep(layer))
-    return steps
+def _step(name, layer):
+    "The step of one layer; a ValueError names a layer that is not part of a chain of affine layers and ReLU."
+    if behaves_as(layer, nn.ReLU): return _ReluStep()
+    known = getattr(kind_of(layer), 'absolute', None)
+    if known is None or in_flux(layer):
+        refuse(layer, name, 'not part of a chain of affine layers and ReLU in eval mode')
+    return _AffineStep(layer)
 
+def _jacobian_box(steps, box, output):
+    "All Jacobians over a box of inputs, as a box of matrices (rows, ...)."
+    for step in steps: box = step.forward(box)
+    outputs = box.center.shape[1]
+    rows = selector(output, outputs)
+    rows = torch.eye(outputs, dtype=torch.float64) if rows is None else rows
+    rows = _Box(rows, torch.zeros_like(rows))
+    for step in reversed(steps): rows = step.back(rows)
+    return rows
+
+# %% ../nbs/11e_lipschitz.ipynb #79451a48
 def _largest_norm(jacobian, ord):
     "Upper bound of the norm of all matrices in a box of them."
     G, R = jacobian.center.flatten(1), jacobian.radius.flatten(1)
@@ -119,16 +121,10 @@ def lip_box(
     if not isinstance(model, nn.Module): model = chain_module(model)
     with Stopwatch() as watch, torch.no_grad():
         low, high = (torch.as_tensor(b).detach().cpu().double() for b in (low, high))
-        if not (low <= high).all(): raise ValueError('low: got values above high, accepted: low <= high everywhere')
+        require((low <= high).all(), 'low', 'values above high', 'low <= high everywhere')
         box = _box(low[None], high[None], ((low + high)/2)[None].abs())
-        steps = _steps(model)
-        for step in steps: box = step.forward(box)
-        outputs = box.center.shape[1]
-        rows = selector(output, outputs)
-        rows = torch.eye(outputs, dtype=torch.float64) if rows is None else rows
-        rows = _Box(rows, torch.zeros_like(rows))
-        for step in reversed(steps): rows = step.back(rows)
-        upper = _largest_norm(rows, ord)
+        steps = [_step(name, layer) for name, layer in named_layers(model)]
+        upper = _largest_norm(_jacobian_box(steps, box, output), ord)
     return Interval(0, upper).timed(watch)
 
 # %% ../nbs/11e_lipschitz.ipynb #6c64b3c7
@@ -147,7 +143,7 @@ def _small(model, shape, output):
 def _upper_over(model, low, high, ord, output):
     "Certified upper bound over a box; of the whole space where `lip_box` does not know a layer."
     try: return lip_box(model, low, high, ord, output).upper
-    except ValueError: return lip_product(model, low.shape, ord, output=output, seconds=0).upper
+    except ValueError: return lip_product(model, low.shape, ord, output, seconds=0).upper
 
 def _exact_over(model, low, high, ord, output, seconds):
     "The exact search over a box as an Interval; None where it does not apply."
@@ -156,9 +152,20 @@ def _exact_over(model, low, high, ord, output, seconds):
     if ord == 1 and len(pairs[-1][1]) > 1: return None
     return lip_exact(pairs, (low.flatten().numpy(), high.flatten().numpy()), ord, seconds=seconds)
 
+# %% ../nbs/11e_lipschitz.ipynb #2cec7c15
+def _closest(known, certified, exact, norm):
+    "The closest ends of what is known: an Interval from below, an upper bound, and the exact search's Interval or None."
+    uppers = {'certified': certified}
+    if exact is not None:
+        is_ball = norm == 'linf'
+        uppers[exact.status if is_ball else 'certified box'] = exact.upper
+        if is_ball and exact.lower > known.lower: known = exact
+    status, upper = min(uppers.items(), key=lambda item: item[1])
+    return Interval(known.lower, max(upper, known.lower), status, witness=known.witness)
+
 def lip_local(
     model,             # nn.Module N,... -> N,outputs in eval mode, or [(W, b), ...]
-    x,                 # one image or point, without the batch
+    x: torch.Tensor,   # one image or point, without the batch
     radius: float,     # of the ball around it
     ord=2,             # norm of input and output: 2, 1 or inf
     output=None,       # None: all outputs; k: logit k; (i, j): the difference of two logits
@@ -179,12 +186,9 @@ def lip_local(
         low, high = (torch.as_tensor(b).to(x) for b in box)
         low, high = torch.maximum(x - radius, low), torch.minimum(x + radius, high)
         known = lip_lower(model, x[None], ord, output, box=box, ball=(x, radius, norm), seed=seed)
-        uppers = {'certified': _upper_over(model, low, high, ord, output)}
-        exact = _exact_over(model, low, high, ord, output, seconds)
-        if exact: uppers[exact.status if norm == 'linf' else 'certified box'] = exact.upper
-        if exact and norm == 'linf' and exact.lower > known.lower: known = exact
-        status, upper = min(uppers.items(), key=lambda item: item[1])
-    return Interval(known.lower, max(upper, known.lower), status, witness=known.witness).timed(watch)
+        certified = _upper_over(model, low, high, ord, output)
+        known = _closest(known, certified, _exact_over(model, low, high, ord, output, seconds), norm)
+    return known.timed(watch)
 
 # %% ../nbs/11e_lipschitz.ipynb #c3569a91
 def _exact_in(pairs, box, shape, ord, seconds):
@@ -204,7 +208,7 @@ def _table_row(name, method):
 # %% ../nbs/11e_lipschitz.ipynb #4bb4115f
 def sandwich(
     model,             # nn.Module N,... -> N,outputs in eval mode, or [(W, b), ...]
-    x,                 # images or points (N, ...)
+    x: torch.Tensor,   # images or points (N, ...)
     ord=2,             # norm of input and output: 2, 1 or inf
     output=None,       # None: all outputs; k: logit k; (i, j): the difference of two logits
     box=(0., 1.),      # lower bounds and the exact value are over this box
@@ -228,8 +232,8 @@ def sandwich(
         'exact': lambda: _exact_in(pairs, box, shape, ord, seconds),
         'LipSDP': lambda: l2_only(lip_sdp),
         'ECLipsE-Fast': lambda: l2_only(lip_eclipse),
-        'product': lambda: lip_product(model, shape, ord, output=output, seconds=seconds),
-        "paper's number": lambda: lip_product(model, shape, ord, 'paper', output)}
+        'product': lambda: lip_product(model, shape, ord, output, seconds=seconds),
+        "paper's number": lambda: lip_product(model, shape, ord, output, 'paper')}
     table = pd.DataFrame([_table_row(name, method) for name, method in methods.items()])
     worst, least = table.lower.max(), table.upper.min()
     if worst <= least*(1 + 1e-9): return table
