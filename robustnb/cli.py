@@ -247,10 +247,10 @@ def usual_conditions(args, images):
 
 def cmd_audit(args) -> int:
     "Audit one model on one set of images."
-    from robustnb import audit as audits, interop
+    from robustnb import audit as audits, audit_page, interop
     from robustnb.core import check_number
     from robustnb.report import check_replaceable
-    check_replaceable(args.to, audits.FILES, 'audit')
+    check_replaceable(args.to, audit_page.FILES, 'audit')
     interop.check_readable(args.model, args.arch)
     listed = listed_conditions(args)
     label_map = interop.read_label_map(args.label_map) if args.label_map else None
@@ -266,8 +266,8 @@ def cmd_audit(args) -> int:
                          usual_conditions(args, images) if listed is None else listed,
                          args.lipschitz, args.seed, args.batch_size, args.device, images.source, progress=not args.json,
                          notes=[*images.notes, *interop.notes_of(model)], mapped=bool(args.label_map), prepared=prepared)
-    path = audits.save(found, args.to)
-    words = audits.sentences(found)
+    path = audit_page.save(found, args.to)
+    words = audit_page.sentences(found)
     text = [*(f'warning: {note}' for note in found.notes), *(f'{topic}: {said}' for topic, said in words), f'page: {path}']
     say(args, '\n\n'.join(text), page=path, notes=found.notes, sentences=dict(words), metrics=found.rows, config=found.config)
     return 0

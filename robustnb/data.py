@@ -16,35 +16,75 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import partial
+from itertools import chain, filterfalse
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np, psutil, torch
 
-from .core import atomic_path, check_choice, check_number, cores, generator, regular_file
+from .core import atomic_path, check_choice, check_number, cores, generator, regular_file, require
 from .dct import idct2
+
+# %% ../nbs/06_data.ipynb #d5140c0b
+def _fault(where, fault, remedy):
+    "The one form of complaint about data: which file, what is wrong, what to do."
+    return ValueError(f'{_shown(where)}: {fault}; {remedy}')
+
+def _demand(ok, where, fault, remedy):
+    "Raise a fault unless `ok`."
+    if not ok: raise _fault(where, fault, remedy)
+
+def _shown(path):
+    "A path or name as it can be printed anywhere: escaped where it holds control characters or cannot be encoded."
+    text = str(path)
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+def _by(shape): return 'x'.join(map(str, shape)) or 'a single number'
+
+# %% ../nbs/06_data.ipynb #25d5c643
+def _check_images(x, where):
+    "Raise unless `x` are images N,C,H,W."
+    square = x.ndim == 4 and x.shape[2] == x.shape[3]
+    _demand(square and x.shape[1] in (1, 3), where, f'images of shape {_by(x.shape)}',
+            'wanted N x C x H x W with C 1 or 3 and H = W: crop or pad them')
+    _demand(x.dtype in (torch.uint8, torch.float32), where, f'images of {x.dtype}',
+            'wanted torch.uint8 (or torch.float32 for filtered ones)')
+
+def _check_split(x, y, n_classes, where):
+    "Raise unless `x` are images N,C,H,W and `y` their labels."
+    _check_images(x, where)
+    _demand(y.dtype == torch.int64 and y.shape == x.shape[:1], where,
+            f'labels {y.dtype} of shape {_by(y.shape)} for {len(x)} images', 'wanted one torch.int64 per image')
+    _demand(len(x), where, 'no images', 'wanted at least one')
+    low, high = y.min().item(), y.max().item()
+    if low >= 0 and high < n_classes: return
+    wrong = ((y < 0) | (y >= n_classes)).sum().item()
+    raise _fault(where, f'label {low if low < 0 else high}, but there are {n_classes} classes '
+                        f'({wrong} of {len(y)} labels are none of them)',
+                 f'labels must lie in 0..{n_classes - 1}')
 
 # %% ../nbs/06_data.ipynb #17e32836
 @dataclass(frozen=True, eq=False, repr=False)
 class Data:
     "Training and test images with labels; a ValueError for faulty ones."
     name: str                # as given to `load`, or the last part of a path, without suffix
-    x_train: torch.Tensor    # N,C,H,W with C 1 or 3 and H = W; uint8, or float32 in the scale of [0,1] once filtered
+    x_train: torch.Tensor    # N,C,H,W, C 1 or 3, H = W; uint8, or float32 in the scale of [0,1] once filtered
     y_train: torch.Tensor    # int64 N, 0 <= label < n_classes
     x_test: torch.Tensor     # likewise, of the same size
     y_test: torch.Tensor     # int64 N
     classes: tuple           # a name for each label
     source: str              # where it came from; names no folder outside the data root
-    lossless: bool = True    # False where some pixels went through JPEG, resizing, turning or compositing
+    lossless: bool = True    # False where some pixels went through JPEG, resizing, turning, compositing
     notes: tuple = ()        # doubts, in plain sentences: what was skipped, turned, composited
     split: str = 'given'     # 'given', or 'seed N' where `load` drew the test images itself
 
     def __post_init__(self):
-        for split, x, y in ('train', self.x_train, self.y_train), ('test', self.x_test, self.y_test):
-            _check_split(x, y, len(self.classes), f'{self.name}, {split} ({self.source})')
-        if self.x_train.shape[1:] != self.x_test.shape[1:]:
-            sizes = f'training images are {_by(self.shape)}, test images {_by(self.x_test.shape[1:])} (C x H x W)'
-            raise _fault(self.source, sizes, 'both must have one size')
+        where = f'{self.name}, {{}} ({self.source})'.format
+        _check_split(self.x_train, self.y_train, self.n_classes, where('train'))
+        _check_split(self.x_test, self.y_test, self.n_classes, where('test'))
+        theirs = tuple(self.x_test.shape[1:])
+        sizes = f'training images are {_by(self.shape)}, test images {_by(theirs)} (C x H x W)'
+        _demand(self.shape == theirs, self.source, sizes, 'both must have one size')
 
     @property
     def n_classes(self) -> int: return len(self.classes)
@@ -56,63 +96,31 @@ class Data:
     def subset(self,
         n_train: int | None = None,  # training images to keep; None keeps all
         n_test: int | None = None,   # test images to keep; None keeps all
-        seed: int | None = None,     # None: the first ones, as the paper's AutoAttack uses them; else drawn
+        seed: int | None = None,     # None: the first ones, as for the paper's AutoAttack; else drawn
     ) -> 'Data':
         "The same data set with fewer images."
         kept = {}
         for split, n in ('train', n_train), ('test', n_test):
             x, y = getattr(self, f'x_{split}'), getattr(self, f'y_{split}')
             if n is None: n = len(x)
-            check_number(n, f'n_{split}', low=1, high=len(x), integer=True)
-            index = slice(n) if seed is None else torch.randperm(len(x), generator=generator(seed, 'subset', split))[:n]
+            index = slice(check_number(n, f'n_{split}', low=1, high=len(x), integer=True))
+            if seed is not None:
+                index = torch.randperm(len(x), generator=generator(seed, 'subset', split))[index]
             kept |= {f'x_{split}': x[index], f'y_{split}': y[index]}
         return replace(self, **kept)
 
     def __repr__(self):
-        names = ', '.join(self.classes[:4]) + (', ...' if self.n_classes > 4 else '')
-        pixels = 'all pixels untouched'
-        if not self.lossless: pixels = 'some pixels changed (JPEG, resizing, turning or compositing)'
-        if self.x_train.dtype != torch.uint8 or self.x_test.dtype != torch.uint8: pixels = 'pixels are filtered'
+        names = ', '.join(self.classes[:4])
+        if self.n_classes > 4: names += ', ...'
         n_train, n_test = len(self.x_train), len(self.x_test)
         first = (f'{self.name}: {n_train:,} training and {n_test:,} test images of {_by(self.shape)}, '
                  f'{self.n_classes} classes ({names})')
-        return '\n'.join([first, f'from {self.source}; {pixels}', *self.notes])
+        return '\n'.join([first, f'from {self.source}; {self._pixels()}', *self.notes])
 
-def _by(shape): return 'x'.join(map(str, shape)) or 'a single number'
-
-def _shown(path):
-    "A path or name as it can be printed anywhere: escaped where it holds control characters or cannot be encoded."
-    text = str(path)
-    return text if text.isprintable() else ascii(text)[1:-1]
-
-def _fault(where, fault, remedy):
-    "The one form of complaint about data: which file, what is wrong, what to do."
-    return ValueError(f'{_shown(where)}: {fault}; {remedy}')
-
-def _check_images(x, where):
-    "Raise unless `x` are images N,C,H,W."
-    square = x.ndim == 4 and x.shape[2] == x.shape[3]
-    if not square or x.shape[1] not in (1, 3):
-        raise _fault(where, f'images of shape {_by(x.shape)}',
-                     'wanted N x C x H x W with C 1 or 3 and H = W: crop or pad them')
-    if x.dtype not in (torch.uint8, torch.float32):
-        raise _fault(where, f'images of {x.dtype}', 'wanted torch.uint8 (or torch.float32 for filtered ones)')
-
-def _check_split(x, y, n_classes, where):
-    "Raise unless `x` are images N,C,H,W and `y` their labels."
-    _check_images(x, where)
-    if y.dtype != torch.int64 or y.shape != x.shape[:1]:
-        raise _fault(where, f'labels {y.dtype} of shape {_by(y.shape)} for {len(x)} images',
-                     'wanted one torch.int64 per image')
-    if not len(x): raise _fault(where, 'no images', 'wanted at least one')
-    low, high = y.min().item(), y.max().item()
-    if low >= 0 and high < n_classes: return
-    wrong = ((y < 0) | (y >= n_classes)).sum().item()
-    raise _fault(where, f'label {low if low < 0 else high}, but there are {n_classes} classes '
-                        f'({wrong} of {len(y)} labels are none of them)',
-                 f'labels must lie in 0..{n_classes - 1}')
-
-
+    def _pixels(self):
+        if {self.x_train.dtype, self.x_test.dtype} != {torch.uint8}: return 'pixels are filtered'
+        if self.lossless: return 'all pixels untouched'
+        return 'some pixels changed (JPEG, resizing, turning or compositing)'
 
 # %% ../nbs/06_data.ipynb #bb1a970a
 def to_float(
@@ -120,56 +128,58 @@ def to_float(
     device='cpu',     # of the result
 ) -> torch.Tensor:
     "Images as models take them: float32, 255 becomes 1; a ValueError for other integers, whose scale nobody knows."
-    if x.dtype != torch.uint8 and not x.is_floating_point():
-        raise ValueError(f'x: got images of {x.dtype}, accepted: torch.uint8 (0 to 255), or floating point (0 to 1)')
+    known = x.dtype == torch.uint8 or x.is_floating_point()
+    require(known, 'x', f'images of {x.dtype}', 'torch.uint8 (0 to 255), or floating point (0 to 1)')
     moved = x.to(device)
     return moved.float().div_(255) if x.dtype == torch.uint8 else moved.float()
 
 # %% ../nbs/06_data.ipynb #c6aa28a5
 def show_images(
-    images,            # N,C,H,W, uint8 or float in [0,1]; or a Data: a training image of each of its first classes
-    titles=None,       # a title for each image
+    images,            # N,C,H,W, uint8 or float in [0,1]; or a Data: a training image of each class
+    titles: list | None = None,  # a title for each image
     columns: int = 10, # images per row
     size: float = .75,  # inches per image
 ):
     "Draw images on a grid; returns the figure. Float images outside [0,1] are clipped for the eye."
     import matplotlib.pyplot as plt
-    if isinstance(images, Data):
-        first = [i for c in range(images.n_classes) if len(i := (images.y_train == c).nonzero()[:1, 0])][:columns]
-        index = torch.cat(first)
-        images, titles = images.x_train[index], [images.classes[c] for c in images.y_train[index]]
+    if isinstance(images, Data): images, titles = _examples(images, columns)
     rows = math.ceil(len(images)/columns)
     figsize = columns*size, rows*size*(1.25 if titles else 1)
     fig, axes = plt.subplots(rows, columns, figsize=figsize, squeeze=False, layout='constrained')
     for ax in axes.flat: ax.axis('off')
     for i, (ax, x) in enumerate(zip(axes.flat, to_float(images).clamp(0, 1))):
         ax.imshow(x.permute(1, 2, 0).cpu().numpy(), cmap='gray', vmin=0, vmax=1)
-        if titles:
-            title = titles[i] if len(titles[i]) < 13 else titles[i][:11] + '...'
-            ax.set_title(title, fontsize=7, parse_math=False)
+        if titles: ax.set_title(_shortened(titles[i]), fontsize=7, parse_math=False)
     return fig
 
-# %% ../nbs/06_data.ipynb #174e492b
-DIGITS = tuple('0123456789')
+def _shortened(title): return title if len(title) < 13 else title[:11] + '...'
 
+def _examples(data, n):
+    "A training image of each of the first `n` classes that have any, and their names."
+    first = torch.cat([(data.y_train == c).nonzero()[:1, 0] for c in range(data.n_classes)])[:n]
+    return data.x_train[first], [data.classes[c] for c in data.y_train[first]]
+
+# %% ../nbs/06_data.ipynb #174e492b
 def split_by_class(
     y: torch.Tensor,             # labels
-    test_fraction: float = .2,   # above 0, at most .9: of each class for the test set; either side gets an image
+    test_fraction: float = .2,   # above 0, at most .9: of each class for testing; either side gets an image
     seed: int = 0,               # of the draw
     where='labels',              # file or folder, for the message
 ) -> tuple:
     """Indices of training and test images, each in ascending order, drawn class by class.
     A ValueError for a class of one image."""
     check_number(test_fraction, 'test_fraction', above=0, high=.9)
-    test = []
+    chosen = torch.zeros(len(y), dtype=torch.bool)
     for c in y.unique():
         index = (y == c).nonzero()[:, 0]
-        if len(index) < 2: raise _fault(where, f'class {c} has one image', 'splitting needs at least 2 in each class')
+        _demand(len(index) > 1, where, f'class {c} has one image', 'splitting needs at least 2 in each class')
         n = min(max(1, round(test_fraction*len(index))), len(index) - 1)
-        test.append(index[torch.randperm(len(index), generator=generator(seed, 'split', c.item()))[:n]])
-    chosen = torch.zeros(len(y), dtype=torch.bool)
-    chosen[torch.cat(test)] = True
+        order = torch.randperm(len(index), generator=generator(seed, 'split', c.item()))
+        chosen[index[order[:n]]] = True
     return (~chosen).nonzero()[:, 0], chosen.nonzero()[:, 0]
+
+# %% ../nbs/06_data.ipynb #f9431691
+DIGITS = tuple('0123456789')
 
 def _digits(*, test_fraction: float = .2, seed: int = 0):
     "The parts of a Data from scikit-learn's digits."
@@ -178,8 +188,8 @@ def _digits(*, test_fraction: float = .2, seed: int = 0):
     x = torch.from_numpy(images).mul(255/16).round().to(torch.uint8).view(-1, 1, 8, 8)
     y = torch.from_numpy(labels).long()
     train, test = split_by_class(y, test_fraction, seed)
-    return dict(train=(x[train], y[train], 'digits'), test=(x[test], y[test], 'digits'), classes=DIGITS,
-                source='scikit-learn', lossless=True, split=f'seed {seed}')
+    return dict(train=(x[train], y[train], 'digits'), test=(x[test], y[test], 'digits'),
+                classes=DIGITS, source='scikit-learn', lossless=True, split=f'seed {seed}')
 
 # %% ../nbs/06_data.ipynb #341be22a
 BANDS = dict(low=(0, .2), high=(.8, 1))
@@ -200,24 +210,26 @@ def quantile_band(
 ) -> np.ndarray:
     "Boolean mask (size, size) of the coefficients whose radius lies in the band."
     if isinstance(band, str): band = BANDS[check_choice(band, 'band', BANDS)]
-    if not isinstance(band, (tuple, list)) or len(band) != 2:
-        raise ValueError(f'band: got {band!r}, accepted: {", ".join(BANDS)}, or a pair of quantiles')
+    is_pair = isinstance(band, (tuple, list)) and len(band) == 2
+    require(is_pair, 'band', repr(band), f'{", ".join(BANDS)}, or a pair of quantiles')
     low, high = (check_number(q, 'band', low=0, high=1) for q in band)
     i = np.arange(size)
     squares = (i[:, None]**2 + i**2).ravel()
     smaller = np.searchsorted(np.sort(squares), squares)   # how many coefficients have a smaller radius
     rank = smaller.reshape(size, size)/size**2
     mask = (low <= rank) & (rank < high)
-    if mask.any(): return mask
-    raise ValueError(f'band: got {tuple(band)}, which holds no coefficient of {size}x{size}, '
-                     'accepted: a wider pair of quantiles')
+    require(mask.any(), 'band', f'{tuple(band)}, which holds no coefficient of {size}x{size}',
+            'a wider pair of quantiles')
+    return mask
 
 # %% ../nbs/06_data.ipynb #75c01b72
 def _spectra(*, band='high', strength: float = .5, exponent: float = 1, size: int = 28, n_classes: int = 10,
              n_train: int = 4000, n_test: int = 1000, seed: int = 0):
     "The parts of a Data with amplitudes (1 + radius)**-exponent and a label that depends on one band only."
-    for name, value in dict(size=size, n_classes=n_classes).items(): check_number(value, name, low=2, integer=True)
-    for name, value in dict(n_train=n_train, n_test=n_test).items(): check_number(value, name, low=1, integer=True)
+    check_number(size, 'size', low=2, integer=True)
+    check_number(n_classes, 'n_classes', low=2, integer=True)
+    check_number(n_train, 'n_train', low=1, integer=True)
+    check_number(n_test, 'n_test', low=1, integer=True)
     check_number(strength, 'strength', above=0)
     check_number(exponent, 'exponent', low=0, high=4)
     mask = torch.from_numpy(quantile_band(size, band))
@@ -231,9 +243,9 @@ def _spectra(*, band='high', strength: float = .5, exponent: float = 1, size: in
         g = torch.where(mask, (noise + strength*pattern[y])/math.sqrt(1 + strength**2), noise)
         pixels = (idct2(amplitude*g) + .5)*255
         parts[split] = pixels.round().clamp(0, 255).to(torch.uint8)[:, None], y, 'spectra'
-    return parts | dict(classes=tuple(map(str, range(n_classes))), lossless=True,
-                        source=f'amplitude (1 + radius)^-{exponent}, label in the band {band} of radius quantiles, '
-                               f'strength {strength}, seed {seed}')
+    source = (f'amplitude (1 + radius)^-{exponent}, label in the band {band} of radius quantiles, '
+              f'strength {strength}, seed {seed}')
+    return parts | dict(classes=tuple(map(str, range(n_classes))), lossless=True, source=source)
 
 # %% ../nbs/06_data.ipynb #a92470ca
 MAX_CLASSES = 1_000_000   # more outputs than any classifier has; a larger label is something else
@@ -242,56 +254,54 @@ def _check_array(images, where):
     "Raise unless images are bytes N,H,W or N,H,W,C."
     shape = images.shape
     of_shape = f'images of shape {_by(shape)}'
-    if images.dtype != np.uint8:
-        raise _fault(where, f'images are {images.dtype}',
-                     'wanted uint8, 0 to 255: images in [0,1] become (255*images).round().astype("uint8")')
+    _demand(images.dtype == np.uint8, where, f'images are {images.dtype}',
+            'wanted uint8, 0 to 255: images in [0,1] become (255*images).round().astype("uint8")')
     odd = images.ndim == 4 and shape[-1] not in (1, 3)
-    if odd and shape[1] in (1, 3):
-        raise _fault(where, f'{of_shape} look like N x C x H x W', 'wanted N x H x W x C: images.transpose(0, 2, 3, 1)')
-    if images.ndim not in (3, 4): raise _fault(where, of_shape, 'wanted N x H x W or N x H x W x C')
-    if not images.size: raise _fault(where, of_shape, 'wanted at least one, of at least one pixel')
-    if odd:
-        raise _fault(where, f'images of {shape[-1]} channels',
-                     'wanted 1 (grey) or 3 (colour); put transparent ones on a ground first')
-
-def _tensors(images, labels, where):
-    "uint8 N,C,H,W and int64 tensors from arrays as files hold them: N,H,W or N,H,W,C, any integer labels."
-    _check_array(images, where)
-    if labels.dtype.kind not in 'iu':
-        raise _fault(where, f'labels are {labels.dtype}', 'wanted whole numbers counted from 0')
-    if labels.shape != images.shape[:1]:
-        raise _fault(where, f'labels of shape {_by(labels.shape)} for {len(images)} images',
-                     'wanted one label per image')
-    _check_labels(labels, where)
-    x = torch.from_numpy(images if images.ndim == 4 else images[..., None])
-    return x.permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels.astype(np.int64))
+    _demand(not odd or shape[1] not in (1, 3), where, f'{of_shape} look like N x C x H x W',
+            'wanted N x H x W x C: images.transpose(0, 2, 3, 1)')
+    _demand(images.ndim in (3, 4), where, of_shape, 'wanted N x H x W or N x H x W x C')
+    _demand(images.size, where, of_shape, 'wanted at least one, of at least one pixel')
+    _demand(not odd, where, f'images of {shape[-1]} channels',
+            'wanted 1 (grey) or 3 (colour); put transparent ones on a ground first')
 
 def _check_labels(labels, where):
     "Raise if a label lies below 0 or is larger than any number of classes; says how many do."
     low, high = int(labels.min()), int(labels.max())
     if low < 0: fault = f'{(labels < 0).sum()} of {len(labels)} lie below 0'
-    elif high >= MAX_CLASSES: fault = f'{(labels >= MAX_CLASSES).sum()} of {len(labels)} are {MAX_CLASSES:,} or more'
-    else: return
+    elif high < MAX_CLASSES: return
+    else: fault = f'{(labels >= MAX_CLASSES).sum()} of {len(labels)} are {MAX_CLASSES:,} or more'
     raise _fault(where, f'labels run from {low} to {high}: {fault}',
                  'count them from 0, and take images without a label out')
 
+# %% ../nbs/06_data.ipynb #a8a4978f
+def _tensors(images, labels, where):
+    "uint8 N,C,H,W and int64 tensors from arrays as files hold them: N,H,W or N,H,W,C, any integer labels."
+    _check_array(images, where)
+    _demand(labels.dtype.kind in 'iu', where, f'labels are {labels.dtype}', 'wanted whole numbers counted from 0')
+    _demand(labels.shape == images.shape[:1], where,
+            f'labels of shape {_by(labels.shape)} for {len(images)} images', 'wanted one label per image')
+    _check_labels(labels, where)
+    x = torch.from_numpy(images if images.ndim == 4 else images[..., None])
+    return x.permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels.astype(np.int64))
+
 # %% ../nbs/06_data.ipynb #efae4847
-def nfc(name): return unicodedata.normalize('NFC', str(name))
+def nfc(name: str) -> str: return unicodedata.normalize('NFC', str(name))
 
 def _names(names, where):
     "Class names as a tuple in Unicode form NFC; a ValueError unless all can be printed and differ."
-    plain = [nfc(name) for name in names]
-    for name in plain:
-        odd = any(unicodedata.category(c) in ('Cc', 'Cs', 'Zl', 'Zp') for c in name)
-        if odd or not name.strip():
-            raise _fault(where, f'class name {ascii(name)} is empty, holds control characters or cannot be encoded',
-                         'rename the class')
-    name, times = Counter(plain).most_common(1)[0] if plain else ('', 0)
-    if times > 1:
+    plain = tuple(map(nfc, names))
+    for name in plain: _check_name(name, where)
+    for name, times in Counter(plain).most_common(1):
+        if times == 1: continue
         forms = ' and '.join(ascii(given) for given, kept in zip(names, plain) if kept == name)
         raise _fault(where, f'{times} classes have the same name {name!r} (written {forms})',
                      'give each a name of its own')
-    return tuple(plain)
+    return plain
+
+def _check_name(name, where):
+    odd = any(unicodedata.category(c) in ('Cc', 'Cs', 'Zl', 'Zp') for c in name)
+    fault = f'class name {ascii(name)} is empty, holds control characters or cannot be encoded'
+    _demand(name.strip() and not odd, where, fault, 'rename the class')
 
 # %% ../nbs/06_data.ipynb #4d36646c
 _ARRAYS = 'images', 'labels', 'class_names', 'lossy_index', 'notes'   # what is read of an .npz file
@@ -299,48 +309,65 @@ _ARRAYS = 'images', 'labels', 'class_names', 'lossy_index', 'notes'   # what is 
 def _fits(n_bytes, where):
     "Raise unless so many bytes of images take at most half of the machine's memory."
     limit = psutil.virtual_memory().total//2
-    if n_bytes > limit:
-        raise _fault(where,
-                     f'images of {n_bytes//10**6:,} MB, but half of this machine\'s memory is {limit//10**6:,} MB',
-                     'take fewer or smaller ones')
+    fault = f"images of {n_bytes//10**6:,} MB, but half of this machine's memory is {limit//10**6:,} MB"
+    _demand(n_bytes <= limit, where, fault, 'take fewer or smaller ones')
 
 # %% ../nbs/06_data.ipynb #2a1cb5a4
+class _Header(NamedTuple):
+    "What an array in an .npz file says of itself."
+    shape: tuple
+    dtype: np.dtype
+    announced: int  # bytes
+    there: int      # bytes
+
 def _npy_headers(path):
-    "{name: (shape, dtype, bytes announced, bytes there)} of the arrays in an .npz file that are read."
-    kinds = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    "{name: `_Header`} of the arrays in an .npz file that are read."
     found = {}
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             name = info.filename.removesuffix('.npy')
             if name not in _ARRAYS: continue
             if name in found: raise ValueError(f'it holds {name} twice')
-            with archive.open(info) as member:
-                shape, _, dtype = kinds[np.lib.format.read_magic(member)](member)
-                if len(shape) > 4 or max(shape, default=0) >= 2**40:
-                    raise ValueError(f'{name} of {len(shape)} axes, at most {max(shape)} long')
-                found[name] = shape, dtype, math.prod(shape)*dtype.itemsize, info.file_size - member.tell()
+            with archive.open(info) as member: found[name] = _npy_header(member, info.file_size, name)
     return found
 
+_READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+def _npy_header(member, size, name):
+    "The `_Header` of an open .npy file of `size` bytes."
+    shape, _, dtype = _READERS[np.lib.format.read_magic(member)](member)
+    if len(shape) > 4 or max(shape, default=0) >= 2**40:
+        raise ValueError(f'{name} of {len(shape)} axes, at most {max(shape)} long')
+    return _Header(shape, dtype, math.prod(shape)*dtype.itemsize, size - member.tell())
+
+# %% ../nbs/06_data.ipynb #f786e2ea
 def _npz_arrays(path):
     "The arrays of an .npz file by name, once their headers are found sound."
-    broken = lambda e: _fault(path, f'not a complete .npz file ({type(e).__name__}: {e})',
-                              'make or copy it again; it must hold plain arrays')
-    try: headers = _npy_headers(path)
+    headers = _unless_broken(path, _npy_headers, path)
+    _check_headers(headers, path)
+    return _unless_broken(path, _load_arrays, path, headers)   # damaged pixels are found by their checksum
+
+def _unless_broken(path, read, *args):
+    "`read(*args)`; whatever it raises, the file is not complete."
+    try: return read(*args)
     except Exception as e:
-        raise broken(e) from e   # truncated or foreign files make NumPy and zipfile raise a dozen kinds
+        raise _fault(path, f'not a complete .npz file ({type(e).__name__}: {e})',
+                     'make or copy it again; it must hold plain arrays') from e
+
+def _check_headers(headers, path):
+    "Raise unless the arrays that must be there are, whole, and fit into memory."
     for name in 'images', 'labels':
-        if name not in headers:
-            raise _fault(path, f'no array {name!r}, only {sorted(headers)}',
-                         'wanted images (uint8 N,H,W or N,H,W,C) and labels')
+        _demand(name in headers, path, f'no array {name!r}, only {sorted(headers)}',
+                'wanted images (uint8 N,H,W or N,H,W,C) and labels')
     for name, (shape, dtype, announced, there) in headers.items():
-        if dtype.hasobject: raise _fault(path, f'{name} are Python objects', 'it must hold plain arrays')
-        if announced != there:
-            raise _fault(path, f'{name} announce {announced:,} bytes ({_by(shape)} {dtype}) and have {there:,}',
-                         'truncated or damaged: make or copy it again')
-    _fits(sum(announced for _, _, announced, _ in headers.values()), path)
-    try:
-        with np.load(path, allow_pickle=False) as file: return {name: file[name] for name in headers}
-    except Exception as e: raise broken(e) from e   # damaged pixels, found by their checksum
+        _demand(not dtype.hasobject, path, f'{name} are Python objects', 'it must hold plain arrays')
+        _demand(announced == there, path,
+                f'{name} announce {announced:,} bytes ({_by(shape)} {dtype}) and have {there:,}',
+                'truncated or damaged: make or copy it again')
+    _fits(sum(header.announced for header in headers.values()), path)
+
+def _load_arrays(path, names):
+    with np.load(path, allow_pickle=False) as file: return {name: file[name] for name in names}
 
 # %% ../nbs/06_data.ipynb #0d17e934
 class Labelled(NamedTuple):
@@ -348,35 +375,37 @@ class Labelled(NamedTuple):
     x: torch.Tensor        # uint8 N,C,H,W
     y: torch.Tensor        # int64 N
     classes: tuple | None  # a name for each label; None where the file gives none
-    lossy: int             # number of images whose pixels went through JPEG, resizing, turning or compositing
+    lossy: int             # number of images whose pixels went through JPEG, resizing, turning, compositing
     notes: tuple           # doubts, in plain sentences
     source: str            # the file's or folder's name
 
-def _text_array(arrays, name, path):
-    "An array of text (or of whole numbers) as a tuple of strings; empty where there is none."
-    array = arrays.get(name, np.array([], dtype='U'))
-    if array.ndim != 1 or array.dtype.kind not in 'Uiu':
-        raise _fault(path, f'{name} are {array.dtype} of shape {_by(array.shape)}', 'wanted one axis of text')
-    return tuple(map(str, array))
-
 def read_npz(
-    path,  # file with `images` (uint8, N,H,W or N,H,W,C), `labels` (N), maybe `class_names`, `lossy_index`, `notes`
+    path,  # file with `images` (uint8, N,H,W or N,H,W,C), `labels` (N), maybe the others of `_ARRAYS`
 ) -> Labelled:
     "Images and labels of one .npz file; a ValueError for a faulty file, a FileNotFoundError if there is none."
     path = regular_file(path)
     arrays = _npz_arrays(path)
     x, y = _tensors(arrays['images'], arrays['labels'], path)
     names = _names(_text_array(arrays, 'class_names', path), path)
-    if 'class_names' in arrays and (beyond := (y >= len(names)).sum().item()):
-        raise _fault(path,
-                     f'{beyond} of {len(y)} labels are {len(names)} or more, but there are {len(names)} class_names',
-                     'count labels from 0')
+    beyond = (y >= len(names)).sum().item() if 'class_names' in arrays else 0
+    _demand(not beyond, path, f'{beyond} of {len(y)} labels are {len(names)} or more, '
+                              f'but there are {len(names)} class_names', 'count labels from 0')
     lossy = len(np.atleast_1d(arrays.get('lossy_index', [])))
     notes = tuple(map(_shown, _text_array(arrays, 'notes', path)))
-    marked = (f'{_counted(lossy, "image")} of {path.name} marked lossy',) if lossy and not notes else ()
-    doubts = *notes, *marked, *_scale_doubts(x), *_count_doubts(y, names)
+    if lossy and not notes: notes = (f'{_counted(lossy, "image")} of {path.name} marked lossy',)
+    doubts = *notes, *_scale_doubts(x), *_count_doubts(y, names)
     return Labelled(x, y, names or None, lossy, doubts, path.name)
 
+def _text_array(arrays, name, path):
+    "An array of text (or of whole numbers) as a tuple of strings; empty where there is none."
+    array = arrays.get(name, np.array([], dtype='U'))
+    fault = f'{name} are {array.dtype} of shape {_by(array.shape)}'
+    _demand(array.ndim == 1 and array.dtype.kind in 'Uiu', path, fault, 'wanted one axis of text')
+    return tuple(map(str, array))
+
+def _counted(n, noun): return f'{n:,} {noun}' + 's'*(n != 1)
+
+# %% ../nbs/06_data.ipynb #16526a8b
 def _scale_doubts(x):
     "Notes on uint8 images that stay within 16, white of digits in 4 bits: probably of another scale."
     if x[:256].max() > 16 or not 0 < (high := int(x.max())) <= 16: return ()
@@ -387,30 +416,31 @@ def _count_doubts(y, names):
     "Notes on labels without names that leave out 0."
     low, high = y.min().item(), y.max().item()
     if names or low != 1 or y.unique().numel() != high: return ()
-    return (f'Labels run from 1 to {high}, and label 1 is taken for the second output: outputs are counted from 0.',)
-
-def _counted(n, noun): return f'{n:,} {noun}' + 's'*(n != 1)
+    return (f'Labels run from 1 to {high}, and label 1 is taken for the second output: '
+            'outputs are counted from 0.',)
 
 # %% ../nbs/06_data.ipynb #9583723c
 def _numbers(y, where):
     "Names '0', '1', ... for labels without names; a gap is an error, since it usually means that labels start at 1."
     seen = y.unique().tolist()
-    if gaps := [i for i, label in enumerate(seen) if i != label]:
-        raise _fault(where, f'labels run from {seen[0]} to {seen[-1]}, but none is {gaps[0]}',
-                     'count labels from 0 without gaps, or add class_names')
+    for i, label in enumerate(seen):
+        _demand(i == label, where, f'labels run from {seen[0]} to {seen[-1]}, but none is {i}',
+                'count labels from 0 without gaps, or add class_names')
     return tuple(map(str, seen))
 
 def _npz_pair(folder, known):
     "The parts of a Data from <folder>/{train,test}.npz."
-    paths = [folder/f'{split}.npz' for split in ('train', 'test')]
+    paths = folder/'train.npz', folder/'test.npz'
     train, test = map(read_npz, paths)
-    if train.classes and test.classes and train.classes != test.classes:
-        raise _fault(paths[1], 'class_names differ from those of train.npz', 'save both with the same')
-    classes = train.classes or test.classes or known or _numbers(torch.cat([train.y, test.y]), folder)
+    named = train.classes or test.classes
+    agree = not test.classes or test.classes == named
+    _demand(agree, paths[1], 'class_names differ from those of train.npz', 'save both with the same')
+    classes = named or known or _numbers(torch.cat([train.y, test.y]), folder)
     return dict(train=(train.x, train.y, paths[0]), test=(test.x, test.y, paths[1]), classes=classes,
-                source=f'{folder.name}/train.npz and test.npz', lossless=not (train.lossy + test.lossy),
+                source=f'{folder.name}/train.npz and test.npz', lossless=not train.lossy + test.lossy,
                 notes=tuple(dict.fromkeys(train.notes + test.notes)))
 
+# %% ../nbs/06_data.ipynb #05c46154
 class _Whole(partial):
     "Reader of images without a split, from its first argument, a path; it returns a `Labelled`, which `load` divides."
 
@@ -419,27 +449,30 @@ def _divided(found, where, *, test_fraction: float = .2, seed: int = 0):
     train, test = split_by_class(found.y, test_fraction, seed, where)
     x, y = found.x, found.y
     return dict(train=(x[train], y[train], where), test=(x[test], y[test], where),
-                classes=found.classes or _numbers(y, where),
-                source=f'{found.source}, split with seed {seed}', lossless=not found.lossy, notes=found.notes,
-                split=f'seed {seed}')
+                classes=found.classes or _numbers(y, where), lossless=not found.lossy, notes=found.notes,
+                source=f'{found.source}, split with seed {seed}', split=f'seed {seed}')
 
 # %% ../nbs/06_data.ipynb #7a7a232a
+_AGAIN = 'delete it and load again'
+
 def read_idx(
     path: Path,  # IDX file of unsigned bytes, compressed if it ends in .gz
 ) -> np.ndarray:
     "The uint8 array of an IDX file; a ValueError for a faulty one."
     path = regular_file(path)
-    packed = path.suffix == '.gz'
     shape, start = _idx_start(path)
     size = start + math.prod(shape)
     _fits(size, path)
-    if packed: raw = np.frombuffer(bytearray(_unpacked(path, path.read_bytes(), size + 1, whole=True)), np.uint8)
-    else: raw = np.fromfile(path, np.uint8, size + 1)
-    if len(raw) != size:
-        there = f'{len(raw):,}' if len(raw) < size else 'more'
-        raise _fault(path, f'{there} bytes where the header announces {size:,} ({_by(shape)})',
-                     'truncated or damaged: delete it and load again')
+    raw = _idx_bytes(path, size + 1)
+    there = f'{len(raw):,}' if len(raw) < size else 'more'
+    _demand(len(raw) == size, path, f'{there} bytes where the header announces {size:,} ({_by(shape)})',
+            f'truncated or damaged: {_AGAIN}')
     return raw[start:].reshape(shape)
+
+def _idx_bytes(path, at_most):
+    "All bytes of an IDX file, unpacked, or so many."
+    if path.suffix != '.gz': return np.fromfile(path, np.uint8, at_most)
+    return np.frombuffer(bytearray(_unpacked(path, path.read_bytes(), at_most, whole=True)), np.uint8)
 
 def _idx_start(path):
     "(shape, where the pixels start) of an IDX file."
@@ -450,44 +483,47 @@ def _idx_header(head, path):
     "(shape, where the pixels start) from the first bytes of an IDX file."
     axes = head[3] if head[:3] == bytes([0, 0, 8]) and len(head) > 3 else 0
     start = 4 + 4*axes
-    if not 1 <= axes <= 4 or len(head) < start:
-        raise _fault(path, 'not an IDX file of unsigned bytes', 'delete it and load again')
+    _demand(1 <= axes <= 4 and len(head) >= start, path, 'not an IDX file of unsigned bytes', _AGAIN)
     return np.frombuffer(head[4:start], '>u4').tolist(), start
 
 def _unpacked(path, packed, at_most, whole=False):
     "The first bytes of gzip data; with `whole`, an error unless they are all and their checksum agrees."
     stream = zlib.decompressobj(wbits=31)
     try: content = stream.decompress(packed, at_most)
-    except zlib.error as e: raise _fault(path, f'broken gzip file ({e})', 'delete it and load again') from e
-    if whole and len(content) < at_most and not stream.eof:
-        raise _fault(path, 'broken gzip file (it ends too early)', 'delete it and load again')
+    except zlib.error as e: raise _fault(path, f'broken gzip file ({e})', _AGAIN) from e
+    cut = len(content) < at_most and not stream.eof
+    _demand(not (whole and cut), path, 'broken gzip file (it ends too early)', _AGAIN)
     return content
 
+# %% ../nbs/06_data.ipynb #60fa7696
 def _needed(folder, names, suffixes=('',)):
     "Paths of `names` in `folder`; None if none of them is there, an error if only some are."
-    def find(name):
-        files = [folder/f'{name}{suffix}' for suffix in suffixes]
-        return next((file for file in files if file.is_file()), None)
-    paths = [find(name) for name in names]
-    if not any(paths): return None
-    for name, path in zip(names, paths):
-        if path is None:
-            raise FileNotFoundError(f'{folder/name}: missing, though its neighbours are there; '
-                                    'add it, or remove them and load again')
-    return paths
+    paths = {name: _first_file(folder, name, suffixes) for name in names}
+    if not any(paths.values()): return None
+    missing = next((name for name in names if not paths[name]), None)
+    if missing is None: return list(paths.values())
+    raise FileNotFoundError(f'{folder/missing}: missing, though its neighbours are there; '
+                            'add it, or remove them and load again')
+
+def _first_file(folder, name, suffixes):
+    files = (folder/f'{name}{suffix}' for suffix in suffixes)
+    return next(filter(Path.is_file, files), None)
+
+_IDX_FILES = [f'{part}-{kind}-ubyte' for part in ('train', 't10k') for kind in ('images-idx3', 'labels-idx1')]
 
 def _idx_set(base, *, folder):
     "Reader of torchvision's MNIST layout, or None if it is not under `base`."
-    names = [f'{part}-{kind}' for part in ('train', 't10k') for kind in ('images-idx3-ubyte', 'labels-idx1-ubyte')]
-    if not (paths := _needed(base/folder/'raw', names, ('', '.gz'))): return None
-    return partial(_read_idx_set, paths, f'{folder}/raw')
+    paths = _needed(base/folder/'raw', _IDX_FILES, ('', '.gz'))
+    return paths and partial(_read_idx_set, paths, f'{folder}/raw')
 
 def _read_idx_set(paths, source):
     "The parts of a Data from the four files of MNIST."
-    arrays = [read_idx(p) for p in paths]
-    where = [f'{paths[i]} with {paths[i + 1].name}' for i in (0, 2)]
-    train, test = (_tensors(arrays[i], arrays[i + 1], where[i//2]) for i in (0, 2))
-    return dict(train=(*train, where[0]), test=(*test, where[1]), classes=None, source=source, lossless=True)
+    return dict(train=_idx_split(*paths[:2]), test=_idx_split(*paths[2:]), classes=None,
+                source=source, lossless=True)
+
+def _idx_split(images, labels):
+    where = f'{images} with {labels.name}'
+    return *_tensors(read_idx(images), read_idx(labels), where), where
 
 # %% ../nbs/06_data.ipynb #8af45047
 _ARRAY_PARTS = {('numpy', 'ndarray'): np.ndarray, ('numpy', 'dtype'): np.dtype,
@@ -500,40 +536,43 @@ class _ArraysOnly(pickle.Unpickler):
         if (module, name) in _ARRAY_PARTS: return _ARRAY_PARTS[module, name]
         raise pickle.UnpicklingError(f'it asks for {module}.{name}, which is no part of an array')
 
+def _unpickled(path):
+    with open(path, 'rb') as file: return _ArraysOnly(file, encoding='latin1').load()
+
 def _read_batch(path, key):
     "`data` as N,32,32,3 and the labels under `key` from one of CIFAR's pickles."
     try:
-        with open(regular_file(path), 'rb') as file: batch = _ArraysOnly(file, encoding='latin1').load()
+        batch = _unpickled(regular_file(path))
         return batch['data'].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), np.asarray(batch[key])
     except Exception as e:   # damaged pickles raise many kinds
         raise _fault(path, f'not a complete CIFAR batch ({type(e).__name__}: {e})',
                      'delete its folder and load again') from e
 
+# %% ../nbs/06_data.ipynb #28208d6e
 def _cifar_set(base, *, folder, train, test, key):
     "Reader of torchvision's CIFAR layout, or None if it is not under `base`."
-    if not (paths := _needed(base/folder, [*train, test])): return None
-    return partial(_read_cifar_set, paths, folder, key)
+    paths = _needed(base/folder, [*train, test])
+    return paths and partial(_read_cifar_set, paths, folder, key)
 
 def _read_cifar_set(paths, folder, key):
     "The parts of a Data from CIFAR's batches, the last of which is the test set."
     *train, test = [_tensors(*_read_batch(p, key), p) for p in paths]
     x, y = (torch.cat(parts) for parts in zip(*train))
-    classes = _cifar_names(paths[0].parent/'meta')
-    return dict(train=(x, y, paths[0].parent), test=(*test, paths[-1]), classes=classes, source=folder, lossless=True)
+    home = paths[0].parent
+    return dict(train=(x, y, home), test=(*test, paths[-1]), classes=_cifar_names(home/'meta'),
+                source=folder, lossless=True)
 
 def _cifar_names(meta):
     "CIFAR-100's class names from its `meta` file; None where there is none (CIFAR-10)."
     if not meta.is_file(): return None
-    try:
-        with open(meta, 'rb') as file: names = _ArraysOnly(file, encoding='latin1').load()['fine_label_names']
-        return _names(names, meta)
+    try: return _names(_unpickled(meta)['fine_label_names'], meta)
     except Exception as e:
         raise _fault(meta, f'not a complete CIFAR file ({type(e).__name__}: {e})',
                      'delete its folder and load again') from e
 
 # %% ../nbs/06_data.ipynb #f5107475
-_MAT_TYPES = {1: 'i1', 2: 'u1', 3: '<i2', 4: '<u2', 5: '<i4', 6: '<u4', 7: '<f4', 9: '<f8', 12: '<i8',
-              13: '<u8'}   # of numbers
+_MAT_TYPES = {1: 'i1', 2: 'u1', 3: '<i2', 4: '<u2', 5: '<i4', 6: '<u4', 7: '<f4', 9: '<f8',
+              12: '<i8', 13: '<u8'}   # of numbers
 _MAT_MATRIX, _MAT_COMPRESSED = 14, 15
 
 def _mat_element(raw, start):
@@ -545,7 +584,8 @@ def _mat_element(raw, start):
     else:
         begin = start + 8
         end = begin + size if kind == _MAT_COMPRESSED else begin + -(-size//8)*8
-    if begin + size > len(raw): raise ValueError(f'it announces an element of {size:,} bytes, and ends before')
+    if begin + size > len(raw):
+        raise ValueError(f'it announces an element of {size:,} bytes, and ends before')
     return kind, raw[begin:begin + size], end
 
 def _mat_array(raw):
@@ -560,51 +600,63 @@ def _mat_array(raw):
         raise ValueError(f'{array.size:,} numbers for {shape}')
     return bytes(name).decode('ascii'), array.reshape(shape, order='F')
 
+# %% ../nbs/06_data.ipynb #9084da80
 def read_mat(
     path,  # MATLAB file, version 5 to 7, of arrays of numbers
 ) -> dict:
     "The arrays of a MATLAB file by name; a ValueError for a faulty one."
-    try:
-        raw, at, found = memoryview(regular_file(path).read_bytes()), 128, {}
-        if bytes(raw[124:128]) != b'\0\1IM': raise ValueError('it does not start as one')
-        limit = psutil.virtual_memory().total//2
-        while at < len(raw):
-            kind, content, at = _mat_element(raw, at)
-            if kind == _MAT_COMPRESSED:
-                stream = zlib.decompressobj()
-                kind, content, _ = _mat_element(memoryview(stream.decompress(content, limit)), 0)
-                if not stream.eof: raise ValueError('a compressed array is cut off, or too large for this machine')
-            if kind == _MAT_MATRIX: found.update([_mat_array(content)])
+    try: return dict(_mat_arrays(memoryview(regular_file(path).read_bytes())))
     except (ValueError, KeyError, IndexError, zlib.error, MemoryError) as e:
-        raise _fault(path, f'not a complete MATLAB file ({type(e).__name__}: {e})', 'delete it and load again') from e
-    return found
+        raise _fault(path, f'not a complete MATLAB file ({type(e).__name__}: {e})', _AGAIN) from e
 
+def _mat_arrays(raw):
+    "(name, array) of each matrix in a MATLAB file."
+    if bytes(raw[124:128]) != b'\0\1IM': raise ValueError('it does not start as one')
+    at = 128
+    while at < len(raw):
+        kind, content, at = _mat_element(raw, at)
+        if kind == _MAT_COMPRESSED: kind, content = _mat_unpacked(content)
+        if kind == _MAT_MATRIX: yield _mat_array(content)
+
+def _mat_unpacked(packed):
+    "(kind, content) of the element that is compressed in another."
+    stream = zlib.decompressobj()
+    unpacked = stream.decompress(packed, psutil.virtual_memory().total//2)
+    kind, content, _ = _mat_element(memoryview(unpacked), 0)
+    if stream.eof: return kind, content
+    raise ValueError('a compressed array is cut off, or too large for this machine')
+
+# %% ../nbs/06_data.ipynb #e0f2618d
 def _svhn_set(base):
     "Reader of SVHN's .mat files, or None if they are not in `base`."
     paths = _needed(base, ['train_32x32.mat', 'test_32x32.mat'])
     return paths and partial(_read_svhn, paths)
 
 def _read_svhn(paths):
-    "The parts of a Data from SVHN's two files; the digit 0 carries label 10 in them."
-    splits = []
-    for path in paths:
-        arrays = read_mat(path)
-        images, labels = arrays.get('X', np.empty(0)), arrays.get('y', np.empty(0)).ravel()
-        if images.ndim != 4:
-            raise _fault(path, f'not a complete SVHN file (arrays {sorted(arrays)})', 'delete it and load again')
-        splits.append((*_tensors(images.transpose(3, 0, 1, 2), np.where(labels == 10, 0, labels), path), path))
+    "The parts of a Data from SVHN's two files."
+    train, test = map(_svhn_split, paths)
     source = 'train_32x32.mat and test_32x32.mat'
-    return dict(train=splits[0], test=splits[1], classes=None, source=source, lossless=True)
+    return dict(train=train, test=test, classes=None, source=source, lossless=True)
+
+def _svhn_split(path):
+    "(images, labels, path) of one of SVHN's files, in which the digit 0 carries label 10."
+    arrays = read_mat(path)
+    images, labels = arrays.get('X', np.empty(0)), arrays.get('y', np.empty(0)).ravel()
+    _demand(images.ndim == 4, path, f'not a complete SVHN file (arrays {sorted(arrays)})', _AGAIN)
+    return *_tensors(images.transpose(3, 0, 1, 2), np.where(labels == 10, 0, labels), path), path
 
 # %% ../nbs/06_data.ipynb #71cbeb18
-IMAGE_FILES = set('.bmp .gif .jpg .jpeg .jpe .jif .jfif .png .apng .pbm .pgm .ppm .pnm .tif .tiff .webp'.split())
+IMAGE_FILES = set('.bmp .gif .jpg .jpeg .jpe .jif .jfif .png .apng '
+                  '.pbm .pgm .ppm .pnm .tif .tiff .webp'.split())
 _JUNK = {'thumbs.db', 'desktop.ini', '__macosx'}   # what systems leave in folders
 
 def _hidden(name): return name.startswith('.') or name.lower() in _JUNK
 
-def _is_image(name): return os.path.splitext(name)[1].lower() in IMAGE_FILES
+def _is_image(path): return os.path.splitext(path)[1].lower() in IMAGE_FILES
 
-def _unreadable(e): raise _fault(e.filename, f'cannot be read ({e.strerror})', 'change its rights, or remove it') from e
+# %% ../nbs/06_data.ipynb #cbf31e7f
+def _unreadable(e):
+    raise _fault(e.filename, f'cannot be read ({e.strerror})', 'change its rights, or remove it') from e
 
 def _identity(folder):
     "What two paths to the same folder have in common."
@@ -619,13 +671,17 @@ def _walk(folder):
             folders.clear()
             continue
         seen.add(identity)
-        folders[:] = sorted(name for name in folders if not _hidden(name))
-        yield Path(place), [name for name in files if not _hidden(name)]
+        folders[:] = sorted(filterfalse(_hidden, folders))
+        yield Path(place), list(filterfalse(_hidden, files))
+
+def _entries(folder):
+    "What lies in a folder and is not hidden."
+    return [path for path in Path(folder).iterdir() if not _hidden(path.name)]
 
 def _subfolders(folder, ignore=()):
     "Folders in `folder` that are not hidden, by name."
-    found = [p for p in Path(folder).iterdir() if p.is_dir() and not _hidden(p.name) and p.name not in ignore]
-    return sorted(found, key=lambda p: nfc(p.name))
+    folders = filter(Path.is_dir, _entries(folder))
+    return sorted((p for p in folders if p.name not in ignore), key=lambda p: nfc(p.name))
 
 # %% ../nbs/06_data.ipynb #8bf9858b
 @dataclass(frozen=True)
@@ -634,47 +690,24 @@ class _Tree:
     folder: Path
     files: dict    # class name -> image files, sorted
     others: list   # files that are no images
-    deep: int      # images that lie in subfolders of class folders
 
     @property
     def paths(self): return [path for paths in self.files.values() for path in paths]
     @property
     def labels(self): return [c for c, paths in enumerate(self.files.values()) for _ in paths]
-    def only_deeper(self, paths): return all(path.parent.parent != self.folder for path in paths)
 
-def _check_places(subs, folder):
-    "Raise where two class folders are one, by links."
-    places = [_identity(sub) for sub in subs]
-    twice = [sub.name for sub, place in zip(subs, places) if places.count(place) > 1]
-    if not twice: return
-    raise _fault(folder, f'the classes {" and ".join(map(repr, twice[:5]))} are one folder, by links',
-                 'each class needs images of its own')
+    @property
+    def skipped(self): return [_shown(path.relative_to(self.folder)) for path in self.others]
+    @property
+    def deep(self): return sum(map(self.is_deep, self.paths))
 
-def _sorted_files(sub) -> tuple:
-    "(images, other files) in a class folder and below; a ValueError without an image."
-    found = [place/file for place, files in _walk(sub) for file in files]
-    images = [path for path in found if _is_image(path.name)]
-    if images: return sorted(images), [path for path in found if not _is_image(path.name)]
-    raise _fault(sub, 'class folder without images', f'remove it or fill it ({", ".join(sorted(IMAGE_FILES))})')
+    def is_deep(self, path):
+        "Does the image lie in a subfolder of its class folder?"
+        return path.parent.parent != self.folder
 
-def _tree(folder, ignore=()):
-    "What a folder of class folders holds; a ValueError for none, and for a class without images."
-    folder = Path(folder)
-    subs = _subfolders(folder, ignore)
-    if not subs: raise _fault(folder, 'no class folders', 'wanted one folder of images per class')
-    names = _names([sub.name for sub in subs], folder)
-    _check_places(subs, folder)
-    files, deep = {}, 0
-    others = [path for path in folder.iterdir() if not path.is_dir() and not _hidden(path.name)]
-    for name, sub in zip(names, subs):
-        files[name], more = _sorted_files(sub)
-        others += more
-        deep += sum(path.parent != sub for path in files[name])
-    return _Tree(folder, files, sorted(others), deep)
-
-def _tree_notes(trees):
+def _tree_notes(*trees):
     "What was passed over in trees, and how many images come from deeper folders, in sentences."
-    others = [_shown(path.relative_to(tree.folder)) for tree in trees for path in tree.others]
+    others = list(chain(*(tree.skipped for tree in trees)))
     deep = sum(tree.deep for tree in trees)
     notes = []
     if others:
@@ -683,27 +716,60 @@ def _tree_notes(trees):
     if deep: notes.append(f'{_counted(deep, "image")} taken from subfolders of class folders')
     return notes
 
+# %% ../nbs/06_data.ipynb #2059fdad
+def _tree(folder, ignore=()):
+    "What a folder of class folders holds; a ValueError for none, and for a class without images."
+    folder = Path(folder)
+    subs = _subfolders(folder, ignore)
+    _demand(subs, folder, 'no class folders', 'wanted one folder of images per class')
+    names = _names([sub.name for sub in subs], folder)
+    _check_places(subs, folder)
+    files, others = {}, list(filterfalse(Path.is_dir, _entries(folder)))
+    for name, sub in zip(names, subs):
+        files[name], more = _sorted_files(sub)
+        others += more
+    return _Tree(folder, files, sorted(others))
+
+def _check_places(subs, folder):
+    "Raise where two class folders are one, by links."
+    places = [_identity(sub) for sub in subs]
+    twice = [repr(sub.name) for sub, place in zip(subs, places) if places.count(place) > 1]
+    _demand(not twice, folder, f'the classes {" and ".join(twice[:5])} are one folder, by links',
+            'each class needs images of its own')
+
+
+def _sorted_files(sub):
+    "(images, other files) in a class folder and below; a ValueError without an image."
+    found = [place/file for place, files in _walk(sub) for file in files]
+    images = sorted(filter(_is_image, found))
+    kinds = ', '.join(sorted(IMAGE_FILES))
+    _demand(images, sub, 'class folder without images', f'remove it or fill it ({kinds})')
+    return images, list(filterfalse(_is_image, found))
+
 # %% ../nbs/06_data.ipynb #6b423016
-IMAGE_FORMATS = 'BMP', 'GIF', 'JPEG', 'PNG', 'PPM', 'TIFF', 'WEBP'   # Pillow's names of what is read
-_LOSSY_FORMATS = 'JPEG', 'MPO', 'WEBP'    # MPO: what telephones write, a JPEG with a second picture behind it
+IMAGE_FORMATS = 'BMP', 'GIF', 'JPEG', 'PNG', 'PPM', 'TIFF', 'WEBP'   # as Pillow calls what is read
+_LOSSY_FORMATS = 'JPEG', 'MPO', 'WEBP'    # MPO: what telephones write, a JPEG and a second picture
 _MODES = {'1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA'}
 MAX_PIXELS = 89_478_485   # in one image, where Pillow starts to warn
 MAX_RATIO = 100           # of the longer to the shorter side
 
 def _check_extent(w, h):
     "Raise for images that are huge, or that would be if their shorter side was scaled to a usual size."
-    if w*h > MAX_PIXELS: raise ValueError(f'{w:,} x {h:,} pixels, more than {MAX_PIXELS:,}: make it smaller')
+    size = f'{w:,} x {h:,} pixels'
+    if w*h > MAX_PIXELS: raise ValueError(f'{size}, more than {MAX_PIXELS:,}: make it smaller')
     if max(w, h) > MAX_RATIO*min(w, h):
-        raise ValueError(f'{w:,} x {h:,} pixels, longer than {MAX_RATIO} times its width: cut it')
+        raise ValueError(f'{size}, longer than {MAX_RATIO} times its width: cut it')
 
 def _is_deep(image):
     "Whether a PIL image, not decoded yet, has more than 8 bits per channel, of which Pillow may silently keep 8."
     if image.mode.startswith(('I', 'F')): return True
     if image.format == 'TIFF': return max(image.tag_v2.get(258, (1,))) > 8   # BitsPerSample
     coding = image.tile[0][3] if image.tile else ''
-    if image.format == 'PPM': return isinstance(coding, tuple) and coding[1] > 255   # the largest value
-    return image.format == 'PNG' and ';16' in str(coding)
+    if image.format == 'PNG': return ';16' in str(coding)
+    has_largest = image.format == 'PPM' and isinstance(coding, tuple)
+    return has_largest and coding[1] > 255   # the largest value
 
+# %% ../nbs/06_data.ipynb #c1875ea3
 def _extra_unclear(image):
     """Whether a PIL image, not decoded yet, is a TIFF file with a channel beyond its colours that does not say what it
     is, or of an unknown kind."""
@@ -718,23 +784,31 @@ def _extra_unclear(image):
 def _fourth_unclear(image):
     """Whether a PIL image, not decoded yet, is a BMP file of 32 bits a pixel that does not say what the last 8 are,
     and they vary."""
-    if image.format != 'BMP' or image.mode != 'RGB' or image.tile[0][3][0] != 'BGRX': return False
+    is_colour = image.format == 'BMP' and image.mode == 'RGB'
+    if not is_colour or image.tile[0][3][0] != 'BGRX': return False
     image.fp.seek(image.tile[0][2])
     last = image.fp.read(4*image.width*image.height)[3::4]
     return len(set(last)) > 1
 
+# %% ../nbs/06_data.ipynb #462f92ea
 def _head(image):
     "Size, and whether grey, of a PIL image that can be read right; a ValueError for another."
     _check_extent(*image.size)
-    if _is_deep(image): raise ValueError(f'more than 8 bits per channel (mode {image.mode}): save it with 8')
+    _check_channels(image)
+    if image.mode not in _MODES:
+        raise ValueError(f'mode {image.mode}, whose colours depend on a profile: save it as RGB')
+    return image.size, image.mode in ('1', 'L', 'LA')
+
+def _check_channels(image):
+    "Raise where Pillow would read another depth or transparency than the file has."
+    if _is_deep(image):
+        raise ValueError(f'more than 8 bits per channel (mode {image.mode}): save it with 8')
     grey_level_absent = image.mode == 'L' and 'transparency' in image.info
     if grey_level_absent and image.tile[0][3] != 'L':   # Pillow takes the level, of 4 or 16, for one of 256
         raise ValueError('a transparent grey level of fewer than 8 bits: save it with 8')
     if _fourth_unclear(image) or _extra_unclear(image):
-        raise ValueError('a channel beyond its colours that may be transparency or nothing: save it as PNG')
-    if image.mode not in _MODES:
-        raise ValueError(f'mode {image.mode}, whose colours depend on a profile: save it as RGB')
-    return image.size, image.mode in ('1', 'L', 'LA')
+        raise ValueError('a channel beyond its colours that may be transparency or nothing: '
+                         'save it as PNG')
 
 def _open(path, use):
     "`use(image)` for the PIL image in a regular file of one of our formats."
@@ -750,11 +824,12 @@ def _fit(image, size, enlarge=False):
     short = round(size*256/224) if enlarge or min(w, h) > size else size
     w, h = (short, int(short*h/w)) if w <= h else (int(short*w/h), short)
     left, top = round((w - size)/2), round((h - size)/2)
-    return image.resize((w, h), Image.Resampling.BILINEAR).crop((left, top, left + size, top + size))
+    scaled = image.resize((w, h), Image.Resampling.BILINEAR)
+    return scaled.crop((left, top, left + size, top + size))
 
 def resize(
-    x,          # images, uint8 N,C,H,W
-    size: int,  # height and width wanted
+    x: torch.Tensor,  # images, uint8 N,C,H,W
+    size: int,        # height and width wanted
 ) -> torch.Tensor:
     "The images as squares, exactly as a folder of them gives at that size; a ValueError for thin strips."
     from PIL import Image
@@ -765,8 +840,9 @@ def resize(
     _fits(n*c*size*size, 'images')
     out = torch.empty(n, c, size, size, dtype=torch.uint8)
     def fill(i):
-        fitted = _fit(Image.fromarray(x[i, 0].numpy() if c == 1 else x[i].permute(1, 2, 0).contiguous().numpy()), size)
-        out[i] = torch.from_numpy(np.array(fitted).reshape(size, size, c)).permute(2, 0, 1)
+        pixels = x[i, 0] if c == 1 else x[i].permute(1, 2, 0).contiguous()
+        fitted = np.array(_fit(Image.fromarray(pixels.numpy()), size)).reshape(size, size, c)
+        out[i] = torch.from_numpy(fitted).permute(2, 0, 1)
     with ThreadPoolExecutor(cores()) as pool: list(pool.map(fill, range(n)))
     return out
 
@@ -784,28 +860,33 @@ def _grey_level(ground):
         level = int(ground) if isinstance(ground, str) else ground
         return check_number(level, 'ground', low=0, high=255, integer=True)
     except ValueError:
-        raise ValueError(f"ground: got {ground!r}, accepted: 'black', 'white', or a grey level 0 to 255") from None
+        accepted = "'black', 'white', or a grey level 0 to 255"
+        raise ValueError(f'ground: got {ground!r}, accepted: {accepted}') from None
 
 def _opaque(image, ground):
     "(PIL image on the grey level `ground`, or without an alpha channel that says nothing; whether a ground was needed)"
     from PIL import Image
-    if image.mode not in ('LA', 'PA', 'RGBA') and 'transparency' not in image.info: return image, False
+    has_alpha = image.mode in ('LA', 'PA', 'RGBA') or 'transparency' in image.info
+    if not has_alpha: return image, False
     coloured = image.convert('RGBA')
     if coloured.getchannel('A').getextrema()[0] == 255: return coloured, False
     if ground is None: raise _SeeThrough('transparent pixels')
-    return Image.alpha_composite(Image.new('RGBA', image.size, (ground, ground, ground, 255)), coloured), True
+    behind = Image.new('RGBA', image.size, (ground, ground, ground, 255))
+    return Image.alpha_composite(behind, coloured), True
 
 # %% ../nbs/06_data.ipynb #cf7c011d
 _ORIENTATION = 274   # the EXIF tag: 1 is upright, 2 to 8 are the ways to turn or mirror
 
 def _is_lossy(image):
     "Whether a PIL image was stored with a loss, by its content."
-    return image.format in _LOSSY_FORMATS or image.info.get('compression') in ('jpeg', 'tiff_jpeg', 'webp')
+    compression = image.info.get('compression')
+    return image.format in _LOSSY_FORMATS or compression in ('jpeg', 'tiff_jpeg', 'webp')
 
 def _picture(image, mode, size, ground, enlarge=False):
     "(pixels of a PIL image as a square array in `mode`, list of what was done to them)"
     from PIL import ImageOps
-    done = ['lossy']*_is_lossy(image) + ['one of several']*bool(getattr(image, 'is_animated', False))
+    done = ['lossy']*_is_lossy(image)
+    if getattr(image, 'is_animated', False): done.append('one of several')
     if image.getexif().get(_ORIENTATION) in range(2, 9):
         image = ImageOps.exif_transpose(image)
         done.append('turned')
@@ -822,28 +903,63 @@ def _list(lines, at_most=20):
 def _refusal(faults, where):
     "The error for the images that cannot be used: {path: exception}."
     see_through = sorted(path for path, e in faults.items() if isinstance(e, _SeeThrough))
-    broken = [f'{_shown(path)}: cannot be read as an image ({" ".join(str(e).split()) or type(e).__name__})'
-              for path, e in sorted(faults.items()) if path not in see_through]
-    said = []
-    if len(broken) == 1: said.append(f'{broken[0]}; replace or remove it')
-    elif broken:
-        fault = f'{len(broken):,} files cannot be read as images; replace or remove them'
-        said.append(f'{_shown(where)}: {fault}:{_list(broken)}')
-    if see_through:
-        fault = f'{_counted(len(see_through), "image")} with transparent pixels, and the colour behind them is unknown'
-        remedy = "say which it is, ground='white', 'black' or a grey level 0 to 255 (robustnb audit --ground white)"
-        said.append(f'{_shown(where)}: {fault}; {remedy}:{_list([_shown(path) for path in see_through], 5)}')
+    broken = sorted(faults.keys() - set(see_through))
+    said = [*_said_broken({path: faults[path] for path in broken}, where),
+            *_said_see_through(see_through, where)]
     return ValueError('\n'.join(said))
 
+def _said_broken(faults, where):
+    lines = [f'{_shown(path)}: cannot be read as an image ({_why(e)})' for path, e in faults.items()]
+    if not lines: return []
+    if len(lines) == 1: return [f'{lines[0]}; replace or remove it']
+    fault = f'{len(lines):,} files cannot be read as images; replace or remove them'
+    return [f'{_shown(where)}: {fault}:{_list(lines)}']
+
+def _why(e): return ' '.join(str(e).split()) or type(e).__name__
+
+def _said_see_through(paths, where):
+    if not paths: return []
+    images = _counted(len(paths), 'image')
+    return [f'{_shown(where)}: {images} with transparent pixels, and the colour behind them is unknown; '
+            "say which it is, ground='white', 'black' or a grey level 0 to 255 "
+            f'(robustnb audit --ground white):{_list(list(map(_shown, paths)), 5)}']
+
+# %% ../nbs/06_data.ipynb #360ea60e
 def _counts(done, ground):
     "Notes on what was done to images, from a list of lists."
-    n = Counter(what for each in done for what in each)
+    n = Counter(chain.from_iterable(done))
     shown = {level: name for name, level in GROUNDS.items()}.get(ground, f'grey level {ground}')
-    notes = {'composited': f'{_counted(n["composited"], "image")} composited on {shown}',
-             'turned': f'{_counted(n["turned"], "image")} turned by their EXIF tag',
+    images = {what: _counted(n[what], 'image') for what in ('composited', 'turned')}
+    notes = {'composited': f'{images["composited"]} composited on {shown}',
+             'turned': f'{images["turned"]} turned by their EXIF tag',
              'one of several': f'first picture taken of {_counted(n["one of several"], "file")} with several'}
     return [note for what, note in notes.items() if n[what]]
 
+class _Form(NamedTuple):
+    "What all images of a set become."
+    mode: str      # 'L' or 'RGB'
+    size: int      # height and width
+    enlarge: bool  # see `_fit`
+
+    def room(self, n, where):
+        "An array for `n` images; a ValueError where it would take too much memory."
+        shape = n, self.size, self.size, *([3] if self.mode == 'RGB' else [])
+        _fits(math.prod(shape), where)
+        return np.empty(shape, np.uint8)
+
+    def picture(self, image, ground): return _picture(image, self.mode, self.size, ground, self.enlarge)
+
+def _form(heads, size, enlarge):
+    "The `_Form` of images with these heads; `size` None: 224, or the one size that all share."
+    extents, greys = zip(*heads)
+    (w, h), *others = set(extents)
+    mode = 'L' if all(greys) else 'RGB'
+    one_square = w == h and not others
+    if size is None: size = w if one_square else 224
+    already = one_square and size == w
+    return _Form(mode, size, enlarge and not already)
+
+# %% ../nbs/06_data.ipynb #6a4be1dc
 def _decode(paths, where, size=None, ground=None, enlarge=False):
     """(uint8 N,size,size[,3], number of images whose pixels are not untouched, notes), decoded on all cores;
     size None: 224, or the one size that all share. One ValueError for all faulty files."""
@@ -854,71 +970,68 @@ def _decode(paths, where, size=None, ground=None, enlarge=False):
         except Exception as e: faults[path] = e   # damaged images make Pillow raise a dozen kinds
     with ThreadPoolExecutor(cores()) as pool:
         heads = list(pool.map(partial(attempt, use=_head), paths))
-        sound = [i for i, head in enumerate(heads) if head]
-        if not sound: raise _refusal(faults, where)
-        sizes = {heads[i][0] for i in sound}
-        mode = 'L' if all(heads[i][1] for i in sound) else 'RGB'
-        w, h = sizes.pop()
-        one_square = w == h and not sizes
-        if size is None: size = w if one_square else 224
-        enlarge = enlarge and not (one_square and size == w)
-        shape = len(paths), size, size, *([3] if mode == 'RGB' else [])
-        _fits(math.prod(shape), where)
-        images = np.empty(shape, np.uint8)
+        if not any(heads): raise _refusal(faults, where)
+        form = _form(list(filter(None, heads)), size, enlarge)
+        images = form.room(len(paths), where)
         def fill(i):
-            found = attempt(paths[i], lambda image: _picture(image, mode, size, ground, enlarge))
+            found = heads[i] and attempt(paths[i], partial(form.picture, ground=ground))
             if not found: return []
             images[i], done = found
             return done
-        done = list(pool.map(fill, sound))
+        done = list(pool.map(fill, range(len(paths))))
     if faults: raise _refusal(faults, where)
     touched = sum(done_to != ['one of several'] for done_to in done if done_to)
     return images, touched, _counts(done, ground)
 
 # %% ../nbs/06_data.ipynb #9a410004
-_SPLITS = set('train training test testing val valid validation dev eval'.split())   # what people call parts of a split
+_SPLITS = set('train training test testing val valid validation dev eval'.split())   # parts of a split
 
 def read_folder(
     folder,       # folder of class folders
-    source='',    # how to call it; its name if empty
+    source: str = '',  # how to call it; its name if empty
     ignore=(),    # names of folders that are no classes
-    enlarge=False,  # see `_fit`
+    enlarge: bool = False,  # see `_fit`
     *,
-    size: int | None = None,  # height and width; None takes squares of one size as they are, and 224 for all others
-    ground=None,              # behind transparent images: 'black', 'white', or a grey level 0..255; None refuses them
+    size: int | None = None,  # height and width; None: as they are if squares of one size, else 224
+    ground=None,              # behind transparent images: 'black', 'white', or a grey level 0..255; None: refuse them
 ) -> Labelled:
     "All images of a folder of class folders; a ValueError names all faulty files."
     tree = _tree(folder, ignore)
-    parts = [name for name in tree.files if name.casefold() in _SPLITS]
-    if parts := [name for name in parts if tree.only_deeper(tree.files[name])]:
-        raise _fault(folder, f'{" and ".join(map(repr, parts))} hold folders of images and no image, '
-                             'as the parts of a split do',
-                     'call them train and test (or val), name one of them, or rename it if it is a class')
+    _check_no_split(tree)
     images, touched, notes = _decode(tree.paths, folder, size, ground, enlarge)
     x, y = _tensors(images, np.array(tree.labels), folder)
-    return Labelled(x, y, tuple(tree.files), touched, (*_tree_notes([tree]), *notes), source or tree.folder.name)
+    doubts = *_tree_notes(tree), *notes
+    return Labelled(x, y, tuple(tree.files), touched, doubts, source or tree.folder.name)
 
-def _read_tree(train, test, source, ignore=(), names=None, notes=(), enlarge=False, *, size: int | None = None,
-               ground=None):
+def _check_no_split(tree):
+    "Raise where classes are called as the parts of a split and look like them."
+    named = [name for name in tree.files if name.casefold() in _SPLITS]
+    parts = [repr(name) for name in named if all(map(tree.is_deep, tree.files[name]))]
+    fault = f'{" and ".join(parts)} hold folders of images and no image, as the parts of a split do'
+    _demand(not parts, tree.folder, fault,
+            'call them train and test (or val), name one of them, or rename it if it is a class')
+
+def _read_tree(train, test, source, ignore=(), names=None, notes=(), enlarge=False, *,
+               size: int | None = None, ground=None):
     "The parts of a Data from two folders of class folders."
-    trees = [_tree(folder, ignore) for folder in (train, test)]
-    if extra := set(trees[0].files) ^ set(trees[1].files):
-        raise _fault(train.parent, f'class {min(extra)!r} is in only one of {train.name} and {test.name}',
-                     'both must have the same class folders')
-    images, touched, done = _decode([*trees[0].paths, *trees[1].paths], train.parent, size, ground, enlarge)
-    x, y = _tensors(images, np.array([*trees[0].labels, *trees[1].labels]), train.parent)
-    n = len(trees[0].paths)
+    first, second = _tree(train, ignore), _tree(test, ignore)
+    extra = min(first.files.keys() ^ second.files.keys(), default=None)
+    _demand(extra is None, train.parent, f'class {extra!r} is in only one of {train.name} and {test.name}',
+            'both must have the same class folders')
+    images, touched, done = _decode(first.paths + second.paths, train.parent, size, ground, enlarge)
+    x, y = _tensors(images, np.array(first.labels + second.labels), train.parent)
+    n = len(first.paths)
     return dict(train=(x[:n], y[:n], train), test=(x[n:], y[n:], test),
-                classes=tuple((names or {}).get(c, c) for c in trees[0].files),
-                source=source, lossless=not touched, notes=(*notes, *_tree_notes(trees), *done))
+                classes=tuple((names or {}).get(c, c) for c in first.files),
+                source=source, lossless=not touched, notes=(*notes, *_tree_notes(first, second), *done))
 
 # %% ../nbs/06_data.ipynb #4c44e97f
 def data_root(
     root=None,  # folder that holds data sets
 ) -> Path:
     "Where data sets are looked for: `root`, else $ROBUSTNB_DATA, else robustnb in the user's cache folder."
-    root = root or os.environ.get('ROBUSTNB_DATA') or Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache')/'robustnb'
-    return Path(root).expanduser()
+    if root := root or os.environ.get('ROBUSTNB_DATA'): return Path(root).expanduser()
+    return (Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache')/'robustnb').expanduser()
 
 # %% ../nbs/06_data.ipynb #14faab66
 @dataclass(frozen=True)
@@ -936,15 +1049,18 @@ class _Known:
 
 def _imagenette_set(base):
     for name in 'imagenette2', 'imagenette2-320', 'imagenette2-160':
-        if (base/name/'train').is_dir():
-            return partial(_read_tree, base/name/'train', base/name/'val', name, (), IMAGENETTE, (), True)
+        train = base/name/'train'
+        if train.is_dir():
+            return partial(_read_tree, train, base/name/'val', name, (), IMAGENETTE, (), True)
 
 def _caltech_set(base):
-    folder = base/'caltech101'/'101_ObjectCategories'
-    if folder.is_dir():
-        return _Whole(read_folder, folder, 'caltech101/101_ObjectCategories', KNOWN['caltech101'].ignore, True)
+    name = 'caltech101/101_ObjectCategories'
+    folder = base/name
+    return _Whole(read_folder, folder, name, KNOWN['caltech101'].ignore, True) if folder.is_dir() else None
 
-FASHION = 'T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt', 'Sneaker', 'Bag', 'Ankle boot'
+# %% ../nbs/06_data.ipynb #7df04537
+FASHION = ('T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat',
+           'Sandal', 'Shirt', 'Sneaker', 'Bag', 'Ankle boot')
 CIFAR10 = 'airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck'
 IMAGENETTE = dict(
     n01440764='tench', n02102040='English springer', n02979186='cassette player',
@@ -953,13 +1069,14 @@ IMAGENETTE = dict(
     n03888257='parachute')
 
 _idx_layout = '{}/raw/{{train,t10k}}-{{images-idx3,labels-idx1}}-ubyte[.gz]'.format
-_cifar10 = partial(_cifar_set, folder='cifar-10-batches-py', train=[f'data_batch_{i}' for i in range(1, 6)],
-                   test='test_batch', key='labels')
-_cifar100 = partial(_cifar_set, folder='cifar-100-python', train=['train'], test='test', key='fine_labels')
+_cifar10 = partial(_cifar_set, folder='cifar-10-batches-py', test='test_batch', key='labels',
+                   train=[f'data_batch_{i}' for i in range(1, 6)])
+_cifar100 = partial(_cifar_set, folder='cifar-100-python', test='test', key='fine_labels', train=['train'])
 KNOWN = dict(
     mnist=_Known('MNIST', _idx_layout('MNIST'), partial(_idx_set, folder='MNIST'),
                  DIGITS, (1, 28, 28), sizes=(60_000, 10_000)),
-    fashionmnist=_Known('FashionMNIST', _idx_layout('FashionMNIST'), partial(_idx_set, folder='FashionMNIST'),
+    fashionmnist=_Known('FashionMNIST', _idx_layout('FashionMNIST'),
+                        partial(_idx_set, folder='FashionMNIST'),
                         FASHION, (1, 28, 28), sizes=(60_000, 10_000)),
     svhn=_Known('SVHN', '{train,test}_32x32.mat', _svhn_set,
                 DIGITS, (3, 32, 32), sizes=(73_257, 26_032)),
@@ -982,67 +1099,88 @@ def _has_images(folder, deep=True):
 
 def _located_tree(folder, known):
     "Reader of the class folders in `folder`, with a split or without one, or None if it has no folders."
-    ignore = known.ignore if known else ()
-    train = folder/'train'
+    ignore = getattr(known, 'ignore', ())
+    if (folder/'train').is_dir(): return _located_split(folder, known, ignore)
+    has_classes = folder.is_dir() and _subfolders(folder)
+    return _Whole(read_folder, folder, '', ignore) if has_classes else None
+
+def _located_split(folder, known, ignore):
+    "Reader of a folder that holds a folder train: the part of a split, or a class."
     tests = [part for part in ('val', 'test') if (folder/part).is_dir()]
-    whole = _Whole(read_folder, folder, '', ignore)
-    if not train.is_dir(): return whole if folder.is_dir() and _subfolders(folder) else None
-    others = [p.name for p in _subfolders(folder, ('train', *tests, *ignore)) if _has_images(p)]
-    if not tests:
-        if others and _has_images(train, deep=False): return whole
-        raise FileNotFoundError(f'{_shown(folder)}: has a folder train, but neither val nor test; '
-                                'add one, with the same class folders')
-    if others:
-        raise _fault(folder,
-                     f'holds train and {tests[0]}, the parts of a split, and {", ".join(map(repr, others[:5]))}, '
-                             'which would be classes',
-                     'move the others away; or, if train is a class, rename it')
-    notes = (f'the folder {tests[1]} was left out: {tests[0]} gave the test images',) if len(tests) > 1 else ()
-    return partial(_read_tree, train, folder/tests[0], f'{folder.name}/train and {tests[0]}', ignore,
-                   known and known.names, notes, bool(known))
+    others = list(filter(_has_images, _subfolders(folder, ('train', *tests, *ignore))))
+    if tests: return _split_reader(folder, tests, others, known, ignore)
+    is_class = others and _has_images(folder/'train', deep=False)
+    if is_class: return _Whole(read_folder, folder, '', ignore)
+    raise FileNotFoundError(f'{_shown(folder)}: has a folder train, but neither val nor test; '
+                            'add one, with the same class folders')
+
+def _split_reader(folder, tests, others, known, ignore):
+    "Reader of train and the first of the folders of test images."
+    names = ', '.join(repr(p.name) for p in others[:5])
+    _demand(not others, folder,
+            f'holds train and {tests[0]}, the parts of a split, and {names}, which would be classes',
+            'move the others away; or, if train is a class, rename it')
+    notes = tuple(f'the folder {name} was left out: {tests[0]} gave the test images' for name in tests[1:])
+    return partial(_read_tree, folder/'train', folder/tests[0], f'{folder.name}/train and {tests[0]}',
+                   ignore, known and known.names, notes, bool(known))
 
 # %% ../nbs/06_data.ipynb #5e0f84b0
 def _locate(name, root):
     "The reader of the first layout of `name` found under `root`, or None."
     folder, known = root/name, KNOWN.get(name)
     if _needed(folder, ['train.npz', 'test.npz']):
-        if not known and (folder/'train').is_dir() and _has_images(folder/'train'):
-            raise _fault(folder, 'holds train.npz and test.npz, and a folder train with images, too',
-                         'move one of the two sets into a folder of its own')
+        _demand(known or not _has_training_images(folder), folder,
+                'holds train.npz and test.npz, and a folder train with images, too',
+                'move one of the two sets into a folder of its own')
         return partial(_npz_pair, folder, known and known.classes)
-    if known:
-        for base in root, folder:
-            if reader := known.find(base): return reader
-        tree = _located_tree(folder, known) if (folder/'train').is_dir() else None
-        return None if isinstance(tree, _Whole) else tree
-    return _located_own(folder)
+    return _located_known(folder, known) if known else _located_own(folder)
+
+def _has_training_images(folder): return (folder/'train').is_dir() and _has_images(folder/'train')
+
+def _located_known(folder, known):
+    "The reader of a published set in torchvision's layout, beside the folder or in it, or as a tree; or None."
+    for base in folder.parent, folder:
+        if reader := known.find(base): return reader
+    tree = _located_tree(folder, known) if (folder/'train').is_dir() else None
+    return None if isinstance(tree, _Whole) else tree
 
 def _located_own(folder):
     "The reader of a folder or file of one's own, or None."
     if folder.exists() and not folder.is_dir(): return _Whole(read_npz, regular_file(folder))
     if reader := _located_tree(folder, None): return reader
     beside = Path(f'{folder}.npz')
-    if folder.is_dir() and _has_images(folder, deep=False) and not beside.is_file():
-        raise _fault(folder, 'images, but no class folders', 'wanted one folder of images per class')
-    if not beside.is_file(): return None
-    if folder.is_dir():
-        raise _fault(folder, 'no class folders', f'fill it, or write {beside.name} for the file beside it')
-    return _Whole(read_npz, beside)
+    if beside.is_file():
+        _demand(not folder.is_dir(), folder, 'no class folders',
+                f'fill it, or write {beside.name} for the file beside it')
+        return _Whole(read_npz, beside)
+    loose = folder.is_dir() and _has_images(folder, deep=False)
+    _demand(not loose, folder, 'images, but no class folders', 'wanted one folder of images per class')
 
+# %% ../nbs/06_data.ipynb #d0e25d26
 def _missing(name, root, why):
     "The error for data that is nowhere: what was looked for, and how to get it."
     known = KNOWN.get(name)
-    looked = [f'{name}/train.npz and test.npz', *([known.layout] if known else []),
-              f'{name}/train/<class>/ with {name}/val/<class>/ or {name}/test/<class>/',
-              *([] if known else [f'{name}/<class>/', f'{name}.npz'])]
-    near = get_close_matches(name.lower().replace('-', '').replace('_', ''), NAMES, 1, .7)
-    hint = f'did you mean {near[0]!r}? ' if near and not known else ''
-    how = (f'with a network, load({name!r}) downloads it; else copy one of these layouts there' if known else
-           f'{hint}Published sets: {", ".join(NAMES)}; for your own, copy one of these layouts there')
-    return FileNotFoundError(f'{_shown(name)}: no such data in {root} ({why}). Looked for:\n'
-                             + ''.join(f'  - {line}\n' for line in looked) +
-                             f'What to do: {how}, or name another root (argument root or environment ROBUSTNB_DATA).')
+    looked = ''.join(f'  - {line}\n' for line in _layouts(name, known))
+    how = f'with a network, load({name!r}) downloads it; else copy one of these layouts there'
+    if not known:
+        how = (f'{_hint(name)}Published sets: {", ".join(NAMES)}; '
+               'for your own, copy one of these layouts there')
+    return FileNotFoundError(f'{_shown(name)}: no such data in {root} ({why}). Looked for:\n{looked}'
+                             f'What to do: {how}, or name another root '
+                             '(argument root or environment ROBUSTNB_DATA).')
 
+def _layouts(name, known):
+    "What is looked for."
+    pair = f'{name}/train.npz and test.npz'
+    tree = f'{name}/train/<class>/ with {name}/val/<class>/ or {name}/test/<class>/'
+    return [pair, known.layout, tree] if known else [pair, tree, f'{name}/<class>/', f'{name}.npz']
+
+def _hint(name):
+    "A published name that is spelled nearly so."
+    plain = name.lower().replace('-', '').replace('_', '')
+    return ''.join(f'did you mean {near!r}? ' for near in get_close_matches(plain, NAMES, 1, .7))
+
+# %% ../nbs/06_data.ipynb #5328b624
 @contextmanager
 def _held(root, alone=False):
     """Hold the folder, `alone` to download into it, so that no process takes the half of another's download for the
@@ -1058,26 +1196,33 @@ def _fetch(name, root):
     with suppress(OSError): root.mkdir(parents=True, exist_ok=True)
     with _held(root, alone=True): return None if _locate(name, root) else _download(name, root)
 
+_PARTS = {'SVHN': [dict(split='train'), dict(split='test')], 'Imagenette': [dict(split='train')]}
+
 def _download(name, root):
     "Let torchvision download a published set into `root`; returns why it failed, or None."
     import torchvision
-    splits = {'SVHN': [dict(split='train'), dict(split='test')], 'Imagenette': [dict(split='train')]}
+    known = KNOWN[name]
     try:
-        for split in splits.get(KNOWN[name].torchvision, [{}]):
-            fetch = getattr(torchvision.datasets, KNOWN[name].torchvision)
-            fetch(str(root), download=True, **KNOWN[name].options, **split)
+        fetch = getattr(torchvision.datasets, known.torchvision)
+        for part in _PARTS.get(known.torchvision, [{}]):
+            fetch(str(root), download=True, **known.options, **part)
     except Exception as e:   # network errors come in many kinds; torchvision adds its own
         return f'download failed: {type(e).__name__}: {" ".join(str(e).split())[:200]}'
 
 # %% ../nbs/06_data.ipynb #a6760289
-MADE = {'digits': _digits, 'spectra': _spectra, 'spectra-low': partial(_spectra, band='low')}   # needs no files
+MADE = dict(digits=_digits, spectra=_spectra)   # needs no files
+MADE['spectra-low'] = partial(_spectra, band='low')
 NAMES = [*MADE, *KNOWN]
+
+def _check_name_of_data(name):
+    "Raise unless it is a name or path whose parts are no longer than file systems take."
+    is_name = isinstance(name, (str, Path)) and str(name) != ''
+    too_long = is_name and any(len(os.fsencode(part)) > 255 for part in Path(name).parts)
+    require(is_name and not too_long, 'name', repr(name), f'{", ".join(NAMES)}, or your own folder')
 
 def _reader(name, root, download):
     "The function that reads data by name, from a root; FileNotFoundError if it is nowhere."
-    is_name = isinstance(name, (str, Path)) and 0 < len(str(name))
-    if not is_name or any(len(os.fsencode(part)) > 255 for part in Path(name).parts):   # longer than file systems take
-        raise ValueError(f'name: got {name!r}, accepted: {", ".join(NAMES)}, or your own folder')
+    _check_name_of_data(name)
     name, root = os.path.expanduser(name), data_root(root)
     with _held(root): reader = MADE.get(name) or _locate(name, root)
     if reader is not None: return reader
@@ -1095,23 +1240,30 @@ def is_there(
     try: return name in MADE or _locate(name, data_root(root)) is not None
     except (ValueError, OSError): return True
 
+# %% ../nbs/06_data.ipynb #91362ad6
 def _options(function):
     "Names of a function's keyword-only parameters."
-    return [name for name, p in inspect.signature(function).parameters.items() if p.kind == p.KEYWORD_ONLY]
+    parameters = inspect.signature(function).parameters.values()
+    return [p.name for p in parameters if p.kind == p.KEYWORD_ONLY]
 
 def _read_parts(reader, name, root, options):
     "The parts of a Data from a reader; what has no split is divided."
     division = _options(_divided) if isinstance(reader, _Whole) else []
-    accepted = [*_options(reader), *division]
-    if options and not accepted: raise ValueError(f'{", ".join(options)}: {name} as found in {root} takes no options')
-    for option in options: check_choice(option, f'option of {name}', accepted)
+    _check_options(options, [*_options(reader), *division], name, root)
     if not division: return reader(**options)
-    check_number(options.get('test_fraction', .2), 'test_fraction', above=0, high=.9)   # before hours of decoding
-    found = reader(**{k: v for k, v in options.items() if k not in division})
-    return _divided(found, reader.args[0], **{k: v for k, v in options.items() if k in division})
+    check_number(options.get('test_fraction', .2), 'test_fraction', above=0, high=.9)   # before decoding
+    reading = {k: options[k] for k in options.keys() - set(division)}
+    dividing = {k: options[k] for k in options.keys() - reading.keys()}
+    return _divided(reader(**reading), reader.args[0], **dividing)
 
+def _check_options(options, accepted, name, root):
+    if options and not accepted:
+        raise ValueError(f'{", ".join(options)}: {name} as found in {root} takes no options')
+    for option in options: check_choice(option, f'option of {name}', accepted)
+
+# %% ../nbs/06_data.ipynb #dde6c09b
 def load(
-    name: str = 'digits',    # one of these sets, or your own folder or .npz file: name in the root, or full path
+    name: str = 'digits',    # one of these sets, or your own folder or .npz file, in the root or by its full path
     root=None,               # where to look; default: see `data_root`
     download: bool = True,   # let torchvision download a published set that is not there
     **options,
@@ -1128,24 +1280,31 @@ def load(
     classes, tensors = parts['classes'] or known.classes, {}
     for split in 'train', 'test':
         x, y, where = parts[split]
-        if known and known.classes and len(classes) != len(known.classes):
-            raise _fault(where, f'{len(classes)} classes, but {name} has {len(known.classes)}',
-                         'give a part of it a name of its own')
+        if known: _check_known_classes(classes, known, name, where)
         _check_split(x, y, len(classes), where)
-        if known and known.shape and x.shape[1:] != known.shape:
-            raise _fault(where, f'images are {_by(x.shape[1:])} (C x H x W), '
-                                f'but those of {name} are {_by(known.shape)}',
-                         'give a changed set a name of its own')
+        if known: _check_known_shape(x, known, name, where)
         tensors |= {f'x_{split}': x, f'y_{split}': y}
     own_name = Path(name).name.removesuffix('.npz') if Path(name).is_absolute() else name
-    return Data(own_name, **tensors, classes=classes, source=parts['source'], lossless=parts['lossless'],
-                notes=parts.get('notes', ()), split=parts.get('split', 'given'))
+    return Data(own_name, **tensors, classes=classes, source=parts['source'],
+                lossless=parts['lossless'], notes=parts.get('notes', ()),
+                split=parts.get('split', 'given'))
+
+def _check_known_classes(classes, known, name, where):
+    n = len(known.classes or classes)
+    _demand(len(classes) == n, where, f'{len(classes)} classes, but {name} has {n}',
+            'give a part of it a name of its own')
+
+def _check_known_shape(x, known, name, where):
+    shape, published = tuple(x.shape[1:]), known.shape or tuple(x.shape[1:])
+    _demand(shape == published, where,
+            f'images are {_by(shape)} (C x H x W), but those of {name} are {_by(published)}',
+            'give a changed set a name of its own')
 
 # %% ../nbs/06_data.ipynb #13f32d8f
 def take(
-    name='digits',      # as for `load`
-    root=None,          # likewise
-    split: str = 'auto',  # 'auto': test images where there is a split, else all; 'all', 'train' or 'test'
+    name: str = 'digits',  # as for `load`
+    root=None,             # likewise
+    split: str = 'auto',   # 'auto': test images where there is a split, else all; 'all', 'train', 'test'
     *,
     size: int | None = None,  # of images in folders, see `read_folder`; other sources keep theirs
     ground=None,              # likewise
@@ -1154,17 +1313,22 @@ def take(
     check_choice(split, 'split', ['auto', 'all', 'train', 'test'])
     _grey_level(ground)
     reader = _reader(name, root, download=False)
-    accepted = [] if name in MADE else _options(reader)
-    options = {k: v for k, v in dict(size=size, ground=ground).items() if v is not None and k in accepted}
-    if isinstance(reader, _Whole) and split in ('auto', 'all'):
-        found = reader(**options)
-        return found._replace(classes=found.classes or tuple(map(str, range(int(found.y.max()) + 1))))
+    options = _accepted(dict(size=size, ground=ground), [] if name in MADE else _options(reader))
+    if isinstance(reader, _Whole) and split in ('auto', 'all'): return _numbered(reader(**options))
     data = load(name, root, download=False, **options)
     parts = dict(all=['train', 'test'], train=['train']).get(split, ['test'])
-    x = torch.cat([getattr(data, f'x_{part}') for part in parts])
-    y = torch.cat([getattr(data, f'y_{part}') for part in parts])
+    x, y = (torch.cat([getattr(data, f'{axis}_{part}') for part in parts]) for axis in 'xy')
     called = dict(all='', train=', training images').get(split, ', test images')
-    return Labelled(x, y, data.classes, 0 if data.lossless else len(x), data.notes, data.name + called)
+    lossy = 0 if data.lossless else len(x)
+    return Labelled(x, y, data.classes, lossy, data.notes, data.name + called)
+
+def _accepted(options, names):
+    "Those options that are given and have one of the names."
+    return {k: v for k, v in options.items() if v is not None and k in names}
+
+def _numbered(found):
+    "The images, with numbers as names of classes if there are no names."
+    return found._replace(classes=found.classes or tuple(map(str, range(int(found.y.max()) + 1))))
 
 # %% ../nbs/06_data.ipynb #242f6713
 def save(
@@ -1176,11 +1340,11 @@ def save(
     folder = Path(folder)
     for split in 'train', 'test':
         x, y = getattr(data, f'x_{split}'), getattr(data, f'y_{split}')
-        if x.dtype != torch.uint8:
-            raise ValueError(f'data: got {x.dtype} {split} images, '
-                             'accepted: torch.uint8 (filtered images do not fit into bytes)')
-        arrays = dict(images=x.permute(0, 2, 3, 1).numpy(), labels=y.numpy(), class_names=np.array(data.classes))
-        arrays |= dict(lossy_index=np.arange(0 if data.lossless else len(x)), notes=np.array(data.notes, dtype='U'))
+        require(x.dtype == torch.uint8, 'data', f'{x.dtype} {split} images',
+                'torch.uint8 (filtered images do not fit into bytes)')
+        arrays = dict(images=x.permute(0, 2, 3, 1).numpy(), labels=y.numpy(),
+                      class_names=np.array(data.classes), notes=np.array(data.notes, dtype='U'),
+                      lossy_index=np.arange(0 if data.lossless else len(x)))
         with atomic_path(folder/f'{split}.npz') as path: np.savez(path, **arrays)
     return folder
 
@@ -1191,34 +1355,38 @@ class Sizes(NamedTuple):
     n_test: int   # test images
     side: int     # height of the images; of a folder, of its first
 
+def _split_sizes(train, test):
+    "From the shapes N,H,... of both parts."
+    return Sizes(train[0], test[0], train[1])
+
 def _divided_sizes(y, side):
-    "Sizes of a set that `load` would divide."
+    "Of a set that `load` would divide."
     train, test = split_by_class(torch.as_tensor(y))
     return Sizes(len(train), len(test), side)
 
+# %% ../nbs/06_data.ipynb #e7593025
+def _npz_sizes(folder, known): return _split_sizes(_npz_shape(folder/'train.npz'), _npz_shape(folder/'test.npz'))
+
+def _npz_shape(path): return _npy_headers(path)['images'].shape
+
+def _idx_sizes(paths, source): return _split_sizes(_idx_start(paths[0])[0], _idx_start(paths[2])[0])
+
 def _tree_side(tree): return _open(tree.paths[0], lambda image: image.height)
 
-def _npz_sizes(folder, known):
-    shapes = [_npy_headers(folder/f'{split}.npz')['images'][0] for split in ('train', 'test')]
-    return Sizes(shapes[0][0], shapes[1][0], shapes[0][1])
-
-def _idx_sizes(paths, source):
-    shapes = [_idx_start(path)[0] for path in (paths[0], paths[2])]
-    return Sizes(shapes[0][0], shapes[1][0], shapes[0][1])
-
 def _split_tree_sizes(train, test, source, ignore=(), *_):
-    trees = [_tree(folder, ignore) for folder in (train, test)]
-    return Sizes(len(trees[0].paths), len(trees[1].paths), _tree_side(trees[0]))
+    first, second = _tree(train, ignore), _tree(test, ignore)
+    return Sizes(len(first.paths), len(second.paths), _tree_side(first))
 
 def _tree_sizes(folder, source='', ignore=(), *_):
     tree = _tree(folder, ignore)
     return _divided_sizes(tree.labels, _tree_side(tree))
 
-_MADE_SIZES = {'digits': Sizes(1438, 359, 8), 'spectra': Sizes(4000, 1000, 28), 'spectra-low': Sizes(4000, 1000, 28)}
+_MADE_SIZES = dict(digits=Sizes(1438, 359, 8), spectra=Sizes(4000, 1000, 28))
+_MADE_SIZES['spectra-low'] = _MADE_SIZES['spectra']
+_SIZES = {_npz_pair: _npz_sizes, _read_idx_set: _idx_sizes,
+          _read_tree: _split_tree_sizes, read_folder: _tree_sizes}
 
-_SIZES = {_npz_pair: _npz_sizes, _read_idx_set: _idx_sizes, _read_tree: _split_tree_sizes, read_folder: _tree_sizes}
-
-# %% ../nbs/06_data.ipynb #81bfa4a2
+# %% ../nbs/06_data.ipynb #8e4d4d4a
 def sizes(
     name: str,  # as for `load`
     root=None,  # likewise
@@ -1226,10 +1394,11 @@ def sizes(
     "How many images `load` will give, and how high they are, without decoding them; nothing is downloaded."
     if name in MADE: return _MADE_SIZES[name]
     known = KNOWN.get(name)
-    published = known.sizes if known else None
-    if published and not is_there(name, root): return Sizes(*published, known.shape[1] if known.shape else 224)
+    if known and known.sizes and not is_there(name, root):
+        return Sizes(*known.sizes, known.shape[1] if known.shape else 224)
     reader = _reader(name, root, download=False)
-    if isinstance(reader, partial) and reader.func in _SIZES: return _SIZES[reader.func](*reader.args)
+    from_headers = _SIZES.get(getattr(reader, 'func', None))
+    if from_headers: return from_headers(*reader.args)
     found = load(name, root, download=False)
     return Sizes(len(found.x_train), len(found.x_test), found.shape[1])
 
@@ -1241,10 +1410,16 @@ def fingerprint(
     edited."""
     place = data_root(root)/os.path.expanduser(name)
     if not place.exists(): place = Path(f'{place}.npz')
-    if not place.exists(): raise _missing(name, data_root(root), 'a name of your own is never downloaded')
-    files = [Path(folder)/file for folder, names in _walk(place) for file in names] if place.is_dir() else [place]
+    if not place.exists():
+        raise _missing(name, data_root(root), 'a name of your own is never downloaded')
     whole = hashlib.sha256()
-    for path in sorted(files):
-        with open(regular_file(path), 'rb') as file: inside = hashlib.file_digest(file, 'sha256').hexdigest()
-        whole.update(f'{path.relative_to(place.parent).as_posix()} {inside}\n'.encode(errors='surrogateescape'))
+    for path in sorted(_files(place)):
+        with open(regular_file(path), 'rb') as file: inside = hashlib.file_digest(file, 'sha256')
+        line = f'{path.relative_to(place.parent).as_posix()} {inside.hexdigest()}\n'
+        whole.update(line.encode(errors='surrogateescape'))
     return whole.hexdigest()[:16]
+
+def _files(place):
+    "The file, or all files of the folder."
+    if not place.is_dir(): return [place]
+    return [folder/file for folder, names in _walk(place) for file in names]

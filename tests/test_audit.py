@@ -5,7 +5,7 @@ import numpy as np
 import pytest, torch
 from safetensors.torch import save_file
 
-from robustnb import audit, conditions, data, evaluate, models, results, train
+from robustnb import audit, audit_page, conditions, data, evaluate, models, results, train
 from robustnb.cli import main
 from robustnb.conditions import Attack, Band, Clean, Gaussian, Proof
 
@@ -54,14 +54,14 @@ def test_everything_that_changes_a_number_is_kept(digits, tmp_path):
     net, x, y = digits
     asked = [Gaussian(.1, n=40), Band(.1, 3, 5), Attack('quick', 'linf', .05, n=20), Proof('linf', .05, n=20)]
     found = audit.audit(net, x, y, 'mine', '0123456789', asked, 1, 3, 16, 'cpu', 'digits', progress=False, mapped=True, prepared=dict(mean=[.5]))
-    audit.save(found, tmp_path)
+    audit_page.save(found, tmp_path)
     kept = results.load(tmp_path/'audit.json')['config']
     tensors, words = {'model', 'images', 'labels'}, {'progress', 'notes'}  # notes stand beside the config
     assert set(inspect.signature(audit.audit).parameters) - tensors - words <= set(kept)
     assert conditions.parse(kept['conditions']) == asked
     assert kept['n_images'] == 60 and kept['shape'] == [1, 8, 8] and kept['outputs'] == 10 and kept['classes'] == [*'0123456789']
     assert (kept['lipschitz'], kept['seed'], kept['batch_size'], kept['device'], kept['source']) == (1, 3, 16, 'cpu', 'digits')
-    assert kept['mapped'] is True and kept['prepared'] == {'mean': [.5]} and '"mean": [0.5]' in audit._how(kept)
+    assert kept['mapped'] is True and kept['prepared'] == {'mean': [.5]} and '"mean": [0.5]' in audit_page._how(kept)
 
 def test_the_command_keeps_what_it_did_to_images_and_model(files, capsys):
     (files/'map.json').write_text(json.dumps([*map(str, range(10))]))
@@ -100,7 +100,7 @@ def test_clean_hits_begin_with_those_of_the_attacked_images(digits):
     assert lost['n'] == 30 and lost['value'] == pytest.approx((right[:30] - audit.hits_of(noisy)).mean())
     for r in found.rows: assert r['lower'] <= r['value'] <= r['upper'] and ('hits' in r) == (r['metric'] != 'accuracy_loss')
     assert not any(r.get('eps') == 0 for r in found.rows)
-    assert f'Of 25 images {right[:25].mean():.1%} are right unattacked' in dict(audit.sentences(found))['Attack, linf']
+    assert f'Of 25 images {right[:25].mean():.1%} are right unattacked' in dict(audit_page.sentences(found))['Attack, linf']
 
 def test_noise_drawn_several_times_is_compared_with_its_mean(digits):
     net, x, y = digits
@@ -130,16 +130,16 @@ def test_few_classes_are_no_standard_attack(tmp_path):
     found = audit.audit(net, x, y, conditions=asked, lipschitz=0, progress=False)
     attacked, = pick(found, 'accuracy', kind='attack')
     assert (attacked['attack'], attacked['variant']) == ('autoattack', 'nonstandard')
-    assert 'not the standard one' in dict(audit.sentences(found))['Attack, linf']
-    assert 'nonstandard' in audit.save(found, tmp_path).read_text()
+    assert 'not the standard one' in dict(audit_page.sentences(found))['Attack, linf']
+    assert 'nonstandard' in audit_page.save(found, tmp_path).read_text()
 
 def test_two_attacks_of_one_norm_are_told_apart(digits, tmp_path):
     net, x, y = digits
     asked = [Attack(attack, 'linf', .05, n=6) for attack in ('quick', 'autoattack')] + [Proof('l2', .05, n=6)]
     found = audit.audit(net, x, y, conditions=asked, lipschitz=0, progress=False)
-    topics = [topic for topic, _ in audit.sentences(found)]
+    topics = [topic for topic, _ in audit_page.sentences(found)]
     assert topics == ['Accuracy', 'Attack, linf, quick', 'Attack, linf, autoattack', 'Proof, l2']
-    audit.save(found, tmp_path)
+    audit_page.save(found, tmp_path)
 
 
 # --- conditions of one's own, and in files
@@ -159,7 +159,7 @@ def test_a_condition_from_outside_is_on_the_page(files, monkeypatch, capsys):
     monkeypatch.delitem(conditions.KINDS, 'mylab-blur')  # where the class is not known the page is the same
     back = results.load('audit/audit.json')
     again = audit.Audit('again', back['metrics'], back['config'], [], {})
-    assert dict(audit.sentences(again)) == said['sentences']
+    assert dict(audit_page.sentences(again)) == said['sentences']
 
 def test_a_field_named_like_what_is_kept_is_refused(digits, monkeypatch):
     import dataclasses

@@ -3,7 +3,7 @@ import csv, math
 
 import pytest, torch
 
-from robustnb import attacks, audit, conditions, data, interop, models, report, results, train
+from robustnb import attacks, audit, audit_page, conditions, data, interop, models, report, results, train
 from robustnb.core import seed_all
 
 
@@ -52,10 +52,10 @@ def audited(channels=1, name='model', classes=(), notes=(), **asked):
     wanted = conditions.usual(channels, (.1,), bands=0, **asked)
     return audit.audit(net, x, y, name, classes, wanted, lipschitz=0, device='cpu', progress=False, notes=notes)
 
-def test_class_names_with_dollars(tmp_path): audit.save(audited(classes=('$', '$$', 'a$b$'), attack='none'), tmp_path)
+def test_class_names_with_dollars(tmp_path): audit_page.save(audited(classes=('$', '$$', 'a$b$'), attack='none'), tmp_path)
 
 @pytest.mark.parametrize('channels', [1, 2, 3, 4])
-def test_pictures_of_any_number_of_channels(tmp_path, channels): audit.save(audited(channels, attack='none'), tmp_path)
+def test_pictures_of_any_number_of_channels(tmp_path, channels): audit_page.save(audited(channels, attack='none'), tmp_path)
 
 def test_a_model_in_half_precision_is_judged_but_nothing_is_proved():
     seed_all(0)
@@ -69,7 +69,7 @@ def test_radii_that_are_none_or_come_twice(tmp_path):
     for eps in {}, {'linf': ()}: assert not [r for r in audited(eps=eps).rows if r.get('norm')]
     found = audited(eps={'linf': (.1, .01, .1), 'l2': ()})
     assert [r['eps'] for r in found.rows if r['metric'] == 'accuracy' and r.get('norm') == 'linf'] == [.01, .1]
-    audit.save(found, tmp_path)
+    audit_page.save(found, tmp_path)
 
 def test_labels_that_are_no_numbers_of_classes():
     net, x = models.SmallCNN(3, 1, 8, 4).eval(), torch.rand(4, 1, 8, 8)
@@ -117,17 +117,17 @@ def test_what_is_in_doubt_stands_in_every_file_of_an_audit(tmp_path):
     asked = conditions.usual(1, (), bands=0, eps=dict(linf=(.1,), l2=(.5,)))
     options = dict(conditions=asked, lipschitz=0, progress=False)
     rounding = torch.nn.Sequential(Rounds(), net).eval()
-    page = audit.save(audit.audit(rounding, digits.x_test, digits.y_test, **options), tmp_path)
+    page = audit_page.save(audit.audit(rounding, digits.x_test, digits.y_test, **options), tmp_path)
     for text in page.read_text(), (tmp_path/'audit.md').read_text(), (tmp_path/'audit.json').read_text(): assert 'vanished' in text
     saved = results.load(tmp_path/'audit.json')
     assert all('vanished' in note for note in saved['notes'][-2:]) and any('vanished' in said for said in results.doubts(saved))
-    plain = audit.save(audit.audit(net, digits.x_test, digits.y_test, **options), tmp_path)
+    plain = audit_page.save(audit.audit(net, digits.x_test, digits.y_test, **options), tmp_path)
     assert 'vanished' not in plain.read_text()
 
 def test_hostile_names_are_text_in_every_file(tmp_path):
     classes = ('<script>alert(1)</script>', 'a|b', '[x](javascript:alert(1))', '_hidden', '猫', '=1+1', r'$\frac{', 'tab\there', 'no\nline', '--><b>')
     found = audited(classes=classes, name='<img src=x onerror=alert(1)>', attack='none', notes=['class <b>x</b> | y'])
-    page = audit.save(found, tmp_path).read_text()
+    page = audit_page.save(found, tmp_path).read_text()
     words = (tmp_path/'audit.md').read_text()
     for text in page, words: assert not any(bad in text for bad in ('<script', '<img', '<b>'))
     assert '](javascript' not in words
@@ -160,6 +160,6 @@ def test_logits_that_are_not_finite_are_counted_on_the_page(tmp_path):
     net, options = Overflows(width=4).eval(), dict(conditions=[{'kind': 'clean'}], lipschitz=0, progress=False)
     y = models.SmallCNN.forward(net, x).argmax(1)
     found = audit.audit(net, x, y, **options)
-    page = audit.save(found, tmp_path).read_text()
+    page = audit_page.save(found, tmp_path).read_text()
     assert '5 of 40 images have logits of NaN or infinity: they count as wrong.' in page and found.rows[0]['value'] == 35/40
     assert not any('NaN' in note for note in audit.audit(net, x[:35], y[:35], **options).notes)
