@@ -27,7 +27,7 @@ from .data import to_float
 from .evaluate import eval_mode, gaussian_noise, logits, plain_mode, plain_tensor, takes
 from .lip_bounds import lip_product
 from .lip_lower import lip_lower
-from .threat import check_model
+from .oracle import check_model
 
 # %% ../nbs/13c_audit.ipynb #382bbec7
 def with_bounds(

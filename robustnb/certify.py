@@ -17,7 +17,8 @@ from .core import check_choice, check_number
 from .evaluate import plain_mode, plain_tensor, takes
 from .layers import classes, fills, kind_of, named_layers, role_of
 from .models import behaves_as
-from .threat import NORMS, TINY, check_images, check_model, image_gradient
+from .oracle import check_model, image_gradient
+from .threat import NORMS, TINY, check_images
 
 # %% ../nbs/10e_certify.ipynb #34ccb5d4
 @fills('spread', nn.Conv2d)

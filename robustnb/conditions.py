@@ -22,7 +22,8 @@ from .core import check_choice, check_number, find_named, parse_number, read_tom
 from .data import to_float
 from .evaluate import correct, eval_mode, is_right, noise_correct, takes
 from .results import accuracy_row, row
-from .threat import NORMS, Oracle
+from .oracle import Oracle
+from .threat import NORMS
 
 # %% ../nbs/10g_conditions.ipynb #bcfca4a8
 KINDS = {}  # class of each kind
