@@ -215,9 +215,9 @@ def _seconds(result):
 def _check_made(provenance, where):
     "A ValueError if what a result was made with is not texts and numbers."
     versions = provenance.get('versions') or {}
-    made = {k: v for k, v in provenance.items() if k != 'versions'}
-    require(_scalars(made) and _scalars(versions), where, 'lists or tables', 'texts and numbers')
-    time = made.get('time', '')
+    others = {**provenance, 'versions': ''}
+    require(_scalars(others) and _scalars(versions), where, 'lists or tables', 'texts and numbers')
+    time = provenance.get('time', '')
     require(_text(time), f'{where}: time', repr(time), 'a text')
 
 def _check_row(r, where):
@@ -268,8 +268,9 @@ def load_status(
 def _attacked(r):
     "Metric of a row, and the attack under which it was measured, in words."
     fields = {k: r[k] for k in ('attack', 'norm', 'eps') if k in r}
-    words = [f'{v:.4g}' if k == 'eps' else str(v) for k, v in fields.items()]
-    return ' '.join([r['metric'], 'under', *words]) if words else r['metric']
+    if 'eps' in r: fields['eps'] = f'{r["eps"]:.4g}'
+    under = ' '.join(map(str, fields.values()))
+    return f'{r["metric"]} under {under}' if under else r['metric']
 
 def doubts(
     result: dict,  # from `load` or `save`
@@ -283,8 +284,8 @@ def _files(folders, stem):
     "The files among `folders`, and all below the others whose name is `stem`.json, a regular expression."
     for folder in map(Path, folders):
         if folder.is_file(): yield folder
-        named = [path for path in folder.rglob('*.json') if re.fullmatch(stem, path.stem)]
-        yield from sorted(path for path in named if not _hidden(path.relative_to(folder)))
+        fits = lambda path: re.fullmatch(stem, path.stem) and not _hidden(path.relative_to(folder))
+        yield from sorted(filter(fits, folder.rglob('*.json')))
 
 def _hidden(path): return any(part.startswith('.') for part in path.parts)
 
