@@ -44,11 +44,18 @@ class BandAccuracy:
         "Standard error of `change` over the draws; nan for a single one."
         return self.draws.std(0)/math.sqrt(len(self.draws))
 
+# %% ../nbs/08a_bands.ipynb #7c841b6d
+def _chosen(masks, only):
+    "The masks of the bands in `only`, counted from 1; all for None."
+    if only is None: return masks
+    for band in only: check_number(band, 'only', low=1, high=len(masks), integer=True)
+    return masks[[band - 1 for band in only]]
+
 def band_accuracy(
     model,                  # torch module, images -> logits
     x,                      # images (N,C,H,W), uint8 or float in [0,1]
     y,                      # labels (N,), int64
-    var: float = .01,       # variance per pixel of the white noise before it is confined to a band, pixels in [0,1]
+    var: float = .01,       # variance per pixel of white noise before it is confined to a band, pixels in [0,1]
     n_bands: int = 10,      # as in `spectrum.band_masks`
     repeats: int = 3,       # independent draws of noise
     seed: int = 0,          # models compared under one seed see the same noise
@@ -58,13 +65,15 @@ def band_accuracy(
 ) -> BandAccuracy:
     "Accuracy under noise confined to each of `n_bands` bands, or to those in `only`, not clamped (paper, Figure 4)."
     check_number(var, 'var', low=0)
-    for name, value in dict(n_bands=n_bands, repeats=repeats, batch_size=batch_size).items(): check_number(value, name, low=1, integer=True)
-    masks = band_masks(x.shape[-2:], n_bands)
-    if only is not None: masks = masks[[check_number(band, 'only', low=1, high=n_bands, integer=True) - 1 for band in only]]
-    clean, right = torch.zeros(len(x), dtype=torch.bool), torch.zeros(repeats, len(masks), len(x), dtype=torch.bool)
+    whole = dict(n_bands=n_bands, repeats=repeats, batch_size=batch_size)
+    for name, value in whole.items(): check_number(value, name, low=1, integer=True)
+    masks = _chosen(band_masks(x.shape[-2:], n_bands), only)
+    clean = torch.zeros(len(x), dtype=torch.bool)
+    right = torch.zeros(repeats, len(masks), len(x), dtype=torch.bool)
+    device = takes(model)[0]
     for start in range(0, len(x), batch_size):
         part = slice(start, min(start + batch_size, len(x)))
-        batch = to_float(x[part], takes(model)[0])
+        batch = to_float(x[part], device)
         judge = lambda images: correct(model, images, y[part], topk, batch_size=batch_size)
         clean[part] = judge(batch)
         for r in range(repeats):
@@ -82,21 +91,26 @@ def sensitivity_map(
     seed: int = 0,      # of the signs
     batch_size: int = 512,  # images per pass
     progress: bool = False,  # show a bar over frequencies
-):
-    """Loss of accuracy (a fraction) to each single DCT frequency, (ceil(H/step), ceil(W/step)) float64: a Fourier heat map (Yin et al. 2019) in the DCT.
-    The frequency is added to every image with l2 norm `eps` and a random sign per image and channel, not clamped."""
+) -> torch.Tensor:
+    """Loss of accuracy (a fraction) to each single DCT frequency, (ceil(H/step), ceil(W/step)) float64: a Fourier
+    heat map (Yin et al. 2019) in the DCT. The frequency is added to every image with l2 norm `eps` and a random sign
+    per image and channel, not clamped."""
     check_number(eps, 'eps', low=0)
     check_number(step, 'step', low=1, integer=True)
     device = takes(model)[0]
-    (n, c, h, w), images = x.shape, to_float(x, device)
+    n, c, h, w = x.shape
+    images = to_float(x, device)
     signs = torch.randint(2, (n, c, 1, 1), generator=generator(seed, 'signs')).to(device)*2. - 1
-    Ch, Cw = dct_matrix(h, device=device)[::step], dct_matrix(w, device=device)[::step]
-    lost = torch.zeros(len(Ch), len(Cw), dtype=torch.float64)
-    clean = correct(model, images, y, batch_size=batch_size).sum()
+    rows_ih = dct_matrix(h, device=device)[::step]
+    columns_jw = dct_matrix(w, device=device)[::step]
+    def right(transform):
+        return correct(model, images, y, batch_size=batch_size, transform=transform).sum()
+    clean = right(None)
+    lost = torch.zeros(len(rows_ih), len(columns_jw), dtype=torch.float64)
     for k in tqdm(range(lost.numel()), disable=not progress, leave=False):
-        i, j = divmod(k, len(Cw))
-        pattern = eps/math.sqrt(c)*torch.outer(Ch[i], Cw[j])
-        lost[i, j] = clean - correct(model, images, y, batch_size=batch_size, transform=lambda batch, part: batch + signs[part]*pattern).sum()
+        i, j = divmod(k, len(columns_jw))
+        pattern = eps/math.sqrt(c)*torch.outer(rows_ih[i], columns_jw[j])
+        lost[i, j] = clean - right(lambda batch, part: batch + signs[part]*pattern)
     return lost/n
 
 # %% ../nbs/08a_bands.ipynb #6e7adbfc
@@ -118,7 +132,8 @@ def _removal(with_all, without, tolerance, level, seed):
     "A Removal from correctness (runs,N) with all bands and (n_bands,runs,N) without each."
     difference = with_all.double() - without.double()
     lower, upper = (torch.tensor(end) for end in bootstrap(difference, level, seed=seed))
-    return Removal(with_all.double().mean().item(), difference.mean((-2, -1)), lower, upper, check_number(tolerance, 'tolerance'))
+    clean = with_all.double().mean().item()
+    return Removal(clean, difference.mean((-2, -1)), lower, upper, check_number(tolerance, 'tolerance'))
 
 # %% ../nbs/08a_bands.ipynb #6d760417
 def removed_at_test(
@@ -133,8 +148,9 @@ def removed_at_test(
 ) -> Removal:
     "How much a given model loses when test images lack a band: does this model use it?"
     masks = band_masks(x.shape[-2:]) if masks is None else masks
-    without = [correct(model, x, y, transform=lambda batch, part: keep(batch, ~mask), **kw)[None] for mask in masks]
-    return _removal(correct(model, x, y, **kw)[None], torch.stack(without), tolerance, level, seed)
+    lacking = lambda mask: lambda batch, part: keep(batch, ~mask)
+    without = torch.stack([correct(model, x, y, transform=lacking(mask), **kw) for mask in masks])
+    return _removal(correct(model, x, y, **kw)[None], without[:, None], tolerance, level, seed)
 
 # %% ../nbs/08a_bands.ipynb #255ca664
 def without_band(
@@ -143,21 +159,25 @@ def without_band(
     portion: int = 1000,  # images filtered at a time
 ) -> Data:
     "`data` with float32 training images that lack the frequencies in `mask`; test images are unchanged."
-    return replace(data, x_train=torch.cat([keep(to_float(part), ~mask) for part in data.x_train.split(portion)]))
+    filtered = [keep(to_float(part), ~mask) for part in data.x_train.split(portion)]
+    return replace(data, x_train=torch.cat(filtered))
 
+# %% ../nbs/08a_bands.ipynb #89be6f50
 def removed_in_training(
     fit,                     # function (data, seed) -> trained model
     data: Data,
     masks=None,              # (n,H,W) bool, the frequencies to remove; None: the ten bands of `spectrum.band_masks`
     tolerance: float = .01,  # largest loss of accuracy that is called irrelevant
-    seeds=(0,),              # of the trainings, the first also of the bootstrap; each trains once with all bands and once without each
+    seeds=(0,),              # each trains with all bands and without each; the first is the bootstrap's, too
     level: float = .95,  # confidence
     progress: bool = False,  # show a bar over trainings
     **kw,                    # `topk` and `batch_size`, passed on to `correct`
 ) -> Removal:
-    "How much is lost on unchanged test images when training images lack a band: is it needed to learn the task (paper, Figures 2 and 3)?"
+    """How much is lost on unchanged test images when training images lack a band: is it needed to learn the task
+    (paper, Figures 2 and 3)?"""
     masks = band_masks(data.shape[1:]) if masks is None else masks
     sets = [data, *(without_band(data, mask) for mask in masks)]
-    right = [[correct(fit(some, seed), data.x_test, data.y_test, **kw) for seed in seeds] for some in tqdm(sets, disable=not progress, leave=False)]
-    right = torch.stack([torch.stack(runs) for runs in right])
+    judged = lambda some, seed: correct(fit(some, seed), data.x_test, data.y_test, **kw)
+    trained = lambda some: torch.stack([judged(some, seed) for seed in seeds])
+    right = torch.stack([trained(some) for some in tqdm(sets, disable=not progress, leave=False)])
     return _removal(right[0], right[1:], tolerance, level, seeds[0])

@@ -16,7 +16,14 @@ from functools import lru_cache
 from multiprocessing.util import get_temp_dir
 from pathlib import Path
 
+from .core import check_choice, check_number, cores, json_text, require, shipped
+
 # %% ../nbs/15_cli.ipynb #f54c72ef
+def _toml_value(text):
+    "A value as TOML has it; what is not TOML is a text."
+    try: return tomllib.loads(f'v = {text}')['v']
+    except tomllib.TOMLDecodeError: return text
+
 def parse_set(
     items,  # texts 'key=value'
     option: str = '--set',  # the option that they belong to, for the message
@@ -25,35 +32,57 @@ def parse_set(
     parsed = {}
     for item in items:
         key, equals, value = item.partition('=')
-        if not equals or not key: raise ValueError(f'{option}: got {item!r}, accepted: key=value')
-        try: parsed[key.strip()] = tomllib.loads(f'v = {value}')['v']
-        except tomllib.TOMLDecodeError: parsed[key.strip()] = value
-        except (ValueError, RecursionError): raise ValueError(f'{option}: got {item[:60]!r}, accepted: numbers of 64 bits, and lists that are not nested deeply') from None
+        require(key and equals, option, repr(item), 'key=value')
+        try: parsed[key.strip()] = _toml_value(value)
+        except (ValueError, RecursionError):
+            accepted = 'numbers of 64 bits, and lists that are not nested deeply'
+            raise ValueError(f'{option}: got {item[:60]!r}, accepted: {accepted}') from None
     return parsed
 
-# %% ../nbs/15_cli.ipynb #cee4ba56
+# %% ../nbs/15_cli.ipynb #62558f9a
 def say(
     args,        # parsed arguments; `args.json` decides
     text: str,   # for people
     **facts,     # for machines: anything `core.write_json` takes
-):
+) -> None:
     "Print `text`, or with --json the facts as one JSON document."
-    if not args.json: return print(text) if text else None
-    from robustnb.core import json_text
-    print(json_text(facts), end='')
+    if args.json: print(json_text(facts), end='')
+    elif text: print(text)
 
+# %% ../nbs/15_cli.ipynb #cee4ba56
 def find_sweep(
     name: str,  # path of a TOML file, or the name of one of this book's
 ) -> Path:
     "Path of a sweep file; a ValueError lists the ones there are."
-    from robustnb.core import check_choice, shipped
     home = shipped('sweeps')
+    path = Path(name)
     known = sorted(p.stem for p in home.glob('*.toml'))
-    if Path(name).suffix != '.toml': return home/f'{check_choice(name, "sweep", known)}.toml'
-    if not Path(name).is_file(): raise ValueError(f'{name}: no such file; the sweeps of this book go by name: {", ".join(known)}')
-    return Path(name)
+    if path.suffix != '.toml': return home/f'{check_choice(name, "sweep", known)}.toml'
+    if path.is_file(): return path
+    raise ValueError(f'{name}: no such file; the sweeps of this book go by name: {", ".join(known)}')
+
+# %% ../nbs/15_cli.ipynb #5beceb03
+def _numbers(text):
+    "A number >= 0, or fraction like 8/255, for argparse."
+    from robustnb.sweep import parse_number
+    try: value = parse_number(text)
+    except ValueError as e: raise argparse.ArgumentTypeError(str(e)) from None
+    if value >= 0: return value
+    raise argparse.ArgumentTypeError(f'got {text!r}, accepted: a number >= 0')
 
 # %% ../nbs/15_cli.ipynb #3ffecfbc
+def _paths(sweep, args):
+    "{run id: its result file, None without one}."
+    from robustnb.sweep import result_path
+    return {run.id: result_path(run, sweep.name, args.out, args.results) for run in sweep.runs}
+
+# %% ../nbs/15_cli.ipynb #db9f2739
+def _failed_now(statuses, folder):
+    "{run id: status} of those that failed, with `experiment` and `notebook`."
+    failed = [s for s in statuses if s['state'] == 'failed']
+    place = lambda s: dict(experiment=folder.name, notebook=folder/s['id']/'notebook.ipynb')
+    return {s['id']: {**s, **place(s)} for s in failed}
+
 def failed_runs(
     sweep,           # from `sweep.read_sweep`
     statuses: list,  # of the runs done now
@@ -61,49 +90,27 @@ def failed_runs(
     args,            # with `out`
 ) -> list:
     "Status of each run that failed, now or before, with `experiment` and `notebook`."
-    from robustnb import results
-    place = lambda i: Path(args.out)/sweep.notebook.stem/i
-    now = {s['id']: dict(s, experiment=sweep.notebook.stem, notebook=place(s['id'])/'notebook.ipynb') for s in statuses if s['state'] == 'failed'}
-    left = [place(i)/'status.json' for i, p in paths.items() if not p and i not in now]
-    before = results.failures(*(p for p in left if p.is_file()))
+    from robustnb.results import failures
+    folder = Path(args.out)/sweep.notebook.stem
+    now = _failed_now(statuses, folder)
+    left = [folder/run/'status.json' for run, path in paths.items() if not path and run not in now]
+    before = failures(*filter(Path.is_file, left))
     return [*before, *now.values()]
 
-@dataclass
-class Shown:
-    "What a summary says of a report."
-    where: str             # its place, or why there is none
-    page: Path | None = None
-    table: str = ''        # of best rates
-    edge: bool = False     # is one of them the first or last of its grid?
-    doubts: list = field(default_factory=list)  # lines: what is in doubt
-
-def _page(sweep, paths, failed, args):
-    "Write the report of a sweep, as far as it can be."
-    from robustnb.report import doubt_lines, gather, report, written
-    folder = Path(args.out)/'reports'/sweep.name
-    try: runs = gather(*filter(None, paths.values()), failed=failed)
-    except (OSError, ValueError) as e: return Shown(f'report: not written, {e}')
-    doubts = doubt_lines(runs.doubts, 5)
-    try: page = report(runs, folder, sweep.name)
-    except (OSError, ValueError) as e: return Shown(f'report: not written, {e}', doubts=doubts)
-    if 'table.md' not in written(folder): return Shown(f'report: {page}', page, doubts=doubts)
-    table = (folder/'table.md').read_text(encoding='utf-8')
-    return Shown(f'report: {page}', page, table, runs.edge, doubts)
-
-def _edited_line(sweep, paths):
-    "[the line that says how many results other cells of the notebook made], [] where there are none."
-    from robustnb.sweep import edited
-    n = len(edited(sweep, paths))
-    if not n: return []
-    return [f'{n} of these results were made before {sweep.notebook.stem} was edited, at the same protocol; '
-            'robustnb sweep --replay does the cheapest run again and compares']
-
+# %% ../nbs/15_cli.ipynb #c8082b5f
 def _left(sweep, statuses, paths, failed):
     "How many runs of the sweep were done now, were done before, failed, and are to do."
     done = sum(s['state'] == 'done' for s in statuses)
     before = max(0, sum(map(bool, paths.values())) - done)
     return dict(done_now=done, done_before=before, to_do=len(sweep.runs) - done - before - len(failed))
 
+def _count_line(sweep, counts, failed):
+    "The same in words."
+    to_do = f', {counts["to_do"]} to do' if counts['to_do'] else ''
+    done = f'{counts["done_now"]} done now, {counts["done_before"]} done before'
+    return f'{sweep.name}: {len(sweep.runs)} runs, {done}, {len(failed)} failed{to_do}'
+
+# %% ../nbs/15_cli.ipynb #198e110d
 def _failure_lines(failed):
     "What each failed run died of, where its notebook is, and what is left of it."
     from robustnb.report import failure_table
@@ -114,6 +121,61 @@ def _failure_lines(failed):
             lines.append(f'        what it had saved before that is kept beside it, in {kept}, and does not count')
     return lines
 
+def _edited_line(sweep, paths):
+    "[how many results other cells of the notebook made, in a line], [] where there are none."
+    from robustnb.sweep import edited
+    n = len(edited(sweep, paths))
+    if not n: return []
+    made = f'{n} of these results were made before {sweep.notebook.stem} was edited, at the same protocol'
+    return [f'{made}; robustnb sweep --replay does the cheapest run again and compares']
+
+# %% ../nbs/15_cli.ipynb #184cd0e8
+def _in_doubt(doubts):
+    "A line for each doubt."
+    return [f'in doubt: {doubt}' for doubt in doubts]
+
+@dataclass
+class Shown:
+    "What a summary says of a report."
+    where: str = ''        # its place, or why there is none
+    page: Path | None = None
+    table: str = ''        # of best rates
+    edge: bool = False     # is one of them the first or last of its grid?
+    doubts: list = field(default_factory=list)  # lines: what is in doubt
+
+    def lines(self) -> list:
+        "All of it, the table first."
+        found = []
+        head = '\nAccuracy in percent at each best learning rate, mean ± std over seeds:\n'
+        if self.table: found += [head, self.table]
+        if self.edge:
+            found.append('(edge): the first or last rate of its grid; a better one may lie beyond.\n')
+        return [*found, *_in_doubt(self.doubts), self.where]
+
+# %% ../nbs/15_cli.ipynb #4faf4132
+def _table(page):
+    "The table of best rates that stands beside the page of a report, '' without one."
+    from robustnb.report import written
+    if 'table.md' not in written(page.parent): return ''
+    return page.with_name('table.md').read_text(encoding='utf-8')
+
+def _page(sweep, paths, failed, args):
+    "Write the report of a sweep, as far as it can be."
+    from robustnb.report import doubt_lines, gather, report
+    shown = Shown()
+    try:
+        runs = gather(*filter(None, paths.values()), failed=failed)
+        shown.doubts = doubt_lines(runs.doubts, 5)
+        shown.page = report(runs, Path(args.out)/'reports'/sweep.name, sweep.name)
+    except (OSError, ValueError) as e:
+        shown.where = f'report: not written, {e}'
+        return shown
+    shown.where = f'report: {shown.page}'
+    shown.table = _table(shown.page)
+    shown.edge = bool(shown.table) and runs.edge
+    return shown
+
+# %% ../nbs/15_cli.ipynb #19c77a1c
 def closing_summary(
     sweep,           # from `sweep.read_sweep`
     statuses: list,  # of the runs done now
@@ -121,68 +183,68 @@ def closing_summary(
     damaged=(),      # what was wrong with files that were there before, from `sweep.damaged`
 ) -> int:
     "Write the report, print table, failures and the report's place; returns the exit code."
-    from robustnb import sweep as sweeps
-    paths = {r.id: sweeps.result_path(r, sweep.name, args.out, args.results) for r in sweep.runs}
+    paths = _paths(sweep, args)
     failed = failed_runs(sweep, statuses, paths, args)
     shown = _page(sweep, paths, failed, args)
     counts = _left(sweep, statuses, paths, failed)
-    facts = dict(sweep=sweep.name, runs=len(sweep.runs), **counts, failed=failed, damaged=[*damaged], in_doubt=shown.doubts,
-                 report=shown.page)
-    to_do = f', {counts["to_do"]} to do' if counts['to_do'] else ''
-    lines = [f'{sweep.name}: {len(sweep.runs)} runs, {counts["done_now"]} done now, {counts["done_before"]} done before, '
-             f'{len(failed)} failed{to_do}']
-    if shown.table:
-        lines.append(f'\nAccuracy in percent at each best learning rate, mean ± std over seeds:\n\n{shown.table}')
-    if shown.edge: lines.append('(edge): the first or last rate of its grid; a better one may lie beyond.\n')
-    lines += [f'in doubt: {doubt}' for doubt in shown.doubts]
-    lines.append(shown.where)
-    lines += [*_edited_line(sweep, paths), *(f'damaged: {text}' for text in damaged)]
-    say(args, '\n'.join([*lines, *_failure_lines(failed)]), **facts)
-    return int(bool(failed)) if shown.page else 2
+    lines = [_count_line(sweep, counts, failed), *shown.lines(), *_edited_line(sweep, paths)]
+    lines += [f'damaged: {text}' for text in damaged]
+    lines += _failure_lines(failed)
+    say(args, '\n'.join(lines), sweep=sweep.name, runs=len(sweep.runs), **counts, failed=failed,
+        damaged=[*damaged], in_doubt=shown.doubts, report=shown.page)
+    if not shown.page: return 2
+    return int(bool(failed))
 
-# %% ../nbs/15_cli.ipynb #e6e8bc5e
-def _numbers(text):
-    "A number >= 0, or fraction like 8/255, for argparse."
-    from robustnb.sweep import parse_number
-    try: value = parse_number(text)
-    except ValueError as e: raise argparse.ArgumentTypeError(str(e)) from None
-    if value >= 0: return value
-    raise argparse.ArgumentTypeError(f'got {text!r}, accepted: a number >= 0')
+# %% ../nbs/15_cli.ipynb #f5bb69f8
+def _parameter_lines(found):
+    "For each parameter its default and what it means, in columns that fit the terminal."
+    defaults = {name: f'{name} = {p.default!r}' for name, p in found.items()}
+    width = max(map(len, defaults.values()))
+    wide = max(shutil.get_terminal_size((88, 24)).columns, width + 40)
+    fill = textwrap.TextWrapper(wide, subsequent_indent=' '*(width + 2), break_on_hyphens=False).fill
+    return [fill(f'{defaults[name]:{width}}  {p.meaning}'.rstrip()) for name, p in found.items()]
 
 def list_experiments(args) -> int:
-    "Print the experiments, or the parameters of one."
+    "Print the experiments, or the parameters of one; returns the exit code."
     from robustnb import sweep as sweeps
-    from robustnb.core import shipped
-    if not args.experiment:
-        names = sorted(p.stem for p in shipped('experiments').glob('*.ipynb'))
-        say(args, '\n'.join(['experiments:', *(f'  {n}' for n in names), 'robustnb run EXPERIMENT --parameters says what each takes']), experiments=names)
+    if args.experiment:
+        found = sweeps.parameters(sweeps.find_experiment(args.experiment))
+        facts = {name: dict(default=p.default, help=p.meaning) for name, p in found.items()}
+        say(args, '\n'.join(_parameter_lines(found)), parameters=facts)
         return 0
-    found = sweeps.parameters(sweeps.find_experiment(args.experiment))
-    width = max(len(f'{k} = {p.default!r}') for k, p in found.items())
-    wide = max(shutil.get_terminal_size((88, 24)).columns, width + 40)
-    line = lambda k, p: textwrap.fill(f'{f"{k} = {p.default!r}":{width}}  {p.meaning}'.rstrip(), wide, subsequent_indent=' '*(width + 2), break_on_hyphens=False)
-    say(args, '\n'.join(line(k, p) for k, p in found.items()), parameters={k: dict(default=p.default, help=p.meaning) for k, p in found.items()})
+    names = sorted(p.stem for p in shipped('experiments').glob('*.ipynb'))
+    lines = [f'  {name}' for name in names]
+    remark = 'robustnb run EXPERIMENT --parameters says what each takes'
+    say(args, '\n'.join(['experiments:', *lines, remark]), experiments=names)
     return 0
 
+# %% ../nbs/15_cli.ipynb #5c0892a1
+def _measured_under(r):
+    "What a metric row was measured under: its condition, or its fields."
+    from robustnb.conditions import condition_of, has
+    if has(r, 'kind'): return condition_of(r).label
+    hidden = 'metric', 'value', 'n', 'split', 'doubt', 'hits'
+    short = lambda value: f'{value:.4g}' if isinstance(value, float) else value
+    return ' '.join(f'{name}={short(value)}' for name, value in r.items() if name not in hidden)
+
+def _result_line(r):
+    "Metric, condition, value and images of a metric row, as texts; accuracies in percent."
+    value = f'{100*r["value"]:.1f}%' if 'accuracy' in r['metric'] else f'{r["value"]:.4g}'
+    images = f'n={r["n"]}' if r['n'] > 1 else ''
+    return r['metric'], _measured_under(r), value, images
+
+# %% ../nbs/15_cli.ipynb #63efcd9f
 def show_result(
     result: dict,  # from `results.load`
 ) -> str:
     "Metric rows of one run as lines for people."
-    from robustnb import results
-    lines = [_result_line(r) for r in result['metrics']]
-    widths = [max(len(line[i]) for line in lines) for i in range(4)]
-    table = ['  '.join(text.ljust(width) for text, width in zip(line, widths)).rstrip() for line in lines]
-    return '\n'.join([*table, *(f'in doubt: {doubt}' for doubt in results.doubts(result))])
+    from robustnb.results import doubts
+    rows = [_result_line(r) for r in result['metrics']]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ['  '.join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    return '\n'.join([*lines, *_in_doubt(doubts(result))])
 
-def _result_line(r):
-    "Metric, what it was measured under, value and images of a metric row, as texts; accuracies in percent."
-    from robustnb.conditions import condition_of, has
-    hidden = 'metric', 'value', 'n', 'split', 'doubt', 'hits'
-    fields = ' '.join(f'{k}={v:.4g}' if isinstance(v, float) else f'{k}={v}' for k, v in r.items() if k not in hidden)
-    value = f'{100*r["value"]:.1f}%' if 'accuracy' in r['metric'] else f'{r["value"]:.4g}'
-    under = condition_of(r).label if has(r, 'kind') else fields
-    return r['metric'], under, value, f'n={r["n"]}' if r['n'] > 1 else ''
-
+# %% ../nbs/15_cli.ipynb #97a30a93
 def show_failure(
     status: dict,  # of the run
     place,         # its folder
@@ -193,194 +255,276 @@ def show_failure(
     text = f'failed: {last_error(status["error"])}\n        {place/"notebook.ipynb"}'
     kept = place/status['kept'] if 'kept' in status else None
     if kept: text += f'\n        what it had saved before that is kept in {kept}, and does not count'
-    say(args, text, id=status['id'], state='failed', error=status['error'], notebook=place/'notebook.ipynb', kept=kept)
+    say(args, text, id=status['id'], state='failed', error=status['error'],
+        notebook=place/'notebook.ipynb', kept=kept)
     return 1
+
+# %% ../nbs/15_cli.ipynb #e6e8bc5e
+def _ensure(experiment, run, place, args):
+    "Do the run unless it is done; its status, None if it was done before."
+    from robustnb import sweep as sweeps
+    with sweeps.locked(place.parent):
+        sweeps.clear_leftovers(place.parent)
+        if sweeps.is_done(place) and not args.again: return None
+        source = experiment.notebook.read_text(encoding='utf-8')
+        target = Path(os.path.abspath(place))
+        return sweeps.execute_run(run, source, target, args.engine, args.timeout, again=args.again)
 
 def cmd_run(args) -> int:
     "Do one run of an experiment, or show the one that was done before."
-    if args.parameters or not args.experiment: return list_experiments(args)
     from robustnb import results, sweep as sweeps
+    if args.parameters or not args.experiment: return list_experiments(args)
     experiment = sweeps.read_experiment(sweeps.find_experiment(args.experiment))
-    run = experiment.run({k: experiment.check(k, v) for k, v in parse_set(args.set).items()})
+    given = parse_set(args.set)
+    run = experiment.run({name: experiment.check(name, value) for name, value in given.items()})
     place = Path(args.out)/run.experiment/run.id
-    with sweeps.locked(place.parent):
-        sweeps.clear_leftovers(place.parent)
-        before = sweeps.is_done(place) and not args.again
-        if not before:
-            status = sweeps.execute_run(run, experiment.notebook.read_text(encoding='utf-8'), Path(os.path.abspath(place)), args.engine, args.timeout, again=args.again)
-            if status['state'] == 'failed': return show_failure(status, place, args)
+    status = _ensure(experiment, run, place, args)
+    if status and status['state'] == 'failed': return show_failure(status, place, args)
     result = results.load(place/'result.json')
-    say(args, f'{show_result(result)}\n{"done before" if before else "done"}: {place}', id=run.id, state='done', done_before=before, place=place, result=result)
+    done = 'done' if status else 'done before'
+    say(args, f'{show_result(result)}\n{done}: {place}',
+        id=run.id, state='done', done_before=not status, place=place, result=result)
     return 0
 
 # %% ../nbs/15_cli.ipynb #23d1480f
 def cmd_report(args) -> int:
     "Write the report of folders of runs."
-    from robustnb.report import doubt_lines, gather, report, written
+    from robustnb.report import doubt_lines, gather, report
     runs = gather(*args.folders)
-    if not runs.made and not runs.failed: raise ValueError(f'{", ".join(args.folders)}: holds no result files')
-    path = report(runs, args.to or Path(args.folders[0])/'reports', args.title)
-    table = path.with_name('table.md').read_text(encoding='utf-8') + '\n' if 'table.md' in written(path.parent) else ''
+    if not runs.made and not runs.failed:
+        raise ValueError(f'{", ".join(args.folders)}: holds no result files')
+    page = report(runs, args.to or Path(args.folders[0])/'reports', args.title)
     doubts = doubt_lines(runs.doubts)
-    lines = [f'{table}report: {path}', *(f'in doubt: {doubt}' for doubt in doubts)]
-    say(args, '\n'.join(lines), report=path, runs=len(runs.made), failed=runs.failed, in_doubt=doubts)
+    lines = [f'report: {page}', *_in_doubt(doubts)]
+    if table := _table(page): lines.insert(0, table)
+    say(args, '\n'.join(lines), report=page, runs=len(runs.made), failed=runs.failed, in_doubt=doubts)
     return 0
 
 # %% ../nbs/15_cli.ipynb #fba37bf7
-USUAL = 'variances', 'bands', 'band_var', 'attack', 'linf', 'l2', 'n_attack'  # options that `--conditions` replaces
+USUAL = 'variances', 'bands', 'band_var', 'attack', 'linf', 'l2', 'n_attack'  # `--conditions` replaces them
+
+def _given(args):
+    "{name: value} of those of the usual options that were given."
+    return {name: value for name in USUAL if (value := getattr(args, name)) is not None}
 
 def listed_conditions(args):
-    "The conditions of the file that `--conditions` names, None without it; a ValueError if other options say the same."
+    "The conditions of `--conditions`, None without it; a ValueError if other options say the same."
     from robustnb.conditions import read
     if not args.conditions: return None
-    given = [f'--{name.replace("_", "-")}' for name in USUAL if getattr(args, name) is not None]
-    if not given: return read(args.conditions)
-    raise ValueError(f'{" ".join(given)}: got beside --conditions {args.conditions}, accepted: one or the other; '
-                     'what is measured stands in that file')
+    options = [f'--{name.replace("_", "-")}' for name in _given(args)]
+    require(not options, ' '.join(options), f'beside --conditions {args.conditions}',
+            'one or the other; what is measured stands in that file')
+    return read(args.conditions)
 
+# %% ../nbs/15_cli.ipynb #bbbf4004
 def usual_conditions(args, images):
     "The usual conditions, changed by options."
     from robustnb.conditions import usual
-    given = {name: getattr(args, name) for name in USUAL if getattr(args, name) is not None}
-    eps = {norm: radii for norm in ('linf', 'l2') if (radii := given.pop(norm, None))}
+    given = _given(args)
+    radii = {norm: given.pop(norm, None) for norm in ('linf', 'l2')}
+    eps = {norm: several for norm, several in radii.items() if several}
     return usual(images.x.shape[1], eps=eps or None, **given)
 
+# %% ../nbs/15_cli.ipynb #227fa975
+def _audit(args):
+    "Audit one model on one set of images, as the options say."
+    from robustnb import audit as audits, interop
+    listed = listed_conditions(args)
+    label_map = interop.read_label_map(args.label_map) if args.label_map else None
+    images = interop.read_images(args.images, args.size, label_map, args.n, args.seed, args.root,
+                                 args.channels, args.ground, args.split)
+    for mean in args.mean or []: check_number(mean, 'mean')
+    options = parse_set(args.option, '--option')
+    channels, _, width = images.x.shape[1:]
+    model = interop.load_model(args.model, args.arch, channels, width, **options)
+    prepared = dict(arch=args.arch, options=options, size=args.size, channels=args.channels, mean=args.mean,
+                    std=args.std, label_map=label_map, ground=args.ground, split=args.split)
+    return audits.audit(interop.prepared(model, args.mean, args.std), images.x, images.y,
+                        args.name or Path(args.model).name, images.classes,
+                        usual_conditions(args, images) if listed is None else listed,
+                        args.lipschitz, args.seed, args.batch_size, args.device, images.source,
+                        progress=not args.json, notes=[*images.notes, *interop.notes_of(model)],
+                        mapped=bool(args.label_map), prepared=prepared)
+
 def cmd_audit(args) -> int:
-    "Audit one model on one set of images."
-    from robustnb import audit as audits, audit_page, interop
-    from robustnb.core import check_number
+    "Audit one model, write its page and print what it says."
+    from robustnb import audit_page, interop
     from robustnb.report import check_replaceable
     check_replaceable(args.to, audit_page.FILES, 'audit')
     interop.check_readable(args.model, args.arch)
-    listed = listed_conditions(args)
-    label_map = interop.read_label_map(args.label_map) if args.label_map else None
-    images = interop.read_images(args.images, args.size, label_map, args.n, args.seed, args.root, args.channels,
-                                 args.ground, args.split)
-    for v in args.mean or []: check_number(v, 'mean')
-    options = parse_set(args.option, '--option')
-    model = interop.load_model(args.model, args.arch, images.x.shape[1], images.x.shape[-1], **options)
-    prepared = dict(arch=args.arch, options=options, size=args.size, channels=args.channels, mean=args.mean, std=args.std,
-                    label_map=label_map, ground=args.ground, split=args.split)
-    found = audits.audit(interop.prepared(model, args.mean, args.std), images.x, images.y,
-                         args.name or Path(args.model).name, images.classes,
-                         usual_conditions(args, images) if listed is None else listed,
-                         args.lipschitz, args.seed, args.batch_size, args.device, images.source, progress=not args.json,
-                         notes=[*images.notes, *interop.notes_of(model)], mapped=bool(args.label_map), prepared=prepared)
-    path = audit_page.save(found, args.to)
+    found = _audit(args)
+    page = audit_page.save(found, args.to)
     words = audit_page.sentences(found)
-    text = [*(f'warning: {note}' for note in found.notes), *(f'{topic}: {said}' for topic, said in words), f'page: {path}']
-    say(args, '\n\n'.join(text), page=path, notes=found.notes, sentences=dict(words), metrics=found.rows, config=found.config)
-    return 0
-
-# %% ../nbs/15_cli.ipynb #227fa975
-def show_plan(sweep, args) -> int:
-    "Print the runs of a sweep, which are done, and an estimate of the time for the rest; nothing is run."
-    from robustnb import sweep as sweeps
-    from robustnb.core import cores
-    from robustnb.results import load
-    paths = {r.id: sweeps.result_path(r, sweep.name, args.out, args.results) for r in sweep.runs}
-    varied = [k for k in sweep.runs[0].config if len({str(r.config[k]) for r in sweep.runs}) > 1]
-    lines = [' '.join([r.id, 'done' if paths[r.id] else 'to do', *(f'{k}={r.config[k]}' for k in varied)]) for r in sweep.runs]
-    seconds = [load(p)['cost'].get('wall_s', 0) for p in paths.values() if p]
-    left, workers = sum(not p for p in paths.values()), args.workers or cores()
-    minutes = sum(seconds)/len(seconds)*left/workers/60 if seconds else None
-    about = f'about {minutes:.1f} minutes on {workers} workers, by the {len(seconds)} that are done' if seconds else 'time unknown, none is done yet'
-    runs = [dict(id=r.id, done=bool(paths[r.id]), config=r.config) for r in sweep.runs]
-    lines += [*_edited_line(sweep, paths), f'{sweep.name}: {len(sweep.runs)} runs, {left} to do; {about}']
-    say(args, '\n'.join(lines), runs=runs, to_do=left, minutes=minutes)
+    lines = [f'warning: {note}' for note in found.notes]
+    lines += [f'{topic}: {said}' for topic, said in words]
+    say(args, '\n\n'.join([*lines, f'page: {page}']),
+        page=page, notes=found.notes, sentences=dict(words), metrics=found.rows, config=found.config)
     return 0
 
 # %% ../nbs/15_cli.ipynb #8398e0b1
+def _varied(runs):
+    "Names of the parameters that differ between runs."
+    values = lambda name: {str(run.config[name]) for run in runs}
+    return [name for name in runs[0].config if len(values(name)) > 1]
+
+def _plan_lines(runs, paths):
+    "A line for each run: whether it is done, and what tells it from the others."
+    varied = _varied(runs)
+    told = lambda run: [f'{name}={run.config[name]}' for name in varied]
+    return [' '.join([run.id, 'done' if paths[run.id] else 'to do', *told(run)]) for run in runs]
+
+# %% ../nbs/15_cli.ipynb #eaeb4568
+def _estimate(paths, to_do, workers):
+    "(minutes that `to_do` runs take, or None; the same in words), by the runs that are done."
+    from robustnb.results import load
+    seconds = [load(path)['cost'].get('wall_s', 0) for path in paths if path]
+    if not seconds: return None, 'time unknown, none is done yet'
+    minutes = sum(seconds)/len(seconds)*to_do/workers/60
+    about = f'about {minutes:.1f} minutes on {workers} workers'
+    return minutes, f'{about}, by the {len(seconds)} that are done'
+
+def show_plan(sweep, args) -> int:
+    "Print the runs of a sweep, which are done, and how long the rest may take; nothing is run."
+    paths = _paths(sweep, args)
+    to_do = sum(path is None for path in paths.values())
+    minutes, about = _estimate(paths.values(), to_do, args.workers or cores())
+    lines = [*_plan_lines(sweep.runs, paths), *_edited_line(sweep, paths),
+             f'{sweep.name}: {len(sweep.runs)} runs, {to_do} to do; {about}']
+    runs = [dict(id=run.id, done=bool(paths[run.id]), config=run.config) for run in sweep.runs]
+    say(args, '\n'.join(lines), runs=runs, to_do=to_do, minutes=minutes)
+    return 0
+
+# %% ../nbs/15_cli.ipynb #df468929
 def _can_report():
-    "Whether what a summary needs can be loaded: an import that a signal cut short cannot be repeated in this process."
+    "Whether what a summary needs can be loaded."
     try: import robustnb.report
     except Exception: return False
     return True
 
 def end_early(sweep, statuses, args, damaged, why, code) -> int:
-    "Summary of a sweep that was ended; returns the exit code. The terminal may be gone by now, so nothing depends on the printing."
-    from robustnb import sweep as sweeps
+    "Summary of a sweep that was ended; returns the exit code."
     if _can_report():
         with suppress(OSError): closing_summary(sweep, statuses, args, damaged)
-    done = sum(bool(sweeps.result_path(r, sweep.name, args.out, args.results)) for r in sweep.runs)
-    with suppress(OSError): print(f'\n{why}: {done} of {len(sweep.runs)} runs are done; the same command does the rest', file=sys.stderr, flush=True)
+    done = sum(map(bool, _paths(sweep, args).values()))
+    said = f'\n{why}: {done} of {len(sweep.runs)} runs are done; the same command does the rest'
+    with suppress(OSError): print(said, file=sys.stderr, flush=True)
     return code
 
+# %% ../nbs/15_cli.ipynb #02c9b0cd
 def read_asked(args):
     "The sweep of the file, settled by this machine, or by the workers of a scheduler."
     from robustnb import sweep as sweeps
-    file, overrides = find_sweep(args.file), parse_set(args.set)
+    file = find_sweep(args.file)
+    overrides = parse_set(args.set)
     if not args.scheduler: return sweeps.read_sweep(file, overrides)
-    sweeps.read_sweep(file, overrides, ask=None)  # mistakes in the file come before the wait for workers
+    sweeps.read_sweep(file, overrides, ask=None)  # mistakes in it come before the wait for workers
     with ExitStack() as connected:
         @lru_cache
         def workers():
-            client = connected.enter_context(sweeps.connect(args.scheduler, sweeps.Patience(args.patience)))
-            return sweeps.asked_workers(client, args.patience)
-        return sweeps.read_sweep(file, overrides, lambda function, *values: workers()(function, *values))
+            connection = sweeps.connect(args.scheduler, sweeps.Patience(args.patience))
+            return sweeps.asked_workers(connected.enter_context(connection), args.patience)
+        ask = lambda function, *values: workers()(function, *values)
+        return sweeps.read_sweep(file, overrides, ask)
 
+# %% ../nbs/15_cli.ipynb #90d280fc
 def show_replay(sweep, args) -> int:
-    "Do the cheapest finished run again and print what differs; returns the exit code, 1 if anything does."
+    "Do the cheapest finished run again and print what differs; returns the exit code, 1 if anything."
     from robustnb import sweep as sweeps
     path, differ = sweeps.replay(sweep, args.out, args.results, args.engine)
-    words = 'the same numbers' if differ.empty else f'other numbers:\n{differ.to_string(index=False)}'
+    words = 'the same numbers'
+    if not differ.empty: words = f'other numbers:\n{differ.to_string(index=False)}'
     say(args, f'{path} done again: {words}', path=path, differ=differ.to_dict('records'))
     return int(not differ.empty)
+
+def _publish(sweep, args) -> None:
+    "Copy a sweep's results to the committed ones, and say so."
+    from robustnb import sweep as sweeps
+    copied = sweeps.publish(sweep, args.out, args.results)
+    out = sys.stderr if args.json else sys.stdout  # which then is for machines
+    print(f'published: {len(copied)} results under {args.results}/{sweep.name}', file=out)
+
+# %% ../nbs/15_cli.ipynb #08b39e43
+def _memory(args):
+    "Bytes that a run may hold, None for a share of the machine."
+    if args.memory is None: return None
+    return 1e9*check_number(args.memory, '--memory', above=0)
+
+def _resources(args):
+    "What a run needs of a worker, None for nothing."
+    asked = parse_set(args.resources, '--resources')
+    for name, amount in asked.items(): check_number(amount, f'--resources {name}', above=0)
+    return asked or None
+
+# %% ../nbs/15_cli.ipynb #a08ffca6
+@contextmanager
+def _loose_output():
+    "Inside the block printing never fails: the runs go on when nobody reads on."
+    with redirect_stdout(Loose(sys.stdout)), redirect_stderr(Loose(sys.stderr)): yield
 
 def cmd_sweep(args) -> int:
     "Do the missing runs of a sweep, or print its plan."
     from robustnb import sweep as sweeps
-    from robustnb.core import check_number
     sweep = read_asked(args)
     if args.dry_run: return show_plan(sweep, args)
     if args.replay: return show_replay(sweep, args)
-    memory = None if args.memory is None else 1e9*check_number(args.memory, '--memory', above=0)
-    resources = {k: check_number(v, f'--resources {k}', above=0) for k, v in parse_set(args.resources, '--resources').items()} or None
-    damaged, statuses = sweeps.damaged(sweep, args.out, args.results), []
+    memory = _memory(args)
+    resources = _resources(args)
+    damaged = sweeps.damaged(sweep, args.out, args.results)
+    statuses = []
     try:
-        with redirect_stdout(Loose(sys.stdout)), redirect_stderr(Loose(sys.stderr)):  # the runs go on when nobody reads on
-            sweeps.run_sweep(sweep, args.out, args.results, args.workers, args.engine, args.timeout, memory, args.scheduler, resources, args.patience,
-                             progress=not args.json, dashboard=args.dashboard, each=statuses.append)
-    except KeyboardInterrupt as e: return end_early(sweep, statuses, args, damaged, 'interrupted', exit_code(e))
-    except sweeps.Stopped as e: return end_early(sweep, statuses, args, damaged, f'stopped: {e}', 2)
-    if args.publish: print(f'published: {len(sweeps.publish(sweep, args.out, args.results))} results under {args.results}/{sweep.name}', file=sys.stderr if args.json else sys.stdout)
+        with _loose_output():
+            sweeps.run_sweep(sweep, args.out, args.results, args.workers, args.engine, args.timeout,
+                             memory, args.scheduler, resources, args.patience, progress=not args.json,
+                             dashboard=args.dashboard, each=statuses.append)
+    except KeyboardInterrupt as e:
+        return end_early(sweep, statuses, args, damaged, 'interrupted', exit_code(e))
+    except sweeps.Stopped as e:
+        return end_early(sweep, statuses, args, damaged, f'stopped: {e}', 2)
+    if args.publish: _publish(sweep, args)
     return closing_summary(sweep, statuses, args, damaged)
 
+# %% ../nbs/15_cli.ipynb #d5880105
 def cmd_measure(args) -> int:
     "Measure the models of finished runs under further conditions."
     from robustnb import sweep as sweeps
     from robustnb.again import measure_again
-    from robustnb.report import last_error
-    from robustnb.core import check_number
     from robustnb.conditions import read, tables
+    from robustnb.report import last_error
     conditions = tables(read(args.conditions))
     name = f'measure-{sweeps.sweep_name(Path(args.conditions).stem, {})}'
-    memory = None if args.memory is None else 1e9*check_number(args.memory, '--memory', above=0)
-    sweep, statuses, trained = measure_again(args.folders, conditions, args.out, name, workers=args.workers,
-                                             engine=args.engine, timeout=args.timeout, memory=memory, progress=not args.json)
+    sweep, statuses, trained = measure_again(
+        args.folders, conditions, args.out, name, workers=args.workers, engine=args.engine,
+        timeout=args.timeout, memory=_memory(args), progress=not args.json)
     lost = [s for s in trained if s['state'] == 'failed']
-    for s in lost: print(f'not measured, its training failed: {s["id"]}: {last_error(s["error"])}', file=sys.stderr)
+    for s in lost:
+        print(f'not measured, its training failed: {s["id"]}: {last_error(s["error"])}', file=sys.stderr)
     args.results = ''
     return max(closing_summary(sweep, statuses, args), int(bool(lost)))
+
+# %% ../nbs/15_cli.ipynb #28a9abe1
+def _data_facts(name, args):
+    "(facts about a data set, or its error; the same in a line)."
+    from robustnb import data
+    try:
+        d = data.load(name, root=args.root, download=args.download)
+        facts = dict(name=name, train=len(d.x_train), test=len(d.x_test), shape=d.shape,
+                     classes=d.n_classes, source=d.source, split=d.split, lossless=d.lossless, notes=d.notes)
+        return facts, str(d)
+    except (ValueError, OSError) as e:
+        hint = f'not here; robustnb data {name} says where it was looked for'
+        words = str(e).removeprefix(f'{name}: ') if args.names else hint
+        return dict(name=name, error=str(e)), f'{name}: {words}'
 
 def cmd_data(args) -> int:
     "Say which data sets are here."
     from robustnb import data
-    found, lines = [], []
-    for name in args.names or data.NAMES:
-        try:
-            d = data.load(name, root=args.root, download=args.download)
-            found.append(dict(name=name, train=len(d.x_train), test=len(d.x_test), shape=d.shape, classes=d.n_classes,
-                              source=d.source, split=d.split, lossless=d.lossless, notes=d.notes))
-            lines.append(str(d))
-        except (ValueError, OSError) as e:
-            found.append(dict(name=name, error=str(e)))
-            text = str(e).removeprefix(f'{name}: ')
-            lines.append(f'{name}: {text if args.names else "not here; robustnb data " + name + " says where it was looked for"}')
-    say(args, '\n'.join(lines), data=found)
-    return 2*bool(args.names and any('error' in d for d in found))
+    found = [_data_facts(name, args) for name in args.names or data.NAMES]
+    facts, lines = zip(*found)
+    say(args, '\n'.join(lines), data=facts)
+    missing = ['error' in known for known in facts]
+    return 2 if args.names and any(missing) else 0
 
-# %% ../nbs/15_cli.ipynb #81359981
+# %% ../nbs/15_cli.ipynb #b19c8f1d
 EXAMPLES = dict(
     run="""
   robustnb run                                     list the experiments
@@ -415,10 +559,14 @@ are never read, because reading one runs the code in it; the error message says 
     completion="""
   eval "$(robustnb completion)"                    in bash; in zsh after: autoload bashcompinit && bashcompinit""")
 
+# %% ../nbs/15_cli.ipynb #5485264f
 def _command(commands, name, run, text):
     "A subcommand with what all have in common."
-    p = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + '.', epilog=f'examples:{EXAMPLES[name]}', formatter_class=argparse.RawDescriptionHelpFormatter)
-    if name != 'completion': p.add_argument('--json', action='store_true', help='print one JSON document instead of text')
+    description = text[0].upper() + text[1:] + '.'
+    p = commands.add_parser(name, help=text, description=description, epilog=f'examples:{EXAMPLES[name]}',
+                            formatter_class=argparse.RawDescriptionHelpFormatter)
+    if name != 'completion':
+        p.add_argument('--json', action='store_true', help='print one JSON document instead of text')
     p.set_defaults(run=run)
     return p
 
@@ -427,8 +575,10 @@ def _run_options(option):
     "What `robustnb run` takes."
     option('experiment', nargs='?', default='',
            help='a notebook, or the name of one of this book; without it they are listed')
-    option('--parameters', action='store_true', help='list the parameters of the experiment instead of running it')
-    option('--set', action='append', default=[], metavar='KEY=VALUE', help='a parameter; may be repeated')
+    option('--parameters', action='store_true',
+           help='list the parameters of the experiment instead of running it')
+    option('--set', action='append', default=[], metavar='KEY=VALUE',
+           help='a parameter; may be repeated')
     option('--again', action='store_true', help='run it even if it has been done')
     option('--engine', default='warm', choices=['warm', 'nbclient'], help='as for sweep')
     option('--timeout', type=float, metavar='SECONDS', help='stop it after that time')
@@ -438,11 +588,13 @@ def _machine_options(option):
     "What sweeps and measuring take for all their runs."
     option('--workers', type=int, help='processes (default: one per core); they share the cores')
     option('--engine', default='warm', choices=['warm', 'nbclient'],
-           help='warm: forked processes that have torch loaded; nbclient: an ordinary kernel per run')
+           help='warm: forked processes that have torch loaded; nbclient: an ordinary kernel '
+                'per run')
     option('--timeout', type=float, metavar='SECONDS',
            help='for each run; one that takes longer is stopped and reported')
     option('--memory', type=float, metavar='GB',
-           help='for each run; one that holds more is stopped and reported (default: 90%% of the machine, shared out)')
+           help='for each run; one that holds more is stopped and reported (default: 90%% of '
+                'the machine, shared out)')
 
 # %% ../nbs/15_cli.ipynb #67ab11a0
 def _sweep_options(option):
@@ -451,39 +603,50 @@ def _sweep_options(option):
     option('--set', action='append', default=[], metavar='KEY=VALUE',
            help='a parameter that replaces what the file says, for every run; may be repeated')
     option('--dashboard', default='127.0.0.1:0', metavar='ADDRESS',
-           help="where Dask's dashboard listens: a free port of this machine unless asked otherwise, e.g. 0.0.0.0:8787")
+           help="where Dask's dashboard listens: a free port of this machine unless asked "
+                "otherwise, e.g. 0.0.0.0:8787")
     option('--patience', type=float, default=600, metavar='SECONDS',
-           help='how long to wait for a scheduler, or for workers, that are not there (default: 600)')
+           help='how long to wait for a scheduler, or for workers, that are not there (default: '
+                '600)')
     option('--scheduler', default='', metavar='ADDRESS',
            help='use the workers of a running Dask scheduler, e.g. tcp://10.0.0.1:8786')
     option('--resources', action='append', default=[], metavar='NAME=N',
-           help="what each run needs of a worker, e.g. GPU=1 for workers started with --resources 'GPU=1'")
-    option('--dry-run', action='store_true', help='list the runs and the estimated time, run nothing')
+           help="what each run needs of a worker, e.g. GPU=1 for workers started with "
+                "--resources 'GPU=1'")
+    option('--dry-run', action='store_true',
+           help='list the runs and the estimated time, run nothing')
     option('--replay', action='store_true',
            help='do the cheapest finished run again and compare its numbers, run nothing else')
     option('--out', default='runs', help='folder of runs (default: runs)')
-    option('--results', default='results', help='folder of committed results, which count as done (default: results)')
-    option('--publish', action='store_true', help='afterwards copy the result files to the folder of committed results')
+    option('--results', default='results',
+           help='folder of committed results, which count as done (default: results)')
+    option('--publish', action='store_true',
+           help='afterwards copy the result files to the folder of committed results')
 
 def _measure_options(option):
     "What `robustnb measure` takes beside these."
     option('folders', nargs='+', help='folders of runs or results, or result files')
-    option('--conditions', required=True, metavar='FILE', help='TOML file with conditions = [{kind = ...}, ...]')
-    option('--out', default='runs', help='folder of runs (default: runs); results go to measure in it')
+    option('--conditions', required=True, metavar='FILE',
+           help='TOML file with conditions = [{kind = ...}, ...]')
+    option('--out', default='runs',
+           help='folder of runs (default: runs); results go to measure in it')
 
-# %% ../nbs/15_cli.ipynb #80063f2b
+# %% ../nbs/15_cli.ipynb #b8ee52d3
 def _audit_options(option):
     "What `robustnb audit` takes about model and images."
     option('model', help='.safetensors or .pt2 file')
     option('--images', required=True, metavar='SOURCE',
            help='folder of class folders, .npz file (images, labels), or name of a data set')
     option('--split', default='auto', choices=['auto', 'all', 'train', 'test'],
-           help='which images: auto takes the test images where there is a split, else all (default: auto)')
+           help='which images: auto takes the test images where there is a split, else all '
+                '(default: auto)')
     option('--ground', metavar='COLOUR',
-           help='what lies behind transparent images: white, black, or a grey level 0 to 255 (default: they are '
+           help='what lies behind transparent images: white, black, or a grey level 0 to 255 '
+                '(default: they are '
                 'refused)')
     option('--arch', default='', metavar='NAME',
-           help='architecture of a .safetensors file: twolayercnn, preactresnet18, mlp, smallcnn, or torchvision/NAME')
+           help='architecture of a .safetensors file: twolayercnn, preactresnet18, mlp, '
+                'smallcnn, or torchvision/NAME')
     option('--option', action='append', default=[], metavar='KEY=VALUE',
            help='option of the architecture, e.g. width=32 or norm=batch; may be repeated')
     option('--size', type=int, metavar='PIXELS', help='resize images to this height and width')
@@ -492,26 +655,35 @@ def _audit_options(option):
            help='normalisation that the model expects, per channel, of pixels in [0, 1]')
     option('--std', type=float, nargs='+', metavar='S', help='the standard deviations, likewise')
     option('--label-map', metavar='FILE',
-           help='JSON: {class: output of the model, or null to leave it out}, or a list with the class of each output')
+           help='JSON: {class: output of the model, or null to leave it out}, or a list with '
+                'the class of each output')
     option('--n', type=int, help='images at most (default: all)')
 
+# %% ../nbs/15_cli.ipynb #337293b1
 def _conditions_options(option):
     "What it takes about what is measured."
     option('--conditions', default='', metavar='FILE',
-           help='TOML file, conditions = [{kind = "gaussian", var = [0.01, 0.1]}, ...]: what is measured, '
+           help='TOML file, conditions = [{kind = "gaussian", var = [0.01, 0.1]}, ...]: what is '
+                'measured, '
                 'instead of the next seven options')
-    option('--variances', type=float, nargs='*', metavar='V', help='of the Gaussian noise (default: .001 .01 .05 .1)')
+    option('--variances', type=float, nargs='*', metavar='V',
+           help='of the Gaussian noise (default: .001 .01 .05 .1)')
     option('--bands', type=int, help='bands of frequencies, 0 for none (default: 10)')
     option('--band-var', type=float, metavar='V',
-           help='variance of the noise before it is confined to a band (default: .1 for grey, .01 for colour)')
-    option('--attack', type=lambda name: dict(standard='autoattack').get(name, name), choices=['quick', 'autoattack', 'none'],
-           help='quick: APGD-CE and APGD-T; autoattack (or standard): all of AutoAttack, many times slower '
+           help='variance of the noise before it is confined to a band (default: .1 for grey, '
+                '.01 for colour)')
+    standard = lambda name: 'autoattack' if name == 'standard' else name
+    option('--attack', type=standard, choices=['quick', 'autoattack', 'none'],
+           help='quick: APGD-CE and APGD-T; autoattack (or standard): all of AutoAttack, many '
+                'times slower '
                 '(default: quick)')
     option('--linf', type=_numbers, nargs='*', metavar='EPS',
            help='radii of linf attacks, e.g. 4/255 (default: 1/255 2/255 4/255 8/255)')
     option('--l2', type=_numbers, nargs='*', metavar='EPS',
-           help='radii of l2 attacks (default: .1 .3 .5 1); given one norm only, the other is left out')
-    option('--n-attack', type=int, metavar='N', help='images that are attacked, at most (default: 200)')
+           help='radii of l2 attacks (default: .1 .3 .5 1); given one norm only, the other is '
+                'left out')
+    option('--n-attack', type=int, metavar='N',
+           help='images that are attacked, at most (default: 200)')
 
 def _page_options(option):
     "And about how, and what is written."
@@ -520,7 +692,9 @@ def _page_options(option):
     option('--seed', type=int, default=0)
     option('--batch-size', type=int, default=256)
     option('--device', default='auto', help='auto, cpu, cuda, cuda:1, ...')
-    option('--root', help='folder of named data sets (default: ROBUSTNB_DATA, else the cache folder of the user)')
+    option('--root',
+           help='folder of named data sets (default: ROBUSTNB_DATA, else the cache folder of '
+                'the user)')
     option('--name', default='', help='what to call the model on the page')
     option('--to', default='audit', metavar='FOLDER',
            help='where audit.html, audit.md and audit.json go (default: audit)')
@@ -530,29 +704,41 @@ def _report_options(option):
     "What `robustnb report` takes."
     option('folders', nargs='+', help='folders that are searched for result files')
     option('--to', default='', metavar='FOLDER',
-           help='where report.html, table.md and runs.csv go (default: reports in the first folder)')
+           help='where report.html, table.md and runs.csv go (default: reports in the first '
+                'folder)')
     option('--title', default='Robustness report', help='heading of the page')
 
 def _data_options(option):
     "What `robustnb data` takes."
     option('names', nargs='*', help='data sets (default: all known)')
-    option('--root', help='folder of data (default: ROBUSTNB_DATA, else the cache folder of the user)')
+    option('--root',
+           help='folder of data (default: ROBUSTNB_DATA, else the cache folder of the user)')
     option('--download', action='store_true', help='fetch what is missing')
 
 # %% ../nbs/15_cli.ipynb #bb1bbe77
-def cmd_completion(args) -> int:
-    "Print a bash completion made from the parser."
-    commands = next(a for a in make_parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
-    options = {name: ' '.join(o for a in p._actions for o in a.option_strings if o.startswith('--')) for name, p in commands.items()}
-    cases = '\n'.join(f'    {name}) words="{text}";;' for name, text in options.items())
-    print(f"""_robustnb() {{
-  local words="{' '.join(commands)}" current="${{COMP_WORDS[COMP_CWORD]}}"
+def _long_options(parser):
+    "The options of a command that begin with --, as a text."
+    names = [name for action in parser._actions for name in action.option_strings]
+    return ' '.join(name for name in names if name.startswith('--'))
+
+_COMPLETION = """_robustnb() {{
+  local words="{commands}" current="${{COMP_WORDS[COMP_CWORD]}}"
   [ "$COMP_CWORD" -gt 1 ] && case "${{COMP_WORDS[1]}}" in
 {cases}
   esac
-  if [ "$COMP_CWORD" -gt 1 ] && [ "${{current#-}}" = "$current" ]; then COMPREPLY=($(compgen -f -- "$current")); else COMPREPLY=($(compgen -W "$words" -- "$current")); fi
+  if [ "$COMP_CWORD" -gt 1 ] && [ "${{current#-}}" = "$current" ]; then
+    COMPREPLY=($(compgen -f -- "$current"))
+  else
+    COMPREPLY=($(compgen -W "$words" -- "$current"))
+  fi
 }}
-complete -F _robustnb robustnb""")
+complete -F _robustnb robustnb"""  # file names, unless the word is the command or begins with -
+
+def cmd_completion(args) -> int:
+    "Print a bash completion made from the parser."
+    action = next(a for a in make_parser()._actions if a.dest == 'command')
+    cases = [f'    {name}) words="{_long_options(parser)}";;' for name, parser in action.choices.items()]
+    print(_COMPLETION.format(commands=' '.join(action.choices), cases='\n'.join(cases)))
     return 0
 
 # %% ../nbs/15_cli.ipynb #8b5ad90c
@@ -575,7 +761,8 @@ _COMMANDS = dict(  # what each command does, in words and in code, and its optio
 def make_parser() -> argparse.ArgumentParser:
     "The command line's grammar and help."
     question = 'Does my optimizer make my model fragile, along which frequencies, and by how much?'
-    codes = 'exit codes: 0 well, 1 a run failed, 2 wrong command or file, 130 interrupted (143, 129: by SIGTERM, SIGHUP)'
+    codes = ('exit codes: 0 well, 1 a run failed, 2 wrong command or file, '
+             '130 interrupted (143, 129: by SIGTERM, SIGHUP)')
     start = f'start here:{EXAMPLES["run"]}{EXAMPLES["sweep"]}\n\n{codes}\nrobustnb COMMAND --help explains a command'
     parser = argparse.ArgumentParser('robustnb', description=question, epilog=start,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -608,19 +795,21 @@ def gentle_signals():
     before = {}
     if threading.current_thread() is threading.main_thread():
         for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:
-            if signal.getsignal(number) != signal.SIG_IGN: before[number] = signal.signal(number, end)
+            if signal.getsignal(number) == signal.SIG_IGN: continue
+            before[number] = signal.signal(number, end)
     try: yield
     finally:
         for number, handler in before.items(): signal.signal(number, handler)
 
-# %% ../nbs/15_cli.ipynb #7652b993
+# %% ../nbs/15_cli.ipynb #564d2721
 def _make_importable(folder):
-    """Let this process, and those that it starts, import modules from the folder, after all others: names like mylab:Blur
-    are looked for there."""
+    "Let this process, and those that it starts, import modules from the folder, after all others."
     if folder not in sys.path: sys.path.append(folder)
     paths = os.environ.get('PYTHONPATH', '').split(os.pathsep)
-    if folder not in paths: os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [*paths, folder]))
+    if folder in paths: return
+    os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [*paths, folder]))
 
+# %% ../nbs/15_cli.ipynb #7652b993
 class Loose:
     "A stream whose writing never fails: what cannot be written is lost."
     def __init__(
@@ -634,25 +823,32 @@ class Loose:
     def flush(self):
         with suppress(OSError): self.stream.flush()
 
+# %% ../nbs/15_cli.ipynb #9fb6fc9d
 def _open_output():
-    "Streams that were closed from the start lead nowhere; the next file to be opened would take their place."
+    "Streams that were closed from the start lead nowhere; the next file would take their place."
     for number in 0, 1, 2:
         try: os.fstat(number)
         except OSError: os.open(os.devnull, os.O_RDWR)
     sys.stdout = sys.stdout or open(os.devnull, 'w')
     sys.stderr = sys.stderr or open(os.devnull, 'w')
 
-# %% ../nbs/15_cli.ipynb #9fb6fc9d
 def _close_output():
     "Send what is still to be printed nowhere: its reader is gone."
     for stream in sys.stdout, sys.stderr:
         try: stream.flush()
         except OSError: os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
+# %% ../nbs/15_cli.ipynb #42a47e96
+def _what(e):
+    "An error in words."
+    if isinstance(e, FileNotFoundError) and e.filename: return f'{e.filename}: no such file'
+    return str(e)
+
 def main(
     argv=None,  # list of arguments; None takes those of the process
 ) -> int:
-    "Entry point of the command `robustnb`; returns the exit code: 0, 1 if a run failed, 2 for a wrong argument or file, 128 + its number for a signal (a wrong option exits, with 2)."
+    """Entry point of the command `robustnb`; returns the exit code: 0, 1 if a run failed,
+    2 for a wrong argument or file, 128 + its number for a signal (a wrong option exits, with 2)."""
     _open_output()
     args = make_parser().parse_args(argv)
     with suppress(OSError): _make_importable(os.getcwd())  # unless the folder was removed
@@ -662,8 +858,7 @@ def main(
         return code
     except BrokenPipeError: return 0  # the reader, such as head, has seen enough
     except (ValueError, RuntimeError, OSError) as e:
-        missing = isinstance(e, FileNotFoundError) and e.filename
-        with suppress(OSError): print(f'robustnb: {f"{missing}: no such file" if missing else e}', file=sys.stderr)
+        with suppress(OSError): print(f'robustnb: {_what(e)}', file=sys.stderr)
         return 2
     except KeyboardInterrupt as e:
         with suppress(OSError): print('\nrobustnb: interrupted', file=sys.stderr)

@@ -7,11 +7,12 @@ __all__ = ['SCALE', 'BLOCK', 'eval_mode', 'takes', 'ask', 'plain_mode', 'plain_t
            'accuracy', 'gaussian_noise', 'noise_correct', 'noise_accuracy', 'noise_curve']
 
 # %% ../nbs/08_evaluate.ipynb #534ac093
+import itertools
 from contextlib import contextmanager
 
 import torch
 
-from .core import check_number, generator
+from .core import check_number, generator, require
 from .data import to_float
 
 # %% ../nbs/08_evaluate.ipynb #c749000d
@@ -25,41 +26,57 @@ def eval_mode(model):
         for m, training in modes: m.training = training
 
 # %% ../nbs/08_evaluate.ipynb #a7f15999
+def _first_floating(model):
+    "The first floating parameter or buffer of a model, None without one."
+    if not isinstance(model, torch.nn.Module): return None
+    own = itertools.chain(model.parameters(), model.buffers())
+    return next((t for t in own if t.is_floating_point()), None)
+
 def takes(
     model,      # torch module, or any callable
     like=None,  # images: a callable takes them on their device
 ) -> tuple:
-    "(device, dtype) of the images that a model takes: those of its first floating parameter or buffer; else the device of `like` (or the CPU), float32."
-    own = [*model.parameters(), *model.buffers()] if isinstance(model, torch.nn.Module) else []
-    first = next((t for t in own if t.is_floating_point()), None)
-    if first is not None and first.is_meta:
-        raise ValueError("model: its weights are on the device 'meta', which holds no numbers, accepted: a model with values")
-    if first is not None: return first.device, first.dtype
-    return torch.device('cpu') if like is None else like.device, torch.float32
+    """(device, dtype) of the images that a model takes: those of its first floating parameter or buffer;
+    else the device of `like` (or the CPU), float32."""
+    first = _first_floating(model)
+    if first is None: return torch.device('cpu') if like is None else like.device, torch.float32
+    if not first.is_meta: return first.device, first.dtype
+    meta = "its weights are on the device 'meta', which holds no numbers"
+    raise ValueError(f'model: {meta}, accepted: a model with values')
+
+# %% ../nbs/08_evaluate.ipynb #7020c36b
+def _is_logits(z, n):
+    "Is an output a row of real numbers for each of `n` images?"
+    return torch.is_tensor(z) and z.ndim == 2 and len(z) == n and not z.is_complex()
+
+def _in_words(z):
+    "What an output is."
+    if not torch.is_tensor(z): return f'a {type(z).__name__}'
+    dtype = f' of {z.dtype}' if z.is_complex() else ''
+    return f'a tensor of shape {tuple(z.shape)}{dtype}'
 
 def ask(
     model,      # torch module or callable, images -> logits (N,K)
     x,          # float images (N,...)
     at: tuple,  # from `takes`
-):
+) -> torch.Tensor:
     """The model's answers to `x` as float32 logits (N,K) on its device; an autocast around the call does not reach it.
     A ValueError unless the model gives a row for each image."""
     device, dtype = at
     with torch.autocast(device.type, enabled=False): z = model(x.to(device, dtype))
-    if torch.is_tensor(z) and z.ndim == 2 and len(z) == len(x) and not z.is_complex(): return z.float()
-    got = f'a tensor of shape {tuple(z.shape)}' if torch.is_tensor(z) else f'a {type(z).__name__}'
-    if torch.is_tensor(z) and z.is_complex(): got += f' of {z.dtype}'
-    raise ValueError(f'model: its output is {got}, accepted: logits ({len(x)}, classes), a row for each image')
+    if _is_logits(z, len(x)): return z.float()
+    accepted = f'logits ({len(x)}, classes), a row for each image'
+    raise ValueError(f'model: its output is {_in_words(z)}, accepted: {accepted}')
 
 # %% ../nbs/08_evaluate.ipynb #31f9cc5d
 @contextmanager
 def plain_mode():
-    "Inside the block (or the decorated function) neither inference mode nor recording of gradients is on, whatever the caller has set."
+    "Inside the block (or the decorated function) neither inference mode nor recording of gradients is on."
     with torch.inference_mode(False), torch.no_grad(): yield
 
 def plain_tensor(
     x,  # a tensor
-):
+) -> torch.Tensor:
     "The tensor without gradient; a copy if it was made in inference mode, since autograd refuses such."
     x = x.detach()
     return x.clone() if x.is_inference() else x
@@ -69,67 +86,76 @@ def logits(
     model,                  # torch module, images (N,C,H,W) -> logits (N,K)
     x,                      # images (N,C,H,W), uint8 or float in the scale of [0,1]; a ValueError for none
     batch_size: int = 512,  # images per pass
-    transform=None,         # optional function (float images, slice of the batch) -> images, applied before the model
-):
+    transform=None,         # function (float images, slice of the batch) -> images, applied before the model
+) -> torch.Tensor:
     "fp32 logits (N,K) on the CPU, batch by batch, in evaluation mode."
     check_number(batch_size, 'batch_size', low=1, integer=True)
-    if not len(x): raise ValueError('x: got 0 images, accepted: at least one')
-    at, out = takes(model), []
+    require(len(x), 'x', '0 images', 'at least one')
+    at = takes(model)
+    answers = []
     with eval_mode(model):
         for start in range(0, len(x), batch_size):
             part = slice(start, min(start + batch_size, len(x)))
             batch = to_float(x[part], at[0])
-            if x.is_floating_point(): batch = batch.clone()  # a model may work in place; `x` shall stay as it is
+            if x.is_floating_point(): batch = batch.clone()  # a model may work in place
             if transform is not None: batch = transform(batch, part)
-            out.append(ask(model, batch, at).cpu())
-    return torch.cat(out)
+            answers.append(ask(model, batch, at).cpu())
+    return torch.cat(answers)
 
 # %% ../nbs/08_evaluate.ipynb #6bc763c4
 def is_right(
     z,             # logits (N,K)
     y,             # labels (N,)
     topk: int = 1, # right if the label is among the k largest logits
-):
+) -> torch.Tensor:
     "Boolean (N,): which answers are right? A non-finite logit makes its image wrong; of equal logits the first counts."
-    among = z.argmax(1) == y if topk == 1 else (z.topk(topk, 1).indices == y[:, None]).any(1)
+    if topk == 1: among = z.argmax(1) == y
+    else: among = (z.topk(topk, 1).indices == y[:, None]).any(1)
     return among & z.isfinite().all(1)
 
-# %% ../nbs/08_evaluate.ipynb #ad7ef42a
-SCALE = 10  # images in the scale of [0,1] stay far below, filtered and noisy ones as well; those of 0..255 or 0..16 do not
+# %% ../nbs/08_evaluate.ipynb #689f2569
+SCALE = 10  # images in the scale of [0,1] stay far below, noisy ones as well; of 0..255 or 0..16 not
 
 def _check_images(x):
     "A ValueError unless `x` is a tensor of images whose numbers may be meant in the scale of [0,1]."
-    if not torch.is_tensor(x): raise ValueError(f'x: got {type(x).__name__}, accepted: a tensor (torch.from_numpy)')
+    require(torch.is_tensor(x), 'x', type(x).__name__, 'a tensor (torch.from_numpy)')
     if not x.is_floating_point() or not x.numel(): return
-    low, high = x.min().item(), x.max().item()
-    if max(-low, high) > SCALE:
-        raise ValueError(f'x: got floats from {low:.4g} to {high:.4g}, accepted: the scale of [0,1] (divide those of 0 to 255 by 255)')
+    low = x.min().item()
+    high = x.max().item()
+    beyond = max(-low, high) > SCALE  # nan is not
+    require(not beyond, 'x', f'floats from {low:.4g} to {high:.4g}',
+            'the scale of [0,1] (divide those of 0 to 255 by 255)')
 
+# %% ../nbs/08_evaluate.ipynb #79110801
 def _check_labels(y, n, classes):
     "A ValueError unless `y` holds a label for each of `n` images, and each has an output."
     got = f'labels of shape {tuple(y.shape)}' if torch.is_tensor(y) else type(y).__name__
-    if not torch.is_tensor(y) or y.shape != (n,): raise ValueError(f'y: got {got} for {n} images, accepted: a tensor ({n},)')
-    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-        raise ValueError(f'y: got labels of {y.dtype}, accepted: whole numbers')
-    low, high = y.min().item(), y.max().item()
-    if low < 0 or high >= classes:
-        raise ValueError(f'y: got labels from {low} to {high}, accepted: 0 to {classes - 1}, the classes of the model')
+    fits = torch.is_tensor(y) and y.shape == (n,)
+    require(fits, 'y', f'{got} for {n} images', f'a tensor ({n},)')
+    whole = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
+    require(whole, 'y', f'labels of {y.dtype}', 'whole numbers')
+    low = y.min().item()
+    high = y.max().item()
+    require(0 <= low <= high < classes, 'y', f'labels from {low} to {high}',
+            f'0 to {classes - 1}, the classes of the model')
 
-# %% ../nbs/08_evaluate.ipynb #1afbab88
+# %% ../nbs/08_evaluate.ipynb #9b6193b4
 def correct(
     model,         # torch module, images -> logits
     x,             # images (N,C,H,W), uint8 or float in [0,1]
     y,             # labels (N,), int64
     topk: int = 1, # right if the label is among the k largest logits
     **kw,          # `batch_size` and `transform`, passed on to `logits`
-):
+) -> torch.Tensor:
     "Boolean (N,): is each image classified correctly? A non-finite logit makes its image wrong."
     _check_images(x)
-    if not len(x): raise ValueError('x: got 0 images, accepted: at least one')
     out = logits(model, x, **kw)
-    _check_labels(y, len(x), out.shape[1])
-    if out.shape[1] < 2: raise ValueError('model: its output is one number an image, accepted: logits of at least 2 classes')
-    check_number(topk, 'topk', low=1, high=out.shape[1], integer=True)
+    classes = out.shape[1]
+    _check_labels(y, len(x), classes)
+    if classes < 2:
+        raise ValueError('model: its output is one number an image, '
+                         'accepted: logits of at least 2 classes')
+    check_number(topk, 'topk', low=1, high=classes, integer=True)
     return is_right(out, y.cpu(), topk)
 
 def accuracy(
@@ -151,11 +177,15 @@ def gaussian_noise(
     var: float,       # variance per pixel, in units of the [0,1] range squared
     seed: int = 0,    # models compared under one seed see the same noise
     repeat: int = 0,  # number of the draw
-):
-    "White Gaussian noise for the images `part`, float32 (len, C, H, W) on the CPU, the same however the images are batched."
-    first, last = part.start//BLOCK, -(-part.stop//BLOCK)
-    blocks = [torch.randn(min(BLOCK, shape[0] - b*BLOCK), *shape[1:], generator=generator(seed, 'gaussian', repeat, b)) for b in range(first, last)]
-    return torch.cat(blocks)[part.start - first*BLOCK:part.stop - first*BLOCK].mul_(var**.5)
+) -> torch.Tensor:
+    "White Gaussian noise for the images `part`, float32 (len, C, H, W) on the CPU, the same however they are batched."
+    def draw(block):
+        size = min(BLOCK, shape[0] - block*BLOCK)
+        return torch.randn(size, *shape[1:], generator=generator(seed, 'gaussian', repeat, block))
+    first = part.start//BLOCK
+    beyond = -(-part.stop//BLOCK)
+    noise = torch.cat([draw(block) for block in range(first, beyond)])
+    return noise[part.start - first*BLOCK:part.stop - first*BLOCK].mul_(var**.5)
 
 # %% ../nbs/08_evaluate.ipynb #8066c7e8
 def noise_correct(
@@ -167,7 +197,7 @@ def noise_correct(
     repeat: int = 0,   # number of the draw
     clamp: bool = True,  # clip noisy images to [0,1], as the paper does
     **kw,              # `topk` and `batch_size`, passed on to `correct`
-):
+) -> torch.Tensor:
     "Boolean (N,): is each image classified correctly under white Gaussian noise of variance `var`?"
     check_number(var, 'var', low=0)
     def add(batch, part):
@@ -175,6 +205,7 @@ def noise_correct(
         return noisy.clamp_(0, 1) if clamp else noisy
     return correct(model, x, y, transform=add if var > 0 else None, **kw)
 
+# %% ../nbs/08_evaluate.ipynb #57d4e968
 def noise_accuracy(
     model,             # torch module, images -> logits
     x,                 # images (N,C,H,W), uint8 or float in [0,1]
@@ -186,8 +217,10 @@ def noise_accuracy(
 ) -> float:
     "Accuracy under white Gaussian noise of variance `var` (paper, Figure 1)."
     check_number(repeats, 'repeats', low=1, integer=True)
-    return sum(noise_correct(model, x, y, var, seed, r, **kw).float().mean().item() for r in range(repeats))/repeats
+    draws = [noise_correct(model, x, y, var, seed, r, **kw) for r in range(repeats)]
+    return sum(right.float().mean().item() for right in draws)/repeats
 
+# %% ../nbs/08_evaluate.ipynb #6701ad45
 def noise_curve(
     model,             # torch module, images -> logits
     x,                 # images (N,C,H,W)

@@ -24,58 +24,95 @@ _FIGURE1 = dict(  # percent, +-0.5: standard | Gaussian noise | l2 | linf, each 
     cifar100=((84.7, 85.4, 85.2), (67.6, 49.6, 54.4), (60.0, 52.7, 54.1), (39.6, 33.4, 34.0)))
 
 _CHECKPOINTS = dict(  # percent: standard | sigma^2 = .007 | l2 .3 | linf 4/255; CIFAR-100 top-5
-    cifar10=dict(sgd=(89.86, 69.54, 17.50, 1.00), adam=(90.77, 58.70, 11.10, .20), rmsprop=(90.64, 62.93, 8.90, .50)),
-    cifar100=dict(sgd=(83.64, 65.46, 57.40, 39.00), adam=(86.70, 49.14, 52.20, 33.60), rmsprop=(86.08, 52.13, 56.50, 36.60)))
+    cifar10=dict(
+        sgd=(89.86, 69.54, 17.50, 1.00), adam=(90.77, 58.70, 11.10, .20),
+        rmsprop=(90.64, 62.93, 8.90, .50)),
+    cifar100=dict(
+        sgd=(83.64, 65.46, 57.40, 39.00), adam=(86.70, 49.14, 52.20, 33.60),
+        rmsprop=(86.08, 52.13, 56.50, 36.60)))
 
 _STRENGTHS = dict(  # of the checkpoints
-    clean={}, gaussian=dict(var=.007), l2=dict(eps=.3, attack='autoattack'), linf=dict(eps=4/255, attack='autoattack'))
+    clean={}, gaussian=dict(var=.007),
+    l2=dict(eps=.3, attack='autoattack'), linf=dict(eps=4/255, attack='autoattack'))
 
 # %% ../nbs/03b_paper.ipynb #a7ab4318
-_KINDS = dict(clean=dict(kind='clean'), gaussian=dict(kind='gaussian'), l2=dict(kind='attack', norm='l2'),
-              linf=dict(kind='attack', norm='linf'))  # fields of each panel's conditions
+_KINDS = dict(  # fields of each panel's conditions
+    clean=dict(kind='clean'), gaussian=dict(kind='gaussian'),
+    l2=dict(kind='attack', norm='l2'), linf=dict(kind='attack', norm='linf'))
 
 def _line(source, dataset, optimizer, panel, percent, strength={}):
     "One line of `table`."
-    return dict(source=source, dataset=dataset, optimizer=optimizer, metric='accuracy', value=round(percent/100, 4),
-                split='test', panel=panel, **_KINDS[panel], **strength)
+    return dict(source=source, dataset=dataset, optimizer=optimizer, metric='accuracy',
+                value=round(percent/100, 4), split='test', panel=panel, **_KINDS[panel], **strength)
+
+def _read_off():
+    "Lines of Figure 1."
+    for dataset, panels in _FIGURE1.items():
+        for panel, values in zip(_PANELS, panels):
+            for optimizer, value in zip(_OPTIMIZERS, values):
+                yield _line('Figure 1', dataset, optimizer, panel, value)
+
+# %% ../nbs/03b_paper.ipynb #44402339
+def _of_checkpoints():
+    "Lines of the authors' checkpoints."
+    for dataset, rows in _CHECKPOINTS.items():
+        for optimizer, values in rows.items():
+            for panel, value in zip(_PANELS, values):
+                yield _line('checkpoints', dataset, optimizer, panel, value, _STRENGTHS[panel])
 
 def table():
     """The paper's accuracies (fractions) as a pandas table: source 'Figure 1', read off to half a point, and
-    'checkpoints', the authors' at single strengths. Columns: source, dataset, optimizer, metric, value, split, panel
-    ('clean', 'gaussian', 'l2', 'linf'), kind and norm as result rows have them; for checkpoints also var, eps, attack."""
+    'checkpoints', the authors' at single strengths. Columns: source, dataset, optimizer, metric, value,
+    split, panel ('clean', 'gaussian', 'l2', 'linf'), kind and norm as result rows have them; for checkpoints
+    also var, eps, attack."""
     import pandas as pd
-    lines = []
-    for dataset, panels in _FIGURE1.items():
-        for panel, values in zip(_PANELS, panels):
-            lines += [_line('Figure 1', dataset, o, panel, v) for o, v in zip(_OPTIMIZERS, values)]
-    for dataset, rows in _CHECKPOINTS.items():
-        for optimizer, values in rows.items():
-            shown = zip(_PANELS, values)
-            lines += [_line('checkpoints', dataset, optimizer, p, v, _STRENGTHS[p]) for p, v in shown]
-    return pd.DataFrame(lines)
+    return pd.DataFrame([*_read_off(), *_of_checkpoints()])
 
 # %% ../nbs/03b_paper.ipynb #08c39872
-_COMMON = dict(epochs=200, batch_size=128, schedule='multistep', weight_decay=None, norm_layer='none', width=0, topk=1,
-               precision='fp32')  # not stated: torch's default
-_CNN, _RESNET = dict(model='twolayercnn', augment='none'), dict(model='preactresnet18')
+_COMMON = dict(  # where the paper states nothing: torch's defaults
+    epochs=200, batch_size=128, schedule='multistep', weight_decay=None, norm_layer='none', width=0,
+    topk=1, precision='fp32')
+_CNN = dict(model='twolayercnn', augment='none')
+_RESNET = dict(model='preactresnet18')
+_LARGE = dict(  # images
+    batch_size=32, variances=(.01, .05, .1), l2=(.5, 1, 1.5), linf=(1/255, 2/255, 4/255))
+_CIFAR = dict(augment='flip', n_train=50_000, variances=(.001, .005, .007), l2=(.1, .2, .3),
+              linf=(1/255, 2/255, 4/255), band_var=.01)
 
 PAPER_SETTINGS = {name: {**_COMMON, **stated} for name, stated in dict(
-    mnist=dict(**_CNN, n_train=60_000, rates=(.1, 5e-4, 5e-4), variances=(.01, .05, .1), l2=(.5, .7, 1), linf=(.05, .07, .1), band_var=.1),
-    fashionmnist=dict(**_CNN, n_train=60_000, rates=(.01, 5e-4, 5e-5), variances=(.001, .005, .01), l2=(.1, .5, .7), linf=(.01, .03, .05), band_var=.1),
-    svhn=dict(**_RESNET, augment='none', n_train=73_257, rates=(.2, 2e-4, 2e-4), variances=(.001, .003, .005), l2=(.1, .2, .3), linf=(1/255, 2/255, 4/255), band_var=.1),
-    cifar10=dict(**_RESNET, augment='flip', n_train=50_000, rates=(.2, 2e-4, 5e-4), variances=(.001, .005, .007), l2=(.1, .2, .3), linf=(1/255, 2/255, 4/255), band_var=.01),
-    cifar100=dict(**_RESNET, augment='flip', n_train=50_000, topk=5, rates=(.3, 5e-4, 5e-4), variances=(.001, .005, .007), l2=(.1, .2, .3), linf=(1/255, 2/255, 4/255), band_var=.01),
-    imagenette=dict(**_RESNET, batch_size=32, rates=(.1, 2e-4, 2e-4), variances=(.01, .05, .1), l2=(.5, 1, 1.5), linf=(1/255, 2/255, 4/255), band_var=.01),
-    caltech101=dict(**_RESNET, batch_size=32, topk=5, rates=(.05, 2e-4, 1e-3), variances=(.01, .05, .1), l2=(.5, 1, 1.5), linf=(1/255, 2/255, 4/255), band_var=.2)).items()}
+    mnist=dict(**_CNN, n_train=60_000, rates=(.1, 5e-4, 5e-4), variances=(.01, .05, .1),
+               l2=(.5, .7, 1), linf=(.05, .07, .1), band_var=.1),
+    fashionmnist=dict(**_CNN, n_train=60_000, rates=(.01, 5e-4, 5e-5), variances=(.001, .005, .01),
+                      l2=(.1, .5, .7), linf=(.01, .03, .05), band_var=.1),
+    svhn=dict(**_RESNET, augment='none', n_train=73_257, rates=(.2, 2e-4, 2e-4),
+              variances=(.001, .003, .005), l2=(.1, .2, .3), linf=(1/255, 2/255, 4/255),
+              band_var=.1),
+    cifar10=dict(**_RESNET, **_CIFAR, rates=(.2, 2e-4, 5e-4)),
+    cifar100=dict(**_RESNET, **_CIFAR, topk=5, rates=(.3, 5e-4, 5e-4)),
+    imagenette=dict(**_RESNET, **_LARGE, rates=(.1, 2e-4, 2e-4), band_var=.01),
+    caltech101=dict(**_RESNET, **_LARGE, topk=5, rates=(.05, 2e-4, 1e-3), band_var=.2)).items()}
 
-def differences(
-    config: dict,  # of a run, or a row of the tidy table; a ValueError unless its `dataset` is one of the paper's seven
-) -> list:
-    "Where a run departs from the paper's settings for its data set, as texts 'epochs 20 (paper 200)'; parameters that it lacks are not judged."
+# %% ../nbs/03b_paper.ipynb #b1620380
+_JUDGED = *_COMMON, 'model', 'augment', 'n_train', 'lr'
+
+def _stated(config):
+    "What the paper states for a run's data set and optimizer."
     stated = PAPER_SETTINGS[check_choice(config['dataset'], 'dataset', PAPER_SETTINGS)]
     rates = dict(zip(_OPTIMIZERS, stated['rates']))
-    if config.get('optimizer') in rates: stated = {**stated, 'lr': rates[config['optimizer']]}
-    judged = [k for k in (*_COMMON, 'model', 'augment', 'n_train', 'lr') if k in config and k in stated]
-    return [f'{k} {config[k]} (paper {stated[k]})' for k in judged if not _same(config[k], stated[k])]
+    optimizer = config.get('optimizer')
+    return {**stated, 'lr': rates[optimizer]} if optimizer in rates else stated
 
-def _same(ours, stated): return ours == stated or (stated is None and ours != ours)  # a table holds None as nan
+# %% ../nbs/03b_paper.ipynb #4f8043f8
+def differences(
+    config: dict,  # of a run, or a row of the tidy table; its `dataset` must be one of the paper's seven
+) -> list:
+    """Where a run departs from the paper's settings for its data set, as texts 'epochs 20 (paper 200)';
+    parameters that it lacks are not judged."""
+    stated = _stated(config)
+    judged = {k: config[k] for k in _JUDGED if k in config and k in stated}
+    return [f'{k} {ours} (paper {stated[k]})'
+            for k, ours in judged.items() if not _same(ours, stated[k])]
+
+def _same(ours, stated):
+    "Does a run have what is stated? A table holds None as nan."
+    return ours == stated or (stated is None and ours != ours)

@@ -12,7 +12,7 @@ import base64, importlib, itertools, json, math, re, warnings, zlib
 from collections import Counter
 from pathlib import Path
 
-from .core import check_choice, check_number, provenance, read_json, shipped, write_json
+from .core import check_choice, check_number, provenance, read_json, require, shipped, write_json
 
 # %% ../nbs/03_results.ipynb #3855b31c
 SCHEMA = 2
@@ -36,8 +36,8 @@ def _with_kind(r):
     "The metric row; a ValueError if it is an accuracy and does not say under what."
     if r['metric'] != 'accuracy' or r.get('kind'): return r
     fields = {k: v for k, v in r.items() if k not in ('metric', 'value', 'n', 'split', 'hits')}
-    raise ValueError(f"kind: got none for an accuracy with {str(fields)[:60]}, accepted: what it was measured under, such as "
-                     "'clean', 'gaussian', 'attack'")
+    require(False, 'kind', f'none for an accuracy with {str(fields)[:60]}',
+            "what it was measured under, such as 'clean', 'gaussian', 'attack'")
 
 # %% ../nbs/03_results.ipynb #3fe1d62a
 def pack(
@@ -45,7 +45,8 @@ def pack(
 ) -> str:
     "Bits as text: packed, deflated, base64."
     import numpy as np
-    return base64.b64encode(zlib.compress(np.packbits(np.asarray(right, bool)).tobytes(), 9)).decode()
+    packed = np.packbits(np.asarray(right, bool)).tobytes()
+    return base64.b64encode(zlib.compress(packed, 9)).decode()
 
 def unpack(
     text: str,  # from `pack`
@@ -53,15 +54,16 @@ def unpack(
 ):
     "The (n,) bool array that `pack` was given."
     import numpy as np
-    return np.unpackbits(np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8), count=n).astype(bool)
+    packed = np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8)
+    return np.unpackbits(packed, count=n).astype(bool)
 
 # %% ../nbs/03_results.ipynb #ea428efc
 def accuracy_row(
-    right,                # (N,) or (draws, N) bool: is each image classified correctly?
-    metric='accuracy',    # what the share of them is called
-    **fields,             # `split` and fields of the condition, passed on to `row`
+    right,                    # (N,) or (draws, N) bool: is each image classified correctly?
+    metric: str = 'accuracy', # what the share of them is called
+    **fields,                 # `split` and fields of the condition, passed on to `row`
 ) -> dict:
-    "Metric row of an accuracy that keeps `right` as `hits`; the mean over images, and over draws if there are several."
+    "Metric row of an accuracy, the mean over images and draws, that keeps `right` as `hits`."
     import numpy as np
     right = np.asarray(right, bool)
     draws, n = np.atleast_2d(right).shape
@@ -69,14 +71,21 @@ def accuracy_row(
     found = row(metric, right.sum()/right.size, n, **(fields or dict(kind='clean')))
     return {**found, 'hits': pack(right)}
 
+# %% ../nbs/03_results.ipynb #d4b67aa1
+def _share(text, n, draws):
+    "(N,) of what a row keeps: bool, or the share of several draws in which each image was right."
+    several = draws == draws and draws  # a table holds None as nan
+    draws = int(several or 1)
+    bits = unpack(text, n*draws).reshape(draws, n)
+    return bits[0] if draws == 1 else bits.mean(0)
+
 def hits(
     lines,  # rows of the tidy table with the same number of images
 ):
-    "(rows, N) array of what `accuracy_row` kept: bool, or the share of the draws where noise was drawn several times."
+    "(rows, N) array of what `accuracy_row` kept: bool, or the share of several draws of noise."
     import numpy as np
-    draws = [int(d) if d == d and d else 1 for d in lines.get('draws', [1]*len(lines))]
-    kept = [unpack(text, n*d).reshape(d, n) for text, n, d in zip(lines.hits, lines.n, draws)]
-    return np.stack([bits[0] if len(bits) == 1 else bits.mean(0) for bits in kept])
+    draws = lines.get('draws', [1]*len(lines))
+    return np.stack([_share(*kept) for kept in zip(lines.hits, lines.n, draws)])
 
 # %% ../nbs/03_results.ipynb #81b4eee6
 def save(
@@ -85,48 +94,64 @@ def save(
     config: dict,              # every parameter of the run
     metrics: list,             # rows made by `row`
     cost: dict | None = None,  # seconds, as `Stopwatch.seconds()` gives them
-    notes=(),                  # sentences: what makes all of the run's numbers doubtful, such as `Data.notes`
+    notes=(),                  # sentences: what makes all numbers doubtful, such as `Data.notes`
     **made,                    # device and precision, passed on to `provenance`
 ) -> dict:
-    "Write one run's result atomically and return it; a config key named like a column of metric rows is refused, the table could not hold both."
-    for key in config:
-        if key in RESERVED or any(key in r for r in metrics):
-            raise ValueError(f'config: got the key {key!r}, which names a column of metric rows; call it otherwise')
+    "Write one run's result atomically and return it; a ValueError if a parameter names a column of metric rows."
+    columns = set(RESERVED).union(*metrics)
+    if taken := [repr(key) for key in config if key in columns]:
+        raise ValueError(f'config: got the key {taken[0]}, which names a column of metric rows; call it otherwise')
     for r in metrics: _with_kind(r)
-    result = dict(schema=SCHEMA, experiment=experiment, config=config, provenance=provenance(**made), cost=cost or {}, metrics=list(metrics))
+    result = dict(schema=SCHEMA, experiment=experiment, config=config, provenance=provenance(**made),
+                  cost=cost or {}, metrics=list(metrics))
     if notes: result['notes'] = list(notes)
     if path: write_json(path, result)
     return result
 
 # %% ../nbs/03_results.ipynb #b82307fd
-def _is(*kinds): return lambda v: isinstance(v, kinds) and not (isinstance(v, bool) and bool not in kinds)
+def _is(*kinds):
+    "A test for values of these types; a bool is no number."
+    return lambda v: isinstance(v, kinds) and (bool in kinds or not isinstance(v, bool))
 
 _text, _number, _table = _is(str), _is(int, float), _is(dict)
 _plain = _is(str, int, float, bool, type(None))
-_scalars = lambda v: _table(v) and all(map(_plain, v.values()))
 
-_FORMS = {  # what stands where in a result file: a test, and what it accepts in words
-    'schema': (_is(int), 'a whole number'), 'experiment': (_text, 'a text'), 'config': (_table, 'a table'),
-    'provenance': (_table, 'a table'), 'cost': (_table, 'a table'), 'metrics': (_is(list), 'a list of rows')}
-_texts = lambda v: isinstance(v, list) and all(map(_text, v))
-_OPTIONAL = {'notes': (_texts, 'a list of texts'), 'aliases': (_texts, 'a list of texts'),
-             'identity': (_table, 'a table'), 'protocol': (_is(int), 'a whole number'),
-             'outside': (lambda v: _table(v) and all(map(_text, v.values())), 'a table of texts'), 'source': (_text, 'a text')}
-_ROW = {'metric': (_text, 'a text'), 'value': (_number, 'a number'), 'n': (_is(int), 'a whole number')}
-_CONDITIONS = {k: (_is(str, type(None)), 'a text') for k in ('split', 'kind', 'norm', 'attack', 'hits')}
-_CONDITIONS |= {k: (_is(int, float, type(None)), 'a number') for k in ('eps', 'var', 'strength')}
-_CONDITIONS['draws'] = _is(int, type(None)), 'a whole number'
-_STRENGTHS = dict(gaussian=['var'], band=['var', 'band'], attack=['eps'], proof=['eps'])  # numbers that a kind must have
-_CONFIG = {'optimizer': (_is(str, type(None)), 'a text'), 'lr': (_is(int, float, type(None)), 'a number'), 'seed': (_is(int, type(None)), 'a whole number')}
-_CONFIG |= {k: (_is(str, int, float, type(None)), 'a text or number') for k in ('dataset', 'model')}
-_STATUS = {'id': (_text, 'a text'), 'state': (_text, 'a text'), 'error': (_text, 'a text'), 'seconds': (_number, 'a number'), 'config': (_table, 'a table')}
+def _all(kind, fits):
+    "A test for lists, or tables, all of whose values pass the test `fits`."
+    values = lambda v: v.values() if kind is dict else v
+    return lambda v: isinstance(v, kind) and all(map(fits, values(v)))
+
+_scalars = _all(dict, _plain)
+
+# %% ../nbs/03_results.ipynb #ced3cbcb
+_TEXT = _text, 'a text'
+_NUMBER = _number, 'a number'
+_WHOLE = _is(int), 'a whole number'
+_TABLE = _table, 'a table'
+_TEXTS = _all(list, _text), 'a list of texts'
+_ANY_TEXT = _is(str, type(None)), 'a text'  # or nothing
+_ANY_NUMBER = _is(int, float, type(None)), 'a number'
+_ANY_WHOLE = _is(int, type(None)), 'a whole number'
+_ANY_NAME = _is(str, int, float, type(None)), 'a text or number'
+
+_FORMS = dict(schema=_WHOLE, experiment=_TEXT, config=_TABLE, provenance=_TABLE, cost=_TABLE,
+              metrics=(_is(list), 'a list of rows'))
+_OPTIONAL = dict(notes=_TEXTS, aliases=_TEXTS, identity=_TABLE, protocol=_WHOLE,
+                 outside=(_all(dict, _text), 'a table of texts'), source=_TEXT)
+_CONFIG = dict(optimizer=_ANY_TEXT, lr=_ANY_NUMBER, seed=_ANY_WHOLE, dataset=_ANY_NAME, model=_ANY_NAME)
+_ROW = dict(metric=_TEXT, value=_NUMBER, n=_WHOLE)
+_CONDITIONS = dict.fromkeys(['split', 'kind', 'norm', 'attack', 'hits'], _ANY_TEXT)
+_CONDITIONS |= dict.fromkeys(['eps', 'var', 'strength'], _ANY_NUMBER) | dict(draws=_ANY_WHOLE)
+_STATUS = dict(id=_TEXT, state=_TEXT, error=_TEXT, seconds=_NUMBER, config=_TABLE)
 
 def _check_forms(table, where, forms, optional={}):
     "A ValueError that says `where` and what, if a value of the table lacks or has another form."
     if not isinstance(table, dict): raise ValueError(f'{where}: got {str(table)[:40]}, accepted: a table')
-    if lacks := [k for k in forms if k not in table]: raise ValueError(f'{where}: it lacks {", ".join(lacks)}')
+    lacks = [key for key in forms if key not in table]
+    if lacks: raise ValueError(f'{where}: it lacks {", ".join(lacks)}')
     for key, (fits, accepted) in {**forms, **optional}.items():
-        if key in table and not fits(table[key]): raise ValueError(f'{where}: {key}: got {str(table[key])[:40]!r}, accepted: {accepted}')
+        if key in table and not fits(table[key]):
+            raise ValueError(f'{where}: {key}: got {str(table[key])[:40]!r}, accepted: {accepted}')
 
 # %% ../nbs/03_results.ipynb #5468cc39
 def _check_hits(r):
@@ -136,29 +161,37 @@ def _check_hits(r):
     size = (bits + 7)//8
     try: raw = zlib.decompressobj().decompress(base64.b64decode(r['hits'], validate=True), size + 1)
     except (ValueError, zlib.error) as e: raise ValueError(f'hits: not from `pack` ({e})') from None
-    if len(raw) != size: raise ValueError(f'hits: got {8*len(raw)} bits, accepted: {bits}, one for each image and draw')
+    require(len(raw) == size, 'hits', f'{8*len(raw)} bits', f'{bits}, one for each image and draw')
+
+# numbers that a kind must have
+_STRENGTHS = dict(gaussian=['var'], band=['var', 'band'], attack=['eps'], proof=['eps'])
 
 def _check_condition(r):
     "A ValueError if an accuracy does not say what it was measured under, or how strong that was."
     kind = _with_kind(r).get('kind')
-    for key in _STRENGTHS.get(kind, []) if _text(kind) else []:
+    if not _text(kind): return
+    for key in _STRENGTHS.get(kind, ()):
         value = r.get(key)
-        if not _number(value) or not math.isfinite(value):
-            raise ValueError(f'{key}: got {str(value)[:40]!r}, accepted: a finite number')
+        finite = _number(value) and math.isfinite(value)
+        require(finite, key, repr(str(value)[:40]), 'a finite number')
 
 # %% ../nbs/03_results.ipynb #8bd5529a
+def _without(r, *names):
+    "The metric row without these fields, and without those that hold nothing."
+    return {k: v for k, v in r.items() if v is not None and k not in names}
+
 def _kind_of(r, n_bands):
     "A metric row of schema 1 in today's fields."
-    if r['metric'] not in ('accuracy', 'certified_accuracy'): return r
-    proof, noise = r['metric'] == 'certified_accuracy', r.get('noise')
-    dropped = ('noise', 'attack') if proof else ('noise',)
-    new = {k: v for k, v in r.items() if k not in dropped and v is not None}
-    if proof: return {**new, 'kind': 'proof', 'method': 'crown'}
+    if r['metric'] == 'certified_accuracy':
+        return {**_without(r, 'noise', 'attack'), 'kind': 'proof', 'method': 'crown'}
+    if r['metric'] != 'accuracy': return r
+    noise = r.get('noise')
+    new = _without(r, 'noise')
     if noise == 'band': return {**new, 'kind': 'band', 'n_bands': n_bands}
     if noise is not None: return {**new, 'kind': noise}
-    if r.get('norm') is not None: return {**new, 'kind': 'attack'}
+    if 'norm' in new: return {**new, 'kind': 'attack'}
     known = {'metric', 'value', 'n', 'split', 'hits', 'lower', 'upper', 'stderr'}
-    return {**new, 'kind': 'clean'} if set(new) <= known else {**new, 'kind': 'unknown'}
+    return {**new, 'kind': 'clean' if set(new) <= known else 'unknown'}
 
 def upgraded(
     result: dict,  # of schema 1, as `load` checks it
@@ -170,10 +203,40 @@ def upgraded(
 
 # %% ../nbs/03_results.ipynb #7fca8c3a
 def _columns(result):
-    "Column of each parameter in a table: its name, with `parameter_` before it if metric rows have a column of that name."
+    "Column of each parameter in a table: its name, with `parameter_` before it if metric rows have it, too."
     taken = {*RESERVED, *set().union(*result['metrics'])}
     return {k: f'parameter_{k}' if k in taken else k for k in result['config']}
 
+def _seconds(result):
+    "Those of a run's costs that are seconds."
+    return {k: v for k, v in result['cost'].items() if k.endswith('_s')}
+
+# %% ../nbs/03_results.ipynb #abeeaef0
+def _check_made(provenance, where):
+    "A ValueError if what a result was made with is not texts and numbers."
+    versions = provenance.get('versions') or {}
+    others = {**provenance, 'versions': ''}
+    require(_scalars(others) and _scalars(versions), where, 'lists or tables', 'texts and numbers')
+    time = provenance.get('time', '')
+    require(_text(time), f'{where}: time', repr(time), 'a text')
+
+def _check_row(r, where):
+    "A ValueError if a metric row of today's schema contradicts itself."
+    require(r['n'] >= 0, f'{where}: n', r['n'], '>= 0')
+    try:
+        _check_hits(r)
+        _check_condition(r)
+    except ValueError as e: raise ValueError(f'{where}: {e}') from None
+
+def _check_columns(result, where):
+    "A ValueError if two columns of a table would have one name."
+    columns = _columns(result).values()
+    fields = set().union(*result['metrics'])
+    names = Counter(['run', 'experiment', *columns, *_seconds(result), *fields])
+    twice = [name for name, n in names.items() if n > 1]
+    if twice: raise ValueError(f'{where}: {", ".join(twice)} would name two columns of a table')
+
+# %% ../nbs/03_results.ipynb #6de9a60c
 def load(
     path,  # a result.json
 ) -> dict:
@@ -183,145 +246,174 @@ def load(
     if result['schema'] not in (1, SCHEMA):
         raise ValueError(f'{path}: schema {result["schema"]!r}, this version of robustnb reads 1 and {SCHEMA}')
     _check_forms(result['config'], f'{path}: config', {}, _CONFIG)
-    made = {k: v for k, v in result['provenance'].items() if k != 'versions'}
-    if not (_scalars(made) and _scalars(result['provenance'].get('versions') or {})): raise ValueError(f'{path}: provenance: got lists or tables, accepted: texts and numbers')
-    if not isinstance(made.get('time', ''), str): raise ValueError(f'{path}: provenance: time: got {made["time"]!r}, accepted: a text')
-    for key, value in result['cost'].items():
-        if not _number(value): raise ValueError(f'{path}: cost: {key}: got {str(value)[:40]!r}, accepted: a number')
-    for i, r in enumerate(result['metrics']): _check_forms(r, f'{path}: metrics, row {i}', _ROW, _CONDITIONS)
-    if result['schema'] == 1: result = upgraded(result)
+    _check_made(result['provenance'], f'{path}: provenance')
+    _check_forms(result['cost'], f'{path}: cost', {}, dict.fromkeys(result['cost'], _NUMBER))
     for i, r in enumerate(result['metrics']):
-        if r['n'] < 0: raise ValueError(f'{path}: metrics, row {i}: n: got {r["n"]}, accepted: >= 0')
-        try:
-            _check_hits(r)
-            _check_condition(r)
-        except ValueError as e: raise ValueError(f'{path}: metrics, row {i}: {e}') from None
-    seconds = [k for k in result['cost'] if k.endswith('_s')]
-    columns = _columns(result).values()
-    names = Counter(['run', 'experiment', *columns, *seconds, *set().union(*result['metrics'])])
-    if twice := [k for k, n in names.items() if n > 1]: raise ValueError(f'{path}: {", ".join(twice)} would name two columns of a table')
+        _check_forms(r, f'{path}: metrics, row {i}', _ROW, _CONDITIONS)
+    if result['schema'] == 1: result = upgraded(result)
+    for i, r in enumerate(result['metrics']): _check_row(r, f'{path}: metrics, row {i}')
+    _check_columns(result, path)
     return result
 
 def load_status(
     path,  # a status.json
 ) -> dict:
-    "Read what a sweep wrote about one run, `{id, state, error, seconds, config}`; a ValueError names the file and what is wrong in it."
+    """Read what a sweep wrote about one run, `{id, state, error, seconds, config}`;
+    a ValueError names the file and what is wrong in it."""
     status = read_json(path)
     _check_forms(status, f'{path}: not the status of a run', _STATUS)
     return status
 
 # %% ../nbs/03_results.ipynb #8444fb7f
+def _attacked(r):
+    "Metric of a row, and the attack under which it was measured, in words."
+    fields = {k: r[k] for k in ('attack', 'norm', 'eps') if k in r}
+    if 'eps' in r: fields['eps'] = f'{r["eps"]:.4g}'
+    under = ' '.join(map(str, fields.values()))
+    return f'{r["metric"]} under {under}' if under else r['metric']
+
 def doubts(
     result: dict,  # from `load` or `save`
 ) -> list:
     "Sentences: what the run's numbers are in doubt for."
-    found = list(result.get('notes', ()))
-    for r in result['metrics']:
-        if not r.get('doubt'): continue
-        under = ' '.join(f'{r[k]:.4g}' if k == 'eps' else str(r[k]) for k in ('attack', 'norm', 'eps') if k in r)
-        found.append(f'{r["metric"]} under {under}: {r["doubt"]}' if under else f'{r["metric"]}: {r["doubt"]}')
-    return found
+    doubted = [r for r in result['metrics'] if r.get('doubt')]
+    return [*result.get('notes', ()), *(f'{_attacked(r)}: {r["doubt"]}' for r in doubted)]
 
-# %% ../nbs/03_results.ipynb #ec44f760
+# %% ../nbs/03_results.ipynb #41ba7aff
+def _files(folders, stem):
+    "The files among `folders`, and all below the others whose name is `stem`.json, a regular expression."
+    for folder in map(Path, folders):
+        if folder.is_file(): yield folder
+        fits = lambda path: re.fullmatch(stem, path.stem) and not _hidden(path.relative_to(folder))
+        yield from sorted(filter(fits, folder.rglob('*.json')))
+
+def _hidden(path): return any(part.startswith('.') for part in path.parts)
+
 def find(
     *folders,  # folders, searched at any depth for results, or single files
 ) -> list:
-    "Paths of all result files: `result.json` of complete runs and `<run id>.json` under a results folder; hidden folders are left out."
-    paths = []
-    for folder in map(Path, folders):
-        if folder.is_file(): paths.append(folder)
-        hidden = lambda p: any(part.startswith('.') for part in p.relative_to(folder).parts)
-        paths += sorted(p for p in folder.rglob('*.json') if re.fullmatch('result|[0-9a-f]{12}', p.stem) and not hidden(p))
-    return paths
+    "Paths of all result files: `result.json` of complete runs and `<run id>.json`; hidden folders are left out."
+    return list(_files(folders, 'result|[0-9a-f]{12}'))
+
+# %% ../nbs/03_results.ipynb #c411f1b7
+def _id_of(path): return path.parent.name if path.stem == 'result' else path.stem
 
 def by_id(
     *folders,  # as for `find`
 ) -> dict:
-    "{run id: path} of all result files; a result that had another id before is found by that one, too."
+    "{run id: path} of all result files; one that had another id before is found by that, too."
     paths = find(*folders)
     known = {alias: path for path in paths for alias in load(path).get('aliases', [])}
-    return {**known, **{path.parent.name if path.stem == 'result' else path.stem: path for path in paths}}
+    return known | {_id_of(path): path for path in paths}
+
+# %% ../nbs/03_results.ipynb #ec44f760
+def _lines(run, result):
+    "A run's lines of the table."
+    columns = _columns(result)
+    cell = lambda value: json.dumps(value, sort_keys=True) if isinstance(value, dict) else value
+    config = {columns[k]: cell(value) for k, value in result['config'].items()}
+    of_all = dict(run=run, experiment=result['experiment'], **config, **_seconds(result))
+    return [{**of_all, **r} for r in result['metrics']]
 
 def table(
     results,  # result dictionaries, or paths of result files
 ):
-    "Tidy pandas table: one row per metric row, with the run's number, config (dicts as JSON text), conditions and cost as columns."
+    """Tidy pandas table: one row per metric row, with the run's number, config (dicts as JSON text),
+    conditions and cost as columns."""
     import pandas as pd
     lines = []
     for run, result in enumerate(results):
         if not isinstance(result, dict): result = load(result)
-        cost = {k: v for k, v in result['cost'].items() if k.endswith('_s')}
-        columns = _columns(result)
-        config = {columns[k]: json.dumps(v, sort_keys=True) if isinstance(v, dict) else v for k, v in result['config'].items()}
-        lines += [dict(run=run, experiment=result['experiment'], **config, **cost, **r) for r in result['metrics']]
+        lines += _lines(run, result)
     return pd.DataFrame(lines)
 
 # %% ../nbs/03_results.ipynb #4eb749ab
 def published(
     *names,  # of sweeps of this book
 ):
-    "Tidy pandas table of their committed results; a FileNotFoundError says which are missing and how to make them."
-    folders = {name: shipped('results')/name for name in names}
-    paths = {name: find(folder) if folder.is_dir() else [] for name, folder in folders.items()}
+    "Tidy pandas table of their committed results; a FileNotFoundError says how to make those that are missing."
+    paths = {name: find(shipped('results')/name) for name in names}
     if missing := [name for name, found in paths.items() if not found]:
         commands = '; '.join(f'robustnb sweep {name} --publish' for name in missing)
-        raise FileNotFoundError(f'{", ".join(missing)}: no published results of this sweep. In the folder of the checkout this makes them: {commands}')
+        raise FileNotFoundError(f'{", ".join(missing)}: no published results of this sweep. '
+                                f'In the folder of the checkout this makes them: {commands}')
     return table(itertools.chain(*paths.values()))
 
 # %% ../nbs/03_results.ipynb #af777b8f
+def _status(path):
+    "The status of a run; a damaged file is one of a run that failed."
+    try: return load_status(path)
+    except (OSError, ValueError) as e:
+        error = f'ValueError: {e}'
+        return dict(id=path.parent.name, state='failed', error=error, seconds=0., config={})
+
 def failures(
     *folders,  # folders of runs, searched at any depth, or single status files
 ) -> list:
     "Status of each failed run, `{id, error, seconds, config}` with `experiment` and the path of its `notebook`."
     found = []
-    for folder in map(Path, folders):
-        for path in [folder] if folder.is_file() else sorted(folder.rglob('status.json')):
-            if any(part.startswith('.') for part in path.parts[len(folder.parts):]): continue
-            try: status = load_status(path)
-            except (OSError, ValueError) as e: status = dict(id=path.parent.name, state='failed', error=f'ValueError: {e}', seconds=0., config={})
-            if status['state'] == 'failed': found.append({**status, 'experiment': path.parent.parent.name, 'notebook': path.with_name('notebook.ipynb')})
+    for path in _files(folders, 'status'):
+        status = _status(path)
+        place = dict(experiment=path.parent.parent.name, notebook=path.with_name('notebook.ipynb'))
+        if status['state'] == 'failed': found.append({**status, **place})
     return found
 
 # %% ../nbs/03_results.ipynb #4b3e7bd6
 def summary(
-    tidy,               # table from `table`, of one metric or several
-    by: list,           # columns that distinguish configurations
-    value='value',      # column to condense
+    tidy,                  # table from `table`, of one metric or several
+    by: list,              # columns that distinguish configurations
+    value: str = 'value',  # column to condense
 ):
-    "Pandas table, one row per configuration: the columns `by`, then mean and std (ddof=1; nan for a single run) of `value`, and runs."
+    """Pandas table, one row per configuration: the columns `by`, then mean and std (ddof=1; nan for a single run) of
+    `value`, and runs."""
     groups = tidy.groupby(list(by), dropna=False)[value]
-    return groups.agg(mean=lambda v: v.mean(skipna=False), std=lambda v: v.std(ddof=1, skipna=False), runs='size').reset_index()
+    mean = lambda v: v.mean(skipna=False)
+    std = lambda v: v.std(ddof=1, skipna=False)
+    return groups.agg(mean=mean, std=std, runs='size').reset_index()
 
 # %% ../nbs/03_results.ipynb #5e4cf4db
+def _varies(column):
+    "Does a column, of one row a run, hold different values? Lists say what was evaluated, and do not count."
+    lists = any(isinstance(value, list) for value in column)
+    return not lists and column.nunique(dropna=False) > 1
+
 def settings(
     tidy,  # table from `table`
 ) -> list:
-    "Names of the parameters that vary between runs, other than `optimizer`, `lr` and `seed`; lists say what was evaluated and are left out."
+    """Names of the parameters that vary between runs, other than `optimizer`, `lr` and `seed`;
+    lists say what was evaluated and are left out."""
     skip = {*RESERVED, 'optimizer', 'lr', 'seed', 'wall_s', 'cpu_s'}
-    runs, found = tidy.drop_duplicates('run'), []
-    for c in (c for c in tidy if c not in skip):
-        if any(isinstance(v, list) for v in runs[c]) or runs[c].nunique(dropna=False) < 2: continue
-        if (tidy.groupby('run')[c].nunique(dropna=False) == 1).all(): found.append(c)
-    return found
+    runs = tidy.drop_duplicates('run')
+    varied = [name for name in tidy if name not in skip and _varies(runs[name])]
+    values = lambda name: tidy.groupby('run')[name].nunique(dropna=False)
+    return [name for name in varied if (values(name) == 1).all()]
 
 # %% ../nbs/03_results.ipynb #242a3c5e
+def _judged(tidy, metric):
+    "Rows by which a rate is chosen: of the metric on clean images, of the test split where it has one."
+    rows = tidy[tidy.metric == metric]
+    if (rows.split == 'test').any(): rows = rows[rows.split == 'test']
+    if 'kind' in rows: rows = rows[rows.kind.isna() | (rows.kind == 'clean')]
+    return rows
+
 def best_rates(
-    tidy,                    # table from `table`
-    metric='accuracy',       # the rate is chosen by the mean of this metric over seeds (higher is better), on clean images, on the test split where it has one
-    by=None,                 # columns within which one rate is chosen; None: dataset, model, optimizer and whatever else varies
+    tidy,                      # table from `table`
+    metric: str = 'accuracy',  # its mean over seeds shall be high, on clean images, and test images if it has them
+    by: list | None = None,    # columns within which a rate is chosen; None: dataset, model, optimizer and what varies
 ):
-    "Pandas table, one row per optimizer: the columns `by`, its best lr, mean, std, runs, and edge, True where the rate is the lowest or highest of several tried."
+    """Pandas table, one row per optimizer: the columns `by`, its best lr, mean, std, runs, and edge,
+    True where the rate is the lowest or highest of several tried."""
     for name in by or (): check_choice(name, 'by', tidy.columns)
     if by is None: by = dict.fromkeys(['dataset', 'model', *settings(tidy), 'optimizer'])
-    plain = tidy[tidy.metric == metric]
-    if (plain.split == 'test').any(): plain = plain[plain.split == 'test']
-    if 'kind' in plain: plain = plain[plain.kind.isna() | (plain.kind == 'clean')]
-    by = [b for b in by if b in plain.dropna(axis=1, how='all')]
-    stats = summary(plain, by + ['lr'])
-    best = stats.loc[stats['mean'].fillna(-math.inf).groupby([stats[b] for b in by], dropna=False).idxmax()]
+    rows = _judged(tidy, metric)
+    filled = rows.dropna(axis=1, how='all').columns
+    by = [name for name in by if name in filled]
+    stats = summary(rows, by + ['lr'])
+    groups = stats['mean'].fillna(-math.inf).groupby([stats[name] for name in by], dropna=False)
     rates = stats.groupby(by, dropna=False)['lr'].agg(['min', 'max', 'nunique']).reset_index()
-    best = best.merge(rates, on=by)
-    best['edge'] = (best['nunique'] > 1) & ((best['lr'] == best['min']) | (best['lr'] == best['max']))
+    best = stats.loc[groups.idxmax()].merge(rates, on=by)
+    outermost = (best['lr'] == best['min']) | (best['lr'] == best['max'])
+    best['edge'] = outermost & (best['nunique'] > 1)
     return best.drop(columns=['min', 'max', 'nunique']).reset_index(drop=True)
 
 # %% ../nbs/03_results.ipynb #1575e4e1
@@ -342,5 +434,6 @@ def __getattr__(name):
     if name not in _MOVED: raise AttributeError(f'module robustnb.results has no attribute {name!r}')
     home = _MOVED[name]
     new = 'table' if name == 'paper' else name
-    warnings.warn(f'results.{name} is {home}.{new} now; the old name goes with the next version', DeprecationWarning, stacklevel=2)
+    moved = f'results.{name} is {home}.{new} now; the old name goes with the next version'
+    warnings.warn(moved, DeprecationWarning, stacklevel=2)
     return getattr(importlib.import_module(f'robustnb.{home}'), new)

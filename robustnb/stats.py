@@ -34,25 +34,28 @@ def _means(values, draws, seed):
     import numpy as np
     runs, n = values.shape
     rng = np.random.default_rng(derive_seed(seed, 'bootstrap'))
-    kinds, counts = np.unique(values, axis=1, return_counts=True)
-    images_drawn = rng.multinomial(n, counts/n, draws)
-    runs_drawn = rng.multinomial(runs, [1/runs]*runs, draws)
-    sums = np.einsum('dk,rk,dr->d', images_drawn, kinds, runs_drawn, optimize=True)
-    return sums/(runs*n)
+    kinds_rk, counts_k = np.unique(values, axis=1, return_counts=True)  # r: runs, k: kinds of images
+    images_dk = rng.multinomial(n, counts_k/n, draws)      # d: draws; how often each kind is drawn,
+    runs_dr = rng.multinomial(runs, [1/runs]*runs, draws)  # and each run
+    sums_d = np.einsum('dk,rk,dr->d', images_dk, kinds_rk, runs_dr, optimize=True)
+    return sums_d/(runs*n)
 
+# %% ../nbs/03a_stats.ipynb #216ecef6
 def bootstrap(
     values,               # (N,), one number per image, or (..., runs, N)
     level: float = .95,   # confidence
     draws: int = 10_000,  # resamplings
     seed: int = 0,        # of the resampling
 ) -> tuple:
-    "Percentile bootstrap interval (lower, upper) of the mean over runs and images, both resampled; floats, or nested lists (...)."
+    """Percentile bootstrap interval (lower, upper) of the mean over runs and images, both resampled; floats,
+    or nested lists (...)."""
     import numpy as np
     check_number(level, 'level', above=0, high=1 - 1e-9)
     check_number(draws, 'draws', low=1, integer=True)
     values = np.atleast_2d(np.asarray(values, float))
     each = values.reshape(-1, *values.shape[-2:])
-    ends = [np.quantile(_means(one, draws, seed), [(1 - level)/2, (1 + level)/2]) for one in each]
+    quantiles = [(1 - level)/2, (1 + level)/2]
+    ends = [np.quantile(_means(one, draws, seed), quantiles) for one in each]
     return tuple(end.reshape(values.shape[:-2]).tolist() for end in np.array(ends).T)
 
 # %% ../nbs/03a_stats.ipynb #3bbf2ba0
@@ -64,17 +67,21 @@ def welch(
     import numpy as np
     from scipy.special import stdtrit
     if min(len(a), len(b)) < 2: return math.nan
-    a, b = np.asarray(a, float), np.asarray(b, float)
-    u, v = np.var(a, ddof=1)/len(a), np.var(b, ddof=1)/len(b)
+    u = np.var(np.asarray(a, float), ddof=1)/len(a)
+    v = np.var(np.asarray(b, float), ddof=1)/len(b)
     if u + v == 0: return 0.
-    return float(stdtrit((u + v)**2/(u*u/(len(a) - 1) + v*v/(len(b) - 1)), (1 + level)/2)*math.sqrt(u + v))
+    freedom = (u + v)**2/(u*u/(len(a) - 1) + v*v/(len(b) - 1))
+    return float(stdtrit(freedom, (1 + level)/2)*math.sqrt(u + v))
 
 # %% ../nbs/03a_stats.ipynb #afcb26a5
 def _paired(a, b) -> bool:
     "Did both sides keep their hits, for the same seeds and number of images?"
-    kept = all('hits' in t and 'seed' in t and t.hits.notna().all() for t in (a, b))
-    return kept and sorted(a.seed) == sorted(b.seed) and a.seed.is_unique and len({*a.n, *b.n}) == 1
+    kept = [{'hits', 'seed'} <= {*t} and t.hits.notna().all() for t in (a, b)]
+    if not all(kept): return False
+    same_seeds = sorted(a.seed) == sorted(b.seed) and a.seed.is_unique
+    return same_seeds and len({*a.n, *b.n}) == 1
 
+# %% ../nbs/03a_stats.ipynb #4e2f7057
 def compare(
     a, b,  # rows of the tidy table under one condition, one row for each seed
 ) -> tuple:
@@ -92,18 +99,21 @@ def compare(
 def student(
     change,  # differences, one for each seed
 ) -> tuple:
-    "Their mean with Student's 95% interval over the seeds: (mean, lower, upper); the interval is nan for a single seed, all are for none."
+    """Their mean with Student's 95% interval over the seeds: (mean, lower, upper); the interval is nan for a
+    single seed, all are for none."""
     if not len(change): return math.nan, math.nan, math.nan
     middle = sum(change)/len(change)
     half = welch(change, [0.]*len(change))
     return middle, middle - half, middle + half
 
+# %% ../nbs/03a_stats.ipynb #e433d787
 def ratio(
-    values,                  # pandas Series of positive numbers, one a run, with optimizer and seed among the levels of its index
+    values,                  # pandas Series of positive numbers, one a run, indexed by optimizer, seed and others
     other: str,              # optimizer
     reference: str = 'sgd',  # the one it is compared with
 ) -> tuple:
-    "Geometric mean of `other`'s values over the reference's, seed by seed, with Student's 95% interval over seeds: (ratio, lower, upper)."
+    """Geometric mean of `other`'s values over the reference's, seed by seed, with Student's 95% interval over
+    seeds: (ratio, lower, upper)."""
     import numpy as np
     logs = np.log(values).groupby(['optimizer', 'seed']).mean()
     return tuple(np.exp(student((logs[other] - logs[reference]).dropna())).tolist())
@@ -113,10 +123,12 @@ def with_interval(
     found: tuple,          # (value, lower, upper)
     form: str = '+z.1f',   # of each number; '#.3g' for ratios
 ) -> str:
-    "The one way in which this book writes a value with its interval: value (lower to upper); an interval of ratios that spans a factor of 10,000 is not written."
+    """The one way in which this book writes a value with its interval: value (lower to upper);
+    an interval of ratios that spans a factor of 10,000 is not written."""
     value, lower, upper = (format(v, form).rstrip('.') for v in found)
-    useless = '+' not in form and 0 <= 1e4*found[1] < found[2]
-    return f'{value} (no useful interval)' if useless else f'{value} ({lower} to {upper})'
+    of_ratio = '+' not in form
+    if of_ratio and 0 <= 1e4*found[1] < found[2]: return f'{value} (no useful interval)'
+    return f'{value} ({lower} to {upper})'
 
 # %% ../nbs/03a_stats.ipynb #1f54f66e
 def verdict(
@@ -125,7 +137,8 @@ def verdict(
     seeds: int,          # behind it
     claimed: float = 0,  # the claim is that the truth lies above
 ) -> str:
-    "What an interval says of a claim: 'confirmed', 'contradicted' or 'not settled'; 'indicated' and 'contradiction indicated' with two seeds or one."
-    if not (lower > claimed or upper < claimed): return 'not settled'
+    """What an interval says of a claim: 'confirmed', 'contradicted' or 'not settled';
+    'indicated' and 'contradiction indicated' with two seeds or one."""
     if lower > claimed: return 'confirmed' if seeds > 2 else 'indicated'
-    return 'contradicted' if seeds > 2 else 'contradiction indicated'
+    if upper < claimed: return 'contradicted' if seeds > 2 else 'contradiction indicated'
+    return 'not settled'
