@@ -12,27 +12,34 @@ from .core import check_choice, check_number
 from .evaluate import is_right
 from .pgd import TARGETS, gap, rank_targets
 from .oracle import Oracle, on_correct
-from .threat import NORMS, TINY, Adversarial, Rows, column, distance, length, steepest
+from .threat import NORMS, TINY, Adversarial, Survivors, column, distance, length, steepest
 
 # %% ../nbs/10c_fab.ipynb #43fbf2b5
+def _nearest_boundary(net, s, norm, notice):
+    "The step (n, ...) of each image in `s` to the nearest of its linearised boundaries."
+    near = torch.full((len(s.at),), torch.inf, device=s.at.device)
+    move = torch.zeros_like(s.at)
+    for target in s.ranks.unbind(1):
+        z, f, w = net.gradient(s.at, lambda z: gap(z, s.y, target))
+        if notice: net.notice(w, 'gap')
+        slope = length(w, 'l2') if norm == 'l2' else w.flatten(1).abs().sum(1)  # in the dual norm
+        way = (f.abs() + 1e-4*z.abs().amax(1))/slope.clamp_min(TINY)
+        closer = way < near
+        near[closer] = way[closer]
+        move[closer] = (column(way, w)*steepest(w, norm))[closer]
+    return move
+
 def deepfool_batch(net, x, y, norm, steps, overshoot, classes):
     "DeepFool on correctly classified images: the first misclassified point on its path, and whether there was one."
-    x_adv, fooled, here = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device), torch.arange(len(x), device=x.device)
-    s = Rows(at=x, y=y, ranks=rank_targets(net.logits(x), y)[:, :classes])
+    s = Survivors(x, y=y, ranks=rank_targets(net.logits(x), y)[:, :classes])
     for k in range(1, steps + 1):
-        near, move = torch.full((len(s.at),), torch.inf, device=x.device), torch.zeros_like(s.at)
-        for target in s.ranks.unbind(1):
-            z, f, w = net.gradient(s.at, lambda z: gap(z, s.y, target))
-            if k == 1: net.notice(w, 'gap')
-            way = (f.abs() + 1e-4*z.abs().amax(1))/(length(w, 'l2') if norm == 'l2' else w.flatten(1).abs().sum(1)).clamp_min(TINY)
-            closer = way < near
-            near[closer], move[closer] = way[closer], (column(way, w)*steepest(w, norm))[closer]
+        move = _nearest_boundary(net, s, norm, notice=k == 1)
         s.at = (s.at + (1 + overshoot*k)*move).clamp_(0, 1)
         hit = ~is_right(net.logits(s.at), s.y)
-        x_adv[here[hit]], fooled[here[hit]] = s.at[hit], True
-        if hit.all(): break
-        here, s = here[~hit], s.keep(~hit)
-    return Adversarial(x_adv, fooled)
+        s.record(hit)
+        s.leave(hit)
+        if not len(s.rows): break
+    return s.found
 
 def _setup(model, x, y, norm, eps):
     check_choice(norm, 'norm', NORMS)
@@ -40,18 +47,19 @@ def _setup(model, x, y, norm, eps):
     return model if isinstance(model, Oracle) else Oracle(model, x, y)
 
 def deepfool(
-    model,                      # callable or module in eval mode: images -> logits (n, classes), see `oracle.check_model`
+    model,                      # callable or module in eval mode: images -> logits (n, classes), see `check_model`
     x,                          # images (n, ...), float in [0,1]
     y,                          # labels (n,), int64
     norm: str = 'linf',         # 'linf' or 'l2'
-    eps: float | None = None,   # count only what lies within this radius, in units of the pixels, as fooled; None: any distance
+    eps: float | None = None,   # count only what lies within this radius as fooled; None: any distance
     steps: int = 50,            # linearisations
     overshoot: float = .02,     # the k-th step goes 1 + overshoot*k times as far as the linearised boundary
     classes: int = 9,           # likeliest wrong classes to consider
     batch_size: int = 128,      # images in one batch
 ) -> Adversarial:
-    """A nearby misclassified image for each image, by steps to the nearest linearised boundary (not certain to be the nearest); images without one come back clean.
-    Moosavi-Dezfooli et al. 2016, but the overshoot grows with the number of the step."""
+    """A nearby misclassified image for each image, by steps to the nearest linearised boundary (not certain to be
+    the nearest); images without one come back clean. Moosavi-Dezfooli et al. 2016, but the overshoot grows with the
+    number of the step."""
     net = _setup(model, x, y, norm, eps)
     def attack(x, y, keys, run):
         found = deepfool_batch(net, x, y, norm, steps, overshoot, classes)
@@ -66,13 +74,16 @@ def hyperplane_step(
     c,          # values (n,) of the linear function at `x`, to be brought to zero
     norm: str,  # 'linf' or 'l2'
 ):
-    "The smallest step (n, d), in the norm, to where <w, step> = -c inside the box; to the box's far corner if there is no such place."
-    size, c, want = w.abs(), c.abs(), -c.sign()
-    u = w.sign().mul_(want[:, None])
+    """The smallest step (n, d), in the norm, to where <w, step> = -c inside the box; to the box's far corner if
+    there is no such place."""
+    u = w.sign().mul_(-c.sign()[:, None])
+    size = w.abs()
+    c = c.abs()
     room = torch.sub(.5, x).mul_(u).add_(.5)
     reach = size*room
     until, gain = (room, size) if norm == 'linf' else (room/size.clamp_min(TINY), size*size)
-    lam, stuck = torch.zeros_like(c), torch.empty_like(size)
+    lam = torch.zeros_like(c)
+    stuck = torch.empty_like(size)
     while True:
         torch.le(until, lam[:, None], out=stuck)
         rest = c - torch.linalg.vecdot(stuck, reach)
@@ -86,57 +97,63 @@ def hyperplane_step(
 # %% ../nbs/10c_fab.ipynb #d5a80a3a
 ALPHA_MAX, ETA, BETA = .1, 1.05, .9
 
+def _towards_boundary(at, clean, f, w, norm):
+    "A point (n, d) beyond the boundary linearised at `at`, between the steps from there and from the clean images."
+    there = hyperplane_step(at, w, f, norm)
+    back = hyperplane_step(clean, w, f - torch.linalg.vecdot(w, at - clean), norm)
+    a, b = (length(step, norm).clamp_min(1e-8) for step in (there, back))
+    alpha = (a/(a + b)).clamp_(max=ALPHA_MAX)[:, None]
+    return there.mul_(ETA).add_(at).lerp_(back.mul_(ETA).add_(clean), alpha).clamp_(0, 1)
+
 def fab_run(net, x, y, keys, run, norm, eps, steps=100):
-    "FAB on correctly classified images towards the run-th likeliest wrong class: the nearest misclassified point found, and whether it is within `eps`."
+    """FAB on correctly classified images towards the run-th likeliest wrong class: the nearest misclassified point
+    found, and whether it is within `eps`."""
     target = rank_targets(net.logits(x), y)[:, run]
-    nearest, fooled, here = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device), torch.arange(len(x), device=x.device)
-    s = Rows(x=x, y=y, target=target, at=x, far=torch.full((len(x),), torch.inf, device=x.device))
+    s = Survivors(x, x=x, y=y, target=target, far=torch.full((len(x),), torch.inf, device=x.device))
     for k in range(steps):
         _, f, w = net.gradient(s.at, lambda z: gap(z, s.y, s.target))
         if k == 0: net.notice(w, 'gap')
-        at, clean, w = s.at.flatten(1), s.x.flatten(1), w.flatten(1)
-        there = hyperplane_step(at, w, f, norm)
-        back = hyperplane_step(clean, w, f - torch.linalg.vecdot(w, at - clean), norm)
-        a, b = (length(d, norm).clamp_min(1e-8) for d in (there, back))
-        alpha = (a/(a + b)).clamp_(max=ALPHA_MAX)[:, None]
-        at = there.mul_(ETA).add_(at).lerp_(back.mul_(ETA).add_(clean), alpha).clamp_(0, 1)
+        clean = s.x.flatten(1)
+        at = _towards_boundary(s.at.flatten(1), clean, f, w.flatten(1), norm)
         s.at = at.view_as(s.x)
         wrong = ~is_right(net.logits(s.at), s.y)
         off = at - clean
         far = length(off, norm)
         nearer = wrong & (far < s.far)
-        nearest[here[nearer]], s.far = s.at[nearer], torch.where(nearer, far, s.far)
+        s.record(nearer)
+        s.far = torch.where(nearer, far, s.far)
         s.at = off.mul_(1 - (1 - BETA)*wrong[:, None]).add_(clean).view_as(s.x)
-        hit = nearer & (far <= eps)
-        if hit.any():
-            fooled[here[hit]] = True
-            here, s = here[~hit], s.keep(~hit)
-            if hit.all(): break
-    return Adversarial(nearest, fooled)
+        s.leave(nearer & (far <= eps))
+        if not len(s.rows): break
+    return s.found
 
 def fab(
-    model,                     # callable or module in eval mode: images -> logits (n, classes), see `oracle.check_model`
+    model,                     # callable or module in eval mode: images -> logits (n, classes), see `check_model`
     x,                         # images (n, ...), float in [0,1]
     y,                         # labels (n,), int64
     norm: str = 'linf',        # 'linf' or 'l2'
-    eps: float | None = None,  # radius of the ball, in units of the pixels; None: look for the nearest misclassified point at any distance
+    eps: float | None = None,  # radius of the ball, in units of the pixels; None: the nearest point at any distance
     targets: int | None = None,  # likeliest wrong classes to aim at; None: all, up to 9
     steps: int = 100,          # linearisations of each run
     batch_size: int = 128,     # images in one batch
 ) -> Adversarial:
     "Targeted Fast Adaptive Boundary attack (Croce and Hein 2020, FAB); images that are not fooled come back clean."
     net = _setup(model, x, y, norm, eps)
-    runs = min(TARGETS, net.classes - 1) if targets is None else check_number(targets, 'targets', low=1, high=net.classes - 1, integer=True)
+    if targets is None: targets = min(TARGETS, net.classes - 1)
+    check_number(targets, 'targets', low=1, high=net.classes - 1, integer=True)
     check_number(steps, 'steps', low=1, integer=True)
     def within(x, y, keys, run):
         nearest, fooled = fab_run(net, x, y, keys, run, norm, eps, steps)
         return Adversarial(torch.where(column(fooled, x), nearest, x), fooled)
     def closest(x, y, keys, run):
-        best, far = x.clone(), torch.full((len(x),), torch.inf, device=x.device)
-        for r in range(runs):
-            found = fab_run(net, x, y, keys, r, norm, 0., steps).x_adv
+        best = x.clone()
+        far = torch.full((len(x),), torch.inf, device=x.device)
+        for target in range(targets):
+            found = fab_run(net, x, y, keys, target, norm, 0., steps).x_adv
             way = distance(found, x, norm)
             nearer = (way > 0) & (way < far)
-            best[nearer], far[nearer] = found[nearer], way[nearer]
+            best[nearer] = found[nearer]
+            far[nearer] = way[nearer]
         return Adversarial(best, far.isfinite())
-    return on_correct(net, x, y, *(closest, batch_size) if eps is None else (within, batch_size, runs))
+    if eps is None: return on_correct(net, x, y, closest, batch_size)
+    return on_correct(net, x, y, within, batch_size, targets)

@@ -15,7 +15,7 @@ import torch
 from .core import check_choice, check_number
 from .evaluate import is_right
 from .oracle import Oracle, on_correct
-from .threat import NORMS, TINY, Adversarial, Ball, Rows, draw
+from .threat import NORMS, TINY, Adversarial, Ball, Rows, Survivors, draw
 
 # %% ../nbs/10d_square.ipynb #796740d2
 HALVINGS = 10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000
@@ -34,7 +34,8 @@ def side(
 def blocks(
     queries: int,  # queries of the whole attack
 ) -> list:
-    "The attack's queries as blocks (first, last), `last` not included, of 2000 queries at most: places where it can stop and go on."
+    """The attack's queries as blocks (first, last), `last` not included, of 2000 queries at most: places where it
+    can stop and go on."""
     edges = [q for q in (0, 1001, 2001, 4001) if q < queries]
     edges += list(range(5001, queries, 2000))
     return list(zip(edges, edges[1:] + [queries]))
@@ -47,12 +48,14 @@ def places(
     w: int,    # width
 ):
     "Flat number (...) of the top left pixel of a patch, uniform over all places where it fits."
-    row, col = (u[..., 0]*(h - s + 1)).long(), (u[..., 1]*(w - s + 1)).long()
+    row = (u[..., 0]*(h - s + 1)).long()
+    col = (u[..., 1]*(w - s + 1)).long()
     return row.clamp_(max=h - s)*w + col.clamp_(max=w - s)
 
 @lru_cache
 def patch(s: int, w: int, channels: int, pixels: int):
-    "Flat numbers (channels, s*s) of a patch's pixels relative to its top left one, for images of width `w` with `pixels` pixels a channel."
+    """Flat numbers (channels, s*s) of a patch's pixels relative to its top left one, for images of width `w` with
+    `pixels` pixels a channel."""
     square = (torch.arange(s)[:, None]*w + torch.arange(s)).flatten()
     return torch.arange(channels)[:, None]*pixels + square
 
@@ -71,16 +74,21 @@ class Stripes(Rows):
     def __init__(self, x, eps, keys, seed, first, last, run):
         n, c, h, w = x.shape
         u = draw(torch.rand, keys, (last - first, 2 + c), seed, 'square', run).to(x.device)
-        ball, sizes = Ball(x.flatten(1), eps, 'linf'), [side(q, h, w, 'linf') for q in range(first, last)]
+        ball = Ball(x.flatten(1), eps, 'linf')
+        sizes = [side(q, h, w, 'linf') for q in range(first, last)]
         place = torch.stack([places(u[:, k, :2], s, h, w) for k, s in enumerate(sizes)], 1)
         up = u[:, :, 2:] > .5
-        ask = (torch.tensor(sizes, device=x.device)*2**c + (up*2**torch.arange(c, device=x.device)).sum(2))*h*w + place
-        super().__init__(ends=torch.cat([ball.low, ball.high], 1), place=place, up=up*c*h*w, before=repeats(ask),
-                         changed=torch.zeros(n, dtype=torch.long, device=x.device), sizes=sizes, shape=(c, h, w))
+        colour = (up*2**torch.arange(c, device=x.device)).sum(2)
+        ask = (torch.tensor(sizes, device=x.device)*2**c + colour)*h*w + place
+        super().__init__(ends=torch.cat([ball.low, ball.high], 1), place=place, up=up*c*h*w, before=repeats(ask))
+        self.changed = torch.zeros(n, dtype=torch.long, device=x.device)
+        self.sizes = sizes
+        self.shape = c, h, w
     def start(self, keys, seed):
         "Vertical stripes, one random side per column and channel."
         c, h, w = self.shape
-        up = (draw(torch.rand, keys, (c, 1, w), seed, 'square', 'start') > .5).to(self.ends.device).expand(-1, c, h, w).flatten(1)
+        up = draw(torch.rand, keys, (c, 1, w), seed, 'square', 'start') > .5
+        up = up.to(self.ends.device).expand(-1, c, h, w).flatten(1)
         low, high = self.ends.chunk(2, 1)
         return torch.where(up, high, low)
     def propose(self, k, at):
@@ -88,7 +96,8 @@ class Stripes(Rows):
         c, h, w = self.shape
         rows = (self.before[:, k] < self.changed).nonzero().squeeze(1)
         pixels = self.place[rows, k][:, None, None] + patch(self.sizes[k], w, c, h*w).to(at.device)
-        new = self.ends.take((pixels + self.up[rows, k][:, :, None] + (rows*2*c*h*w)[:, None, None]).flatten(1))
+        ends = pixels + self.up[rows, k][:, :, None] + (rows*2*c*h*w)[:, None, None]
+        new = self.ends.take(ends.flatten(1))
         pixels = pixels.flatten(1)
         moves = (at.take(pixels + (rows*c*h*w)[:, None]) != new).any(1)
         rows = rows[moves]
@@ -120,10 +129,16 @@ class Pyramids(Rows):
         n, c, h, w = x.shape
         u = draw(torch.rand, keys, (last - first, 5 + c), seed, 'square', run).to(x.device)
         sizes = [side(q, h, w, 'l2') for q in range(first, last)]
-        to, source = (torch.stack([places(u[:, k, i:i+2], s, h, w) for k, s in enumerate(sizes)], 1) for i in (0, 2))
-        super().__init__(x=x.flatten(1), to=to, source=source, turned=(u[:, :, 4] > .5).long(), sign=(u[:, :, 5:, None] > .5)*2. - 1,
-                         sizes=sizes, shape=(c, h, w), eps=eps)
-    def _inside(self, d): return (self.x + d*(self.eps/(d.norm(dim=1, keepdim=True) + TINY))).clamp_(0, 1)
+        def corners(i): return torch.stack([places(u[:, k, i:i+2], s, h, w) for k, s in enumerate(sizes)], 1)
+        turned = (u[:, :, 4] > .5).long()
+        sign = (u[:, :, 5:, None] > .5)*2. - 1
+        super().__init__(x=x.flatten(1), to=corners(0), source=corners(2), turned=turned, sign=sign)
+        self.sizes = sizes
+        self.shape = c, h, w
+        self.eps = eps
+    def _inside(self, d):
+        "The images at `d`, brought to the surface of the ball, from the clean ones."
+        return (self.x + d*(self.eps/(d.norm(dim=1, keepdim=True) + TINY))).clamp_(0, 1)
     def start(self, keys, seed):
         "A grid of pyramid pairs, one random sign per tile and channel."
         c, h, w = self.shape
@@ -141,12 +156,15 @@ class Pyramids(Rows):
         if k == 0 or not hasattr(self, 'd'): self.d = at - self.x
         pixels = patch(self.sizes[k], w, c, h*w).to(at.device)
         to, source = ((place[:, k, None, None] + pixels) for place in (self.to, self.source))
-        flat, d = to.flatten(1), self.d.clone()
+        flat = to.flatten(1)
+        d = self.d.clone()
         old = d.gather(1, flat).view(to.shape)
         d.scatter_(1, flat, 0)
-        mass = (old**2).sum(2) + (d.gather(1, source.flatten(1)).view(to.shape)**2).sum(2)
+        given = d.gather(1, source.flatten(1)).view(to.shape)
+        mass = (old**2).sum(2) + (given**2).sum(2)
         spare = (self.eps**2 - (self.d**2).sum(1)).clamp_(min=0)[:, None]/c
-        new = eta(self.sizes[k]).to(at.device)[self.turned[:, k]][:, None]*self.sign[:, k] + old/(old.norm(dim=2, keepdim=True) + TINY)
+        shape = eta(self.sizes[k]).to(at.device)[self.turned[:, k]][:, None]*self.sign[:, k]
+        new = shape + old/(old.norm(dim=2, keepdim=True) + TINY)
         new *= ((spare + mass).sqrt()/(new.norm(dim=2) + TINY))[:, :, None]
         d.scatter_(1, source.flatten(1), 0).scatter_(1, flat, new.flatten(1))
         return torch.arange(len(at), device=at.device), self._inside(d)
@@ -157,57 +175,71 @@ def margin(
     z,  # logits (n, classes)
     y,  # labels (n,)
 ):
-    "Logit of the label minus the largest other logit, as (n,), above 0 exactly where the answer `is_right`: `TINY` for a tie that the label wins, 0 for logits that are not finite."
-    m = z.gather(1, y[:, None]).squeeze(1) - z.scatter(1, y[:, None], -torch.inf).amax(1)
+    """Logit of the label minus the largest other logit, as (n,), above 0 exactly where the answer `is_right`:
+    `TINY` for a tie that the label wins, 0 for logits that are not finite."""
+    label = y[:, None]
+    m = z.gather(1, label).squeeze(1) - z.scatter(1, label, -torch.inf).amax(1)
     return torch.where(is_right(z, y), m.clamp(min=TINY), m.clamp(max=0).nan_to_num())
 
+class _Search(Survivors):
+    "Square's images, flat, their margins, and the moves that are proposed for them."
+    def part(self):
+        "Let the fooled images leave."
+        hit = self.margin <= 0
+        if not hit.any(): return
+        self.record(hit)
+        self.leave(hit)
+    def try_out(self, k, rows, images, found):
+        "Take the proposed images of some rows where their margins, `found`, are smaller."
+        better = found < self.margin[rows]
+        if not better.any(): return
+        rows = rows[better]
+        images = images[better]
+        self.at[rows] = images
+        self.margin[rows] = found[better]
+        self.moves.accept(k, rows, images)
+
 def square_run(net, x, y, keys, run, norm, eps, queries=5000, seed=0, best=None):
-    "Block number `run` of Square on correctly classified images (n, c, h, w), going on from the images `best`; also returns where it stands."
+    """Block number `run` of Square on correctly classified images (n, c, h, w), going on from the images `best`; also
+    returns where it stands."""
     first, last = blocks(queries)[run]
     moves = (Stripes if norm == 'linf' else Pyramids)(x, eps, keys, seed, first, last, run)
     at = moves.start(keys, seed) if best is None else best.flatten(1).clone()
-    out, fooled, here = at.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device), torch.arange(len(x), device=x.device)
-    s = Rows(at=at, y=y, moves=moves)
-    s.margin = margin(net.logits(at.view_as(x)), y)
-    for k in range(last - first + 1):
-        hit = s.margin <= 0
-        if hit.any() or k == last - first:
-            out[here], fooled[here[hit]] = s.at, True
-            if k == last - first or hit.all(): break
-            here, s = here[~hit], s.keep(~hit)
+    s = _Search(at, y=y, moves=moves, margin=margin(net.logits(at.view_as(x)), y))
+    for k in range(last - first):
+        s.part()
+        if not len(s.rows): break
         rows, images = s.moves.propose(k, s.at)
-        if not len(rows): continue
-        m = margin(net.logits(images.view(-1, *x.shape[1:])), s.y[rows])
-        better = m < s.margin[rows]
-        if better.any():
-            rows, images = rows[better], images[better]
-            s.at[rows], s.margin[rows] = images, m[better]
-            s.moves.accept(k, rows, images)
-    return Adversarial(out.view_as(x), fooled)
+        if len(rows): s.try_out(k, rows, images, margin(net.logits(images.view(-1, *x.shape[1:])), s.y[rows]))
+    s.part()
+    s.found.x_adv[s.rows] = s.at
+    return Adversarial(s.found.x_adv.view_as(x), s.found.fooled)
 
 def square(
-    model,                  # callable or module in eval mode: images -> logits (n, classes), see `oracle.check_model`; no gradient is asked for
+    model,                  # callable or module in eval mode: images -> logits (n, classes); no gradient is asked for
     x,                      # images (n, c, h, w), float in [0,1]
     y,                      # labels (n,), int64
     norm: str = 'linf',     # 'linf' or 'l2'
     eps: float = 8/255,     # radius of the ball, in units of the pixels
-    queries: int = 5000,    # random proposals for each image, at most; a forward pass each, besides one per block and one or two to check
+    queries: int = 5000,    # random proposals for each image, at most; a forward pass each, and few more
     seed: int = 0,          # of the random patches
     batch_size: int = 128,  # images in one batch
 ) -> Adversarial:
-    "Square attack (Andriushchenko et al. 2020): random search over patches with the margin loss; the unfooled images come back at their lowest margin."
+    """Square attack (Andriushchenko et al. 2020): random search over patches with the margin loss; the unfooled
+    images come back at their lowest margin."""
     check_choice(norm, 'norm', NORMS)
     check_number(eps, 'eps', above=0)
     check_number(queries, 'queries', low=1, integer=True)
     if x.ndim != 4: raise ValueError(f'x: got shape {tuple(x.shape)}, accepted for square: images (n, c, h, w)')
     net = model if isinstance(model, Oracle) else Oracle(model, x, y)
     def attack(x, y, keys, run):
-        out, fooled, left = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device), torch.arange(len(x), device=x.device)
-        best = None
+        s = Survivors(x, x=x, y=y)
         for block in range(len(blocks(queries))):
-            best, hit = square_run(net, x[left], y[left], [keys[i] for i in left], block, norm, eps, queries, seed, best)
-            out[left], fooled[left] = best, hit
-            left, best = left[~hit], best[~hit]
-            if not len(left): break
-        return Adversarial(out, fooled)
+            best = s.at if block else None
+            mine = [keys[i] for i in s.rows]
+            s.at, hit = square_run(net, s.x, s.y, mine, block, norm, eps, queries, seed, best)
+            s.found.x_adv[s.rows] = s.at
+            s.leave(hit)
+            if not len(s.rows): break
+        return s.found
     return on_correct(net, x, y, attack, batch_size)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NORMS', 'TINY', 'column', 'length', 'distance', 'steepest', 'Rows', 'Ball', 'check_images', 'image_keys', 'draw',
-           'random_start', 'Adversarial', 'batches']
+           'random_start', 'Adversarial', 'Survivors', 'batches']
 
 # %% ../nbs/10a_threat.ipynb #7fa6d458
 import hashlib, importlib, warnings
@@ -135,6 +135,29 @@ class Adversarial:
     fooled: torch.Tensor  # (n,) bool: misclassified at x_adv, with or without an attack
     doubts: tuple = ()    # sentences: why the attack may have missed something
     def __iter__(self): return iter((self.x_adv, self.fooled))
+
+# %% ../nbs/10a_threat.ipynb #d966846b
+class Survivors(Rows):
+    "The images of a batch that an attack has not fooled yet, where it stands with each, and what it found."
+    def __init__(self,
+        at,      # images (n, ...) where the attack begins
+        **more,  # what else belongs to the images, a row each
+    ):
+        rows = torch.arange(len(at), device=at.device)
+        super().__init__(rows=rows, at=at, **more)
+        self.found = Adversarial(at.clone(), torch.zeros_like(rows, dtype=torch.bool))
+    def record(self,
+        which,  # (n,) bool
+    ):
+        "Keep where some of the images are now as what was found for them."
+        self.found.x_adv[self.rows[which]] = self.at[which]
+    def leave(self,
+        fooled,  # (n,) bool
+    ):
+        "Let the fooled images go."
+        if not fooled.any(): return
+        self.found.fooled[self.rows[fooled]] = True
+        self.keep(~fooled)
 
 # %% ../nbs/10a_threat.ipynb #f08b930c
 def batches(
