@@ -1210,6 +1210,7 @@ def cluster(
     """A Dask client on this machine, its cores shared by `workers` runs, or on an existing cluster. What is running
     when it is left by an exception is stopped."""
     import dask
+    import distributed  # brings its own settings, which these are to replace
     with dask.config.set({**QUIET, 'temporary-directory': temp_dir()}):
         opened = connect(scheduler, Patience(patience)) if scheduler else _client_here(workers, dashboard)
         with opened as client: yield client
