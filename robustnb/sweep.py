@@ -8,8 +8,8 @@ __all__ = ['SETTLED', 'ABOUT', 'MARK', 'WEIGHTS', 'FILES', 'FULL', 'QUIET', 'Par
            'Experiment', 'read_experiment', 'Sweep', 'sweep_name', 'read_sweep', 'workspace', 'strip_show', 'is_done',
            'is_run', 'check_place', 'clear_leftovers', 'run_notebook', 'execute_run', 'receive', 'result_path',
            'damaged', 'locked', 'Stopped', 'Patience', 'check_scheduler', 'check_greeting', 'connect',
-           'check_dashboard', 'environment', 'cluster', 'threads', 'asked_workers', 'dispatch', 'run_sweep',
-           'read_results', 'edited', 'replay', 'publish']
+           'check_dashboard', 'environment', 'cluster', 'threads', 'asked_workers', 'dispatch', 'read_results',
+           'run_sweep', 'edited', 'replay', 'publish']
 
 # %% ../nbs/14b_sweep.ipynb #12eee027
 import ast, errno, fcntl, hashlib, inspect, io, itertools, math, operator, os, queue, re, secrets, shutil, socket, ssl
@@ -86,6 +86,17 @@ def _compute(kind, *values):
     return _ARITHMETIC[kind](*values)
 
 # %% ../nbs/14b_sweep.ipynb #532866e9
+def _text_key(node):
+    "The text that is a key of a table."
+    if isinstance(node, ast.Constant) and isinstance(node.value, str): return node.value
+    raise ValueError('a table has texts as keys, and nothing else')
+
+def _is_real(value):
+    "Is it a finite real number, or no number at all?"
+    if isinstance(value, (int, float)): return math.isfinite(float(value))
+    return not isinstance(value, complex)
+
+# %% ../nbs/14b_sweep.ipynb #a7d88c02
 def evaluate(
     node: ast.AST,  # an expression
     names: dict,    # values of the names that it may use
@@ -109,16 +120,6 @@ def _value_of(node, names):
         case ast.BinOp(left, op, right) if type(op) in _ARITHMETIC:
             return _compute(type(op), evaluate(left, names), evaluate(right, names))
     raise ValueError(f'got {ast.unparse(node)[:40]!r}, accepted: literals, arithmetic and earlier names')
-
-def _text_key(node):
-    "The text that is a key of a table."
-    if isinstance(node, ast.Constant) and isinstance(node.value, str): return node.value
-    raise ValueError('a table has texts as keys, and nothing else')
-
-def _is_real(value):
-    "Is it a finite real number, or no number at all?"
-    if isinstance(value, (int, float)): return math.isfinite(float(value))
-    return not isinstance(value, complex)
 
 # %% ../nbs/14b_sweep.ipynb #b0e11a1c
 def _unpacked(target, value, node):
@@ -212,6 +213,7 @@ def _check_rules(rules, where, names):
     if not by_data or 'dataset' in names: return
     raise ValueError(f'{where}: settled: got {by_data[0]!r} without a parameter dataset, by which it is settled')
 
+# %% ../nbs/14b_sweep.ipynb #f6eaba7f
 def _about(nb, path, names):
     "What the notebook's about cell says of its parameters; a ValueError for what it may not say."
     where = f'{path}: about'
@@ -222,7 +224,7 @@ def _about(nb, path, names):
     _check_rules(said['settled'].values(), where, names)
     return said
 
-# %% ../nbs/14b_sweep.ipynb #f6eaba7f
+# %% ../nbs/14b_sweep.ipynb #f8500bfb
 def _choices(given):
     "Accepted values, from a list or from 'module:NAME'."
     require(isinstance(given, (list, tuple, str)), 'choices', repr(given), 'a list, or module:NAME')
@@ -237,6 +239,7 @@ def _parameter(name, default, comment, about):
                      settle=about['settled'].get(name, ''),
                      introduced=about['introduced'].get(name, default))
 
+# %% ../nbs/14b_sweep.ipynb #b586f6d9
 def _parameters(nb, path):
     "The notebook's parameters by name, and what its about cell says."
     given = _tagged(nb, path, 'parameters')
@@ -273,6 +276,12 @@ def _is_there(path, name):
     return there
 
 # %% ../nbs/14b_sweep.ipynb #022c2e79
+def _is_plain(value):
+    "Is it a text without halves of characters, a number of 64 bits, a list or a table?"
+    if isinstance(value, str): return value.encode(errors='replace').decode() == value
+    if isinstance(value, int): return abs(value) < 2**63
+    return isinstance(value, (float, list, dict))
+
 def _check_plain(value, name):
     "A ValueError for dates and for numbers that no computer word holds, at any depth."
     for v in _parts(value): _check_plain(v, name)
@@ -280,12 +289,7 @@ def _check_plain(value, name):
     accepted = 'texts, numbers of 64 bits, true or false, and lists of them'
     raise ValueError(f'{name}: got {str(value)[:40]!r}, accepted: {accepted}')
 
-def _is_plain(value):
-    "Is it a text without halves of characters, a number of 64 bits, a list or a table?"
-    if isinstance(value, str): return value.encode(errors='replace').decode() == value
-    if isinstance(value, int): return abs(value) < 2**63
-    return isinstance(value, (float, list, dict))
-
+# %% ../nbs/14b_sweep.ipynb #24865381
 def _takes_conditions(parameter):
     "Whether the parameter is a list of conditions: by its name, and by the tables that are its default."
     default = parameter.default
@@ -298,6 +302,26 @@ def _conditions(value):
     return tables(value)
 
 # %% ../nbs/14b_sweep.ipynb #b561d42a
+def _as_float(value):
+    "A whole number, or a fraction in a text, as a float; anything else as it is."
+    if isinstance(value, str) and '/' in value:
+        with suppress(ValueError): value = parse_number(value)
+    return float(value) if type(value) is int else value
+
+def _is_accepted(value, parameter):
+    "Is it one of the accepted values, or data of one's own that is there?"
+    accepted = parameter.accepted
+    if not accepted or value in accepted: return True
+    return parameter.folder and _is_own_data(value)
+
+def _is_own_data(value):
+    "Whether the text names data of one's own that is there."
+    from robustnb.data import data_root
+    if not isinstance(value, str): return False
+    place = data_root()/Path(value).expanduser()
+    return place.exists() or Path(f'{place}.npz').exists()
+
+# %% ../nbs/14b_sweep.ipynb #e3946612
 def convert(
     value,                 # from TOML or the command line
     parameter: Parameter,
@@ -319,25 +343,6 @@ def _convert_list(value, parameter):
     if not parameter.default: return values
     each = Parameter(parameter.name, parameter.default[0])
     return [convert(v, each) for v in values]
-
-def _as_float(value):
-    "A whole number, or a fraction in a text, as a float; anything else as it is."
-    if isinstance(value, str) and '/' in value:
-        with suppress(ValueError): value = parse_number(value)
-    return float(value) if type(value) is int else value
-
-def _is_accepted(value, parameter):
-    "Is it one of the accepted values, or data of one's own that is there?"
-    accepted = parameter.accepted
-    if not accepted or value in accepted: return True
-    return parameter.folder and _is_own_data(value)
-
-def _is_own_data(value):
-    "Whether the text names data of one's own that is there."
-    from robustnb.data import data_root
-    if not isinstance(value, str): return False
-    place = data_root()/Path(value).expanduser()
-    return place.exists() or Path(f'{place}.npz').exists()
 
 # %% ../nbs/14b_sweep.ipynb #98e7544d
 def _line(text, key, value=''):
@@ -372,6 +377,7 @@ def _in_form(parameter, value):
     "A value that stands in the notebook, in the form that a config has."
     return _conditions(value) if _takes_conditions(parameter) else value
 
+# %% ../nbs/14b_sweep.ipynb #e2e3fd1b
 def run_id(
     experiment: str,  # the notebook's stem
     identity: dict,   # see `identity`
@@ -495,6 +501,7 @@ def _is_outside(parameter, value):
     "Whether it is a folder of one's own, whose content is part of what a run is."
     return parameter.folder and value not in (parameter.accepted or ())
 
+# %% ../nbs/14b_sweep.ipynb #dfc5b5b7
 @dataclass(frozen=True)
 class Experiment:
     "What a notebook is and accepts."
@@ -532,6 +539,7 @@ class Experiment:
         who = identity(config, self.parameters), self.protocol, self.outside(config, ask)
         return Run(self.name, config, *who, self.source, **kw)
 
+# %% ../nbs/14b_sweep.ipynb #77cf625b
 def read_experiment(
     notebook,  # path of an experiment notebook
 ) -> Experiment:
@@ -565,6 +573,7 @@ def _is_text(value): return isinstance(value, str)
 def _is_switch(value): return isinstance(value, bool)
 def _are_tables(value): return isinstance(value, list) and value != [] and all(map(_is_table, value))
 
+# %% ../nbs/14b_sweep.ipynb #2015bb4e
 _SPEC = dict(  # keys of a sweep file: what stands there, in words, and a test
     experiment=('the name of a notebook', _is_text),
     keep_weights=('true or false', _is_switch),
@@ -619,15 +628,13 @@ class _SweepFile:
         if not keep or self.experiment.weights: return keep
         lacks = f'{self.experiment.name} has no parameter weights that is filled with where they go'
         with self.located('keep_weights'): raise ValueError(f'keep_weights: {lacks}')
-    def points(self):
-        "What the file says of each run: `{parameter: value}`."
-        fixed = self.fixed(self.spec.get('fixed', {}))
-        shared = self.axes(self.spec.get('axes', {}))
+    def points(self, shared):
+        "What the grids, crossed with these axes, say of each run: `{parameter: value}`."
         for grid in self.spec.get('grid', [{}]):
             axes = {**shared, **self.axes(grid)}
             if math.prod(map(len, axes.values())) > 10**6:
                 raise ValueError(f'{self.path}: a grid of more than a million runs')
-            for point in itertools.product(*axes.values()): yield {**fixed, **dict(zip(axes, point))}
+            for point in itertools.product(*axes.values()): yield dict(zip(axes, point))
 
 # %% ../nbs/14b_sweep.ipynb #da0609f0
 def read_sweep(
@@ -643,9 +650,10 @@ def read_sweep(
     file = _SweepFile(path, text, spec, experiment)
     keep = file.keep_weights()
     ask = ask and _remembering(ask)
-    points = file.points()
+    fixed = file.fixed(spec.get('fixed', {}))
+    shared = file.axes(spec.get('axes', {}))
     over = {key: experiment.check(key, value) for key, value in overrides.items()}
-    runs = [_run_of(experiment, {**point, **over}, ask, keep) for point in points]
+    runs = [_run_of(experiment, {**fixed, **point, **over}, ask, keep) for point in file.points(shared)]
     return Sweep(sweep_name(path.stem, over), experiment.notebook, list({r.id: r for r in runs}.values()))
 
 def _run_of(experiment, given, ask, keep):
@@ -689,6 +697,18 @@ def is_done(
     except (OSError, ValueError): return False
 
 # %% ../nbs/14b_sweep.ipynb #94073816
+def _reads(path):
+    "The text of a file, or nothing."
+    path = Path(path)
+    try: return path.read_text(encoding='utf-8', errors='replace') if path.is_file() else ''
+    except OSError: return ''
+
+def _status_is_its_own(place):
+    "Does status.json name the run after which the folder is called?"
+    try: return results.load_status(place/'status.json')['id'] == place.name
+    except (OSError, ValueError): return False
+
+# %% ../nbs/14b_sweep.ipynb #c5957e58
 WEIGHTS = 'model.safetensors'  # of a run that keeps them
 
 # what the folder of a run holds
@@ -703,17 +723,6 @@ def is_run(
     if place.is_symlink() or not place.is_dir(): return False
     if set(os.listdir(place)) <= FILES: return True
     return f'{place.name}-' in _reads(place/'notebook.ipynb') or _status_is_its_own(place)
-
-def _status_is_its_own(place):
-    "Does status.json name the run after which the folder is called?"
-    try: return results.load_status(place/'status.json')['id'] == place.name
-    except (OSError, ValueError): return False
-
-def _reads(path):
-    "The text of a file, or nothing."
-    path = Path(path)
-    try: return path.read_text(encoding='utf-8', errors='replace') if path.is_file() else ''
-    except OSError: return ''
 
 def check_place(
     place,  # where a run shall appear
@@ -737,17 +746,18 @@ def _keep_measured(place, work):
     return True
 
 # %% ../nbs/14b_sweep.ipynb #dcf5bd75
+def _is_file(path): return path.is_file() and not path.is_symlink()
+
+def _file_digest(path):
+    with open(path, 'rb') as file: return hashlib.file_digest(file, 'blake2b').hexdigest()[:32]
+
 def _digests(folder):
     "Digest of each file of a run's folder but its status, by its path in there."
     status = folder/'status.json'
     files = [p for p in sorted(folder.rglob('*')) if _is_file(p) and p != status]
     return {str(p.relative_to(folder)): _file_digest(p) for p in files}
 
-def _is_file(path): return path.is_file() and not path.is_symlink()
-
-def _file_digest(path):
-    with open(path, 'rb') as file: return hashlib.file_digest(file, 'blake2b').hexdigest()[:32]
-
+# %% ../nbs/14b_sweep.ipynb #4390e9d4
 def _made(place):
     "The digests that a run has left of its files; None where it is of an older version, or unreadable."
     try: made = read_json(place/'status.json').get('made')
@@ -774,6 +784,7 @@ def _free_name(path):
         n += 1
     return free
 
+# %% ../nbs/14b_sweep.ipynb #9cd258bc
 def _keep_foreign(place, work):
     "Copy what is not the run's own in `place` to `work`; what has its name there by now gets `.before` into its own."
     for name in _foreign_files(place):
@@ -852,6 +863,15 @@ def _scratch():
     except ValueError: return None
 
 # %% ../nbs/14b_sweep.ipynb #7f58d827
+def _status(run, error='', seconds=0.):
+    "What status.json says of a run that ended with this error, or well."
+    return dict(id=run.id, state='failed' if error else 'done', error=error, seconds=seconds, config=run.config)
+
+def _plain(text):
+    "Text without terminal colours, and without halves of characters, which no file can hold."
+    return re.sub(r'\x1b\[[0-9;]*m', '', text).encode(errors='backslashreplace').decode()
+
+# %% ../nbs/14b_sweep.ipynb #20a5e6e6
 @dataclass
 class _Attempt:
     "One attempt at a run, in a folder of its own."
@@ -910,14 +930,6 @@ class _Attempt:
         if self.shared: _install(self.work, self.place)
         return status
 
-def _status(run, error='', seconds=0.):
-    "What status.json says of a run that ended with this error, or well."
-    return dict(id=run.id, state='failed' if error else 'done', error=error, seconds=seconds, config=run.config)
-
-def _plain(text):
-    "Text without terminal colours, and without halves of characters, which no file can hold."
-    return re.sub(r'\x1b\[[0-9;]*m', '', text).encode(errors='backslashreplace').decode()
-
 # %% ../nbs/14b_sweep.ipynb #65048bee
 def execute_run(
     run: Run,
@@ -947,6 +959,7 @@ def _contents(folder):
     "Its files, `{name: bytes}`."
     return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
 
+# %% ../nbs/14b_sweep.ipynb #4a151473
 def receive(
     status: dict,  # from `execute_run` on a machine that does not see the runs folder
     place,         # folder where the run shall appear
@@ -976,6 +989,7 @@ def result_path(
     except (OSError, ValueError): return None
     return path
 
+# %% ../nbs/14b_sweep.ipynb #f0287277
 def damaged(
     sweep: Sweep,
     out='runs',           # folder of runs
@@ -1015,13 +1029,6 @@ def locked(
         yield
 
 # %% ../nbs/14b_sweep.ipynb #97a7f518
-QUIET = {
-    'distributed.comm.timeouts.connect': '60s',
-    'distributed.admin.tick.limit': '60s',
-    'distributed.admin.tick.interval': '1s',
-    # its sampling a hundred times a second takes several percent of a core from the runs
-    'distributed.worker.profile.enabled': False}
-
 class Stopped(RuntimeError):
     "A sweep that ends before its last run, through no fault of a run: no workers, or no room for results."
 
@@ -1177,6 +1184,24 @@ def _dashboard_link(dashboard):
     host = dashboard.rpartition(':')[0]
     return link if host in ('', '0.0.0.0', '[::]') else link.replace('{host}', host)
 
+# %% ../nbs/14b_sweep.ipynb #6fe44963
+@contextmanager
+def _halting():
+    "Stop what is running in isolation if this is left by an exception."
+    try: yield
+    except BaseException:
+        halt.set()
+        end_server()
+        raise
+
+# %% ../nbs/14b_sweep.ipynb #c65dc6bd
+QUIET = {
+    'distributed.comm.timeouts.connect': '60s',
+    'distributed.admin.tick.limit': '60s',
+    'distributed.admin.tick.interval': '1s',
+    # its sampling a hundred times a second takes several percent of a core from the runs
+    'distributed.worker.profile.enabled': False}
+
 @contextmanager
 def _client_here(workers, dashboard):
     "A Dask client of a cluster in this process."
@@ -1190,15 +1215,6 @@ def _client_here(workers, dashboard):
         with dask.config.set(shown), environment(thread_env(workers)), LocalCluster(**here) as local:
             with Client(local) as client, _halting(): yield client
     finally: halt.clear()
-
-@contextmanager
-def _halting():
-    "Stop what is running in isolation if this is left by an exception."
-    try: yield
-    except BaseException:
-        halt.set()
-        end_server()
-        raise
 
 @contextmanager
 def cluster(
@@ -1277,6 +1293,7 @@ class _Flight:
         try: return self.done.get(timeout=1)
         except queue.Empty: return None
 
+# %% ../nbs/14b_sweep.ipynb #34e7c34f
 def dispatch(
     client,                 # Dask client
     function,               # function(job, *args), run by the workers
@@ -1300,17 +1317,18 @@ def dispatch(
         flight.fill()
 
 # %% ../nbs/14b_sweep.ipynb #1f8223b2
+def _no_room(error, path):
+    "The end of a sweep whose results cannot be written."
+    named, why = error.filename or path, error.strerror or error
+    return Stopped(f'{named}: {why}; the same command does the rest when there is room')
+
+# %% ../nbs/14b_sweep.ipynb #c33bd1b0
 def _received(future, place):
     "Status and error of a run whose future is done, one of them None; its files, if they came along, are written."
     error = future.exception()
     if error is not None: return None, error
     try: return receive(future.result(), place), None
     except OSError as e: return None, e
-
-def _no_room(error, path):
-    "The end of a sweep whose results cannot be written."
-    named, why = error.filename or path, error.strerror or error
-    return Stopped(f'{named}: {why}; the same command does the rest when there is room')
 
 def _outcome(run, future, place):
     """The status of a finished run, failed where its worker raised; None where the scheduler was lost and the run has
@@ -1356,6 +1374,42 @@ def _job(run, source, folder, *args):
     return execute_run(run, source, f'{folder}/{run.id}', *args)
 
 # %% ../nbs/14b_sweep.ipynb #62bab32d
+def _finished(sweep, out, committed):
+    "[(run, path of its result)] of the runs that have one."
+    found = [(r, result_path(r, sweep.name, out, committed)) for r in sweep.runs]
+    return [(run, path) for run, path in found if path]
+
+def read_results(
+    sweep: Sweep,
+    out='runs',           # folder of runs
+    committed='results',  # folder of committed results
+):
+    "All results of the sweep that exist, as `results.table`."
+    return results.table(path for _, path in _finished(sweep, out, committed))
+
+# %% ../nbs/14b_sweep.ipynb #1686eb84
+def _check_addresses(scheduler, dashboard):
+    "A ValueError for a scheduler that is no address, or without one for a dashboard that cannot listen."
+    if scheduler: check_scheduler(scheduler)
+    else: check_dashboard(dashboard)
+
+def _missing_runs(sweep, folder, out, committed):
+    "The runs that have no result; a ValueError if something else is where one shall appear."
+    runs = [r for r in sweep.runs if not result_path(r, sweep.name, out, committed)]
+    for run in runs: check_place(folder/run.id)
+    return runs
+
+def _or_cores(workers):
+    "How many runs go at a time: as many as asked for, or one for each core."
+    return check_number(cores() if workers is None else workers, 'workers', low=1, integer=True)
+
+def _new_token(folder):
+    "What a worker finds in the workspace if it sees the same folder."
+    token = secrets.token_hex(8)
+    write_text(workspace(folder)/'token', token)
+    return token
+
+# %% ../nbs/14b_sweep.ipynb #4b32c181
 def run_sweep(
     sweep: Sweep,
     out='runs',                      # folder of runs
@@ -1399,40 +1453,6 @@ def run_sweep(
                     time.sleep(1)
         if not scheduler: clear_leftovers(folder)
     return list(diary.statuses.values())
-
-def _check_addresses(scheduler, dashboard):
-    "A ValueError for a scheduler that is no address, or without one for a dashboard that cannot listen."
-    if scheduler: check_scheduler(scheduler)
-    else: check_dashboard(dashboard)
-
-def _missing_runs(sweep, folder, out, committed):
-    "The runs that have no result; a ValueError if something else is where one shall appear."
-    runs = [r for r in sweep.runs if not result_path(r, sweep.name, out, committed)]
-    for run in runs: check_place(folder/run.id)
-    return runs
-
-def _or_cores(workers):
-    "How many runs go at a time: as many as asked for, or one for each core."
-    return check_number(cores() if workers is None else workers, 'workers', low=1, integer=True)
-
-def _new_token(folder):
-    "What a worker finds in the workspace if it sees the same folder."
-    token = secrets.token_hex(8)
-    write_text(workspace(folder)/'token', token)
-    return token
-
-def read_results(
-    sweep: Sweep,
-    out='runs',           # folder of runs
-    committed='results',  # folder of committed results
-):
-    "All results of the sweep that exist, as `results.table`."
-    return results.table(path for _, path in _finished(sweep, out, committed))
-
-def _finished(sweep, out, committed):
-    "[(run, path of its result)] of the runs that have one."
-    found = [(r, result_path(r, sweep.name, out, committed)) for r in sweep.runs]
-    return [(run, path) for run, path in found if path]
 
 # %% ../nbs/14b_sweep.ipynb #af9c3033
 def edited(
