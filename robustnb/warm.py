@@ -19,6 +19,26 @@ from .core import check_number, cores, seed_all, set_threads
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # from <linux/prctl.h>
 
 # %% ../nbs/14a_warm.ipynb #7ec250d2
+def _attributes():
+    "[(owner, name, value)] of what a notebook may set."
+    from IPython.core.interactiveshell import InteractiveShell
+    return [(sys, 'path', sys.path[:]), (sys, 'argv', sys.argv[:]),
+            (sys, 'displayhook', sys.displayhook), (sys, 'excepthook', sys.excepthook),
+            (InteractiveShell, '_instance', InteractiveShell._instance)]
+
+@contextmanager
+def _torch_at_zero():
+    "Seed everything with 0 and keep torch's threads, if torch is loaded."
+    torch = sys.modules.get('torch')
+    if torch is None:
+        yield
+        return
+    threads = torch.get_num_threads()
+    seed_all(0)
+    try: yield
+    finally: torch.set_num_threads(threads)
+
+# %% ../nbs/14a_warm.ipynb #7cacaddd
 @contextmanager
 def isolated():
     """Seed Python, NumPy and torch with 0 (if torch is loaded), and afterwards restore Python's random state, but not
@@ -39,25 +59,6 @@ def isolated():
         sys.modules['__main__'] = main
         if 'matplotlib.pyplot' in sys.modules: sys.modules['matplotlib.pyplot'].close('all')
         random.setstate(state)
-
-def _attributes():
-    "[(owner, name, value)] of what a notebook may set."
-    from IPython.core.interactiveshell import InteractiveShell
-    return [(sys, 'path', sys.path[:]), (sys, 'argv', sys.argv[:]),
-            (sys, 'displayhook', sys.displayhook), (sys, 'excepthook', sys.excepthook),
-            (InteractiveShell, '_instance', InteractiveShell._instance)]
-
-@contextmanager
-def _torch_at_zero():
-    "Seed everything with 0 and keep torch's threads, if torch is loaded."
-    torch = sys.modules.get('torch')
-    if torch is None:
-        yield
-        return
-    threads = torch.get_num_threads()
-    seed_all(0)
-    try: yield
-    finally: torch.set_num_threads(threads)
 
 # %% ../nbs/14a_warm.ipynb #fa58ae25
 def _joined(value): return ''.join(value) if isinstance(value, list) else value
@@ -80,6 +81,7 @@ def _run_cell(shell, nb_man, i, cell):
     nb_man.cell_complete(cell, i)
     return shell.exc
 
+# %% ../nbs/14a_warm.ipynb #f04c0e90
 def _run_cells(cls, nb_man, kernel_name, **kwargs):
     "What an engine of papermill does: run the cells, report each, stop at the first error."
     from execnb.shell import CaptureShell
@@ -117,6 +119,7 @@ def _family(pid):
     try: return [p for p in psutil.Process(pid).children(recursive=True) if _lives(p.pid)]
     except psutil.Error: return []
 
+# %% ../nbs/14a_warm.ipynb #71d70389
 def end_family(
     pid: int,  # of a process
 ):
@@ -171,6 +174,18 @@ def _take_over(environ):
     set_threads(threads)
 
 # %% ../nbs/14a_warm.ipynb #8c40ee71
+def _begin(conn, scratch):
+    "Tell the caller that the child is there; where nobody is waiting any more, that is the end of it."
+    try: conn.send('begun')
+    except OSError:
+        shutil.rmtree(scratch, ignore_errors=True)
+        os._exit(1)
+
+def _tell_kernel(option, value):
+    "Linux's prctl for this process; other systems have none."
+    with suppress(OSError, AttributeError): ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+# %% ../nbs/14a_warm.ipynb #4c369cf0
 def _child(conn, log, environ, scratch, call):
     "Body of the child: split into run and watcher, write to the log, send the outcome."
     os.setpgid(0, 0)
@@ -189,31 +204,7 @@ def _child(conn, log, environ, scratch, call):
     except BaseException as e: outcome = 'error', f'{type(e).__name__}: {e}'
     conn.send(outcome)
 
-def _begin(conn, scratch):
-    "Tell the caller that the child is there; where nobody is waiting any more, that is the end of it."
-    try: conn.send('begun')
-    except OSError:
-        shutil.rmtree(scratch, ignore_errors=True)
-        os._exit(1)
-
-def _tell_kernel(option, value):
-    "Linux's prctl for this process; other systems have none."
-    with suppress(OSError, AttributeError): ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
-
 # %% ../nbs/14a_warm.ipynb #8e1ab533
-def memory_of(
-    pid: int,           # of a process
-    enough: float = 0,  # bytes; a total of resident memory up to this is returned as it is
-) -> float:
-    "Bytes that a process and its descendants hold, shared pages shared out; 0 for a process that is gone."
-    import psutil
-    try:
-        process = psutil.Process(pid)
-        family = [process, *process.children(recursive=True)]
-    except psutil.Error: return 0
-    total = sum(map(_resident, family))
-    return total if total <= enough else sum(map(_proportional, family))
-
 def _resident(process):
     "Bytes of a process's pages, those shared with others included."
     import psutil
@@ -226,6 +217,20 @@ def _proportional(process):
     try: full = process.memory_full_info()
     except psutil.Error: return _resident(process)
     return getattr(full, 'pss', 0) or full.uss
+
+# %% ../nbs/14a_warm.ipynb #0b2dd54e
+def memory_of(
+    pid: int,           # of a process
+    enough: float = 0,  # bytes; a total of resident memory up to this is returned as it is
+) -> float:
+    "Bytes that a process and its descendants hold, shared pages shared out; 0 for a process that is gone."
+    import psutil
+    try:
+        process = psutil.Process(pid)
+        family = [process, *process.children(recursive=True)]
+    except psutil.Error: return 0
+    total = sum(map(_resident, family))
+    return total if total <= enough else sum(map(_proportional, family))
 
 # %% ../nbs/14a_warm.ipynb #cfaf6a5e
 def check_limits(
@@ -254,11 +259,21 @@ class _Limits:
         return f'used {used/1e9:.1f} GB of memory, the limit is {self.memory/1e9:.1f} GB'
 
 # %% ../nbs/14a_warm.ipynb #669cbe53
-halt = threading.Event()  # set by whoever is being interrupted: all that runs in isolation is ended, and nothing begins
+# set by whoever is being interrupted: all that runs in isolation is ended, and nothing begins
+halt = threading.Event()
 
 class Halted(Exception):
     "This process is being interrupted, and the run was ended for that."
 
+def _death(process):
+    """Why there is no outcome. A signal that reached the whole machine has reached the caller, too, perhaps a moment
+    later."""
+    process.join(5)
+    asked_to_end = process.exitcode in (-signal.SIGTERM, -signal.SIGHUP, -signal.SIGINT)
+    if asked_to_end and halt.wait(1): raise Halted
+    return 'error', f'the process died (exit code {process.exitcode})'
+
+# %% ../nbs/14a_warm.ipynb #f19c8906
 def _wait(process, conn, timeout, memory):
     "Outcome of the child: what it sent, or why it did not."
     limits = _Limits(process.pid, timeout, memory)
@@ -273,14 +288,6 @@ def _received(process, conn):
     "What the child has sent, or how it died meanwhile."
     try: return conn.recv()
     except (EOFError, OSError): return _death(process)
-
-def _death(process):
-    """Why there is no outcome. A signal that reached the whole machine has reached the caller, too, perhaps a moment
-    later."""
-    process.join(5)
-    asked_to_end = process.exitcode in (-signal.SIGTERM, -signal.SIGHUP, -signal.SIGINT)
-    if asked_to_end and halt.wait(1): raise Halted
-    return 'error', f'the process died (exit code {process.exitcode})'
 
 # %% ../nbs/14a_warm.ipynb #28b91e83
 _ROOM = 107 - len('/pymp-abcdefgh/listener-abcdefgh')  # bytes left to the folder in which a socket lies
