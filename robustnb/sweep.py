@@ -183,8 +183,9 @@ def _notebook(path):
         raise ValueError(f'{path}: not a notebook ({type(e).__name__}: {str(e)[:80]})') from None
 
 def _tags(cell):
-    "A cell's tags."
-    return cell.metadata.get('tags', [])
+    "A cell's tags; none where a damaged file has something else there."
+    tags = cell.metadata.get('tags')
+    return tags if isinstance(tags, (list, str)) else []
 
 def _tagged(nb, path, tag):
     "`{name: (value, comment)}` of the cell with this tag; None without one."
