@@ -20,10 +20,13 @@ class Original:
     result: dict
     @property
     def id(self) -> str:
+        "The run's id, from what its result says of itself."
         who = [self.result[k] for k in ('experiment', 'identity', 'protocol', 'outside')]
         return sweep.run_id(*who)
     @property
-    def weights(self) -> Path: return self.path.with_name(sweep.WEIGHTS)
+    def weights(self) -> Path:
+        "Where its weights are, if they were kept."
+        return self.path.with_name(sweep.WEIGHTS)
     def trained_again(self, out) -> Path:
         "Folder of the run that trains it again, in the folder of runs `out`."
         return Path(out).resolve()/'again'/self.result['experiment']/self.id
@@ -32,37 +35,47 @@ def originals(
     folders,  # folders that are searched for results, or files
 ) -> list:
     "The runs there that can be measured again; a ValueError if there is none, or one that cannot."
-    found = []
+    found = {}
     for path in results.find(*folders):
         result = results.load(path)
         if result['experiment'] == 'measure': continue
-        if 'identity' not in result:
-            raise ValueError(f'{path}: does not say who it is, accepted: results of a sweep of this version')
-        found.append(Original(path.resolve(), result))
+        _check_identity(path, result)
+        original = Original(path.resolve(), result)
+        found[original.id] = original
     if not found: raise ValueError(f'{", ".join(map(str, folders))}: no result of a run that could be measured')
-    return list({o.id: o for o in found}.values())
+    return list(found.values())
 
+def _check_identity(path, result):
+    "A ValueError for a result that does not say which run it is of."
+    if 'identity' in result: return
+    raise ValueError(f'{path}: does not say who it is, accepted: results of a sweep of this version')
+
+# %% ../nbs/14c_again.ipynb #ac7dbea2
 def training(
     original: Original,
 ) -> sweep.Run:
     "The run that trains the model again and keeps its weights; a ValueError if its notebook is not there, or cannot."
-    result, lacks = original.result, f'{original.path}: has no weights beside it'
+    result = original.result
     name = result['experiment']
+    lacks = f'{original.path}: has no weights beside it, and {name}'
     if 'notebook' in result['outside']:
-        raise ValueError(f'{lacks}, and {name} is not of this book; keep_weights = true in its sweep file keeps them')
+        raise ValueError(f'{lacks} is not of this book; keep_weights = true in its sweep file keeps them')
     experiment = sweep.read_experiment(sweep.find_experiment(name))
-    if not experiment.weights: raise ValueError(f'{lacks}, and {name} keeps none')
+    if not experiment.weights: raise ValueError(f'{lacks} keeps none')
     config = {k: result['config'].get(k, p.introduced) for k, p in experiment.parameters.items()}
-    return sweep.Run(name, config, result['identity'], result['protocol'], result['outside'], experiment.source, True)
+    who = result['identity'], result['protocol'], result['outside']
+    return sweep.Run(name, config, *who, experiment.source, keep_weights=True)
 
 # %% ../nbs/14c_again.ipynb #74d87700
 def weights_sweeps(
     runs: list,  # of `Original`
 ) -> list:
     "A sweep for each experiment, of the runs without weights, which are trained again."
-    lacking = [training(o) for o in runs if not o.weights.is_file()]
     by_name = {}
-    for run in lacking: by_name.setdefault(run.experiment, []).append(run)
+    for original in runs:
+        if original.weights.is_file(): continue
+        run = training(original)
+        by_name.setdefault(run.experiment, []).append(run)
     return [sweep.Sweep(f'{name}-weights', sweep.find_experiment(name), part) for name, part in by_name.items()]
 
 def measuring_sweep(
@@ -73,21 +86,26 @@ def measuring_sweep(
 ) -> sweep.Sweep:
     "The sweep that measures the models of the runs."
     experiment = sweep.read_experiment(shipped('experiments').resolve()/'measure.ipynb')
-    def run(o):
-        kept = o.weights if o.weights.is_file() else o.trained_again(out)/sweep.WEIGHTS
-        return experiment.run(dict(of=o.id, conditions=conditions), given=dict(original=str(o.path), kept=str(kept)))
+    def run(original):
+        kept = original.weights
+        if not kept.is_file(): kept = original.trained_again(out)/sweep.WEIGHTS
+        filled = dict(original=str(original.path), kept=str(kept))
+        return experiment.run(dict(of=original.id, conditions=conditions), given=filled)
     return sweep.Sweep(name, experiment.notebook, [run(o) for o in runs])
 
+# %% ../nbs/14c_again.ipynb #0ff6556a
 def measure_again(
     folders,           # that are searched for results, or result files
     conditions: list,  # tables, see `conditions.tables`
     out='runs',        # folder of runs, new ones go to `measure` in it
     name='measure',    # of the sweep, for its report
-    **options,         # workers, engine, timeout, memory, progress, each; passed on to `sweep.run_sweep`
+    **options,         # workers, engine, timeout, memory, progress, each; see `sweep.run_sweep`
 ) -> tuple:
-    "Measure the models of the runs under the conditions: (the sweep, statuses of its runs, statuses of those trained again)."
+    """Measure the models of the runs under the conditions: (the sweep, statuses of its runs, statuses of those trained
+    again)."""
     runs, trained = originals(folders), []
-    for missing in weights_sweeps(runs): trained += sweep.run_sweep(missing, Path(out)/'again', '', **options)
+    for missing in weights_sweeps(runs):
+        trained += sweep.run_sweep(missing, Path(out)/'again', '', **options)
     ready = [o for o in runs if o.weights.is_file() or sweep.is_done(o.trained_again(out))]
     measuring = measuring_sweep(ready, conditions, out, name)
     return measuring, sweep.run_sweep(measuring, out, '', **options), trained

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['SETTLED', 'ABOUT', 'MARK', 'WEIGHTS', 'FILES', 'FULL', 'QUIET', 'Parameter', 'evaluate', 'parameters',
-           'find_experiment', 'convert', 'identity', 'run_id', 'asked_here', 'asked_workers', 'settle', 'cells_digest',
-           'Run', 'Experiment', 'read_experiment', 'Sweep', 'sweep_name', 'read_sweep', 'workspace', 'strip_show',
-           'is_done', 'is_run', 'check_place', 'clear_leftovers', 'run_notebook', 'execute_run', 'receive',
-           'result_path', 'damaged', 'locked', 'Stopped', 'Patience', 'check_scheduler', 'check_greeting', 'connect',
-           'check_dashboard', 'environment', 'cluster', 'threads', 'dispatch', 'run_sweep', 'read_results', 'edited',
-           'replay', 'publish']
+           'find_experiment', 'convert', 'identity', 'run_id', 'asked_here', 'settle', 'cells_digest', 'Run',
+           'Experiment', 'read_experiment', 'Sweep', 'sweep_name', 'read_sweep', 'workspace', 'strip_show', 'is_done',
+           'is_run', 'check_place', 'clear_leftovers', 'run_notebook', 'execute_run', 'receive', 'result_path',
+           'damaged', 'locked', 'Stopped', 'Patience', 'check_scheduler', 'check_greeting', 'connect',
+           'check_dashboard', 'environment', 'cluster', 'threads', 'asked_workers', 'dispatch', 'read_results',
+           'run_sweep', 'edited', 'replay', 'publish']
 
 # %% ../nbs/14b_sweep.ipynb #12eee027
-import ast, errno, fcntl, hashlib, inspect, io, itertools, math, operator, os, queue, re, secrets, shutil, socket, ssl, sys, tempfile, time, tokenize
+import ast, errno, fcntl, hashlib, inspect, io, itertools, math, operator, os, queue, re, secrets, shutil, socket, ssl
+import sys, tempfile, time, tokenize
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,8 @@ import nbformat, psutil
 from tqdm.auto import tqdm
 
 from . import results
-from .core import check_choice, check_number, code_digest, cores, digest, find_named, parse_number, read_json, read_toml, shipped, thread_env, write_json, write_text
+from .core import check_choice, check_number, code_digest, cores, digest, find_named, parse_number, read_json
+from .core import read_toml, require, shipped, thread_env, write_json, write_text
 from .warm import Halted, check_limits, end_server, halt, run_isolated, temp_dir
 
 # %% ../nbs/14b_sweep.ipynb #794abe15
@@ -34,156 +36,224 @@ class Parameter:
     choices: tuple | None = None   # accepted values; None: any
     folder: bool = False           # whether data of one's own is accepted as well
     settle: str = ''               # the rule by which 'auto' or 0 is settled, see `SETTLED`
-    introduced: object = ...   # the default with which it was introduced
+    introduced: object = ...       # the default with which it was introduced
     def __post_init__(self):
         if self.introduced is ...: object.__setattr__(self, 'introduced', self.default)
     @property
-    def accepted(self):
+    def accepted(self) -> list | None:
         "The accepted values, the default among them, or None for any."
         return None if self.choices is None else list(dict.fromkeys([*self.choices, self.default]))
     @property
-    def meaning(self):
+    def meaning(self) -> str:
         "The comment, and the accepted values."
         words = [self.help] if self.help else []
         if self.choices is not None: words.append(f'one of {", ".join(map(str, self.choices))}')
         return '; '.join(words)
 
-# %% ../nbs/14b_sweep.ipynb #6a08d4ec
-_ARITHMETIC = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv, ast.FloorDiv: operator.floordiv,
-               ast.Mod: operator.mod, ast.Pow: operator.pow, ast.USub: operator.neg, ast.UAdd: operator.pos, ast.Not: operator.not_}
-_LARGEST = 10**6  # entries of a list or text, and digits of a number, that a parameter may have
+# %% ../nbs/14b_sweep.ipynb #729c9c08
+_ARITHMETIC = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul,
+    ast.Div: operator.truediv, ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Pow: operator.pow,
+    ast.USub: operator.neg, ast.UAdd: operator.pos, ast.Not: operator.not_}
+_LARGEST = 10**6  # entries of a list or text that a parameter may have
+
+def _parts(value):
+    "What a list or a table holds."
+    if isinstance(value, dict): return list(value.values())
+    return value if isinstance(value, (list, tuple)) else []
 
 def _entries(value):
     "How many values a nested list or table holds; a text counts its characters."
-    if isinstance(value, dict): return sum(map(_entries, value.values()))
-    return sum(map(_entries, value)) if isinstance(value, (list, tuple)) else len(value) if isinstance(value, str) else 1
+    if isinstance(value, str): return len(value)
+    return sum(map(_entries, _parts(value))) if isinstance(value, (dict, list, tuple)) else 1
+
+# %% ../nbs/14b_sweep.ipynb #978fa352
+def _check_power(base, exponent):
+    "A ValueError for a result of more than a thousand binary digits."
+    if abs(exponent)*math.log2(abs(base) + 2) > 1000: raise ValueError('is too large')
+
+def _check_others(kind, values):
+    "A ValueError unless these, which are not all numbers, are added, or multiplied to something of limited length."
+    if kind not in (ast.Add, ast.Mult, ast.Not): raise ValueError('is no arithmetic on numbers')
+    times = max([0, *(v for v in values if isinstance(v, int))])
+    longest = _LARGEST if kind is ast.Mult else math.inf
+    if sum(map(_entries, values))*times > longest: raise ValueError('is too large')
 
 def _compute(kind, *values):
     "Arithmetic on numbers; of texts and lists only + and * (by a number); nothing that grows without bounds."
-    plain = all(isinstance(v, (int, float)) for v in values)
-    if kind is ast.Pow and plain and abs(values[1])*math.log2(abs(values[0]) + 2) > 1000: raise ValueError('is too large')
-    if not plain:
-        numbers = [v for v in values if isinstance(v, int)]
-        if kind is ast.Mult and sum(map(_entries, values))*max([0, *numbers]) > _LARGEST: raise ValueError('is too large')
-        if kind not in (ast.Add, ast.Mult, ast.Not): raise ValueError('is no arithmetic on numbers')
+    if not all(isinstance(v, (int, float)) for v in values): _check_others(kind, values)
+    elif kind is ast.Pow: _check_power(*values)
     return _ARITHMETIC[kind](*values)
 
-def evaluate(
-    node,           # of a syntax tree, see `ast`
-    names: dict,    # values of the names that it may use
-):
-    "Value of an expression made of literals, arithmetic and names; a ValueError for anything else, nothing of it is run."
-    inside = lambda nodes: [evaluate(n, names) for n in nodes]
-    match node:
-        case ast.Constant(str() | int() | float() | None as value): found = value
-        case ast.Name(name) if name in names: found = names[name]
-        case ast.List(items): found = inside(items)
-        case ast.Tuple(items): found = tuple(inside(items))
-        case ast.Dict(keys, values): found = dict(zip(map(_text_key, keys), inside(values)))
-        case ast.UnaryOp(op, value) if type(op) in _ARITHMETIC: found = _compute(type(op), *inside([value]))
-        case ast.BinOp(left, op, right) if type(op) in _ARITHMETIC: found = _compute(type(op), *inside([left, right]))
-        case _: raise ValueError(f'got {ast.unparse(node)[:40]!r}, accepted: literals, arithmetic and earlier names')
-    numeric = isinstance(found, (int, float))
-    if isinstance(found, complex) or numeric and not math.isfinite(float(found)): raise ValueError(f'got {ast.unparse(node)[:40]!r}, accepted: finite real numbers')
-    if not numeric and _entries(found) > _LARGEST: raise ValueError('is too large')
-    return found
-
+# %% ../nbs/14b_sweep.ipynb #532866e9
 def _text_key(node):
     "The text that is a key of a table."
     if isinstance(node, ast.Constant) and isinstance(node.value, str): return node.value
     raise ValueError('a table has texts as keys, and nothing else')
 
+def _is_real(value):
+    "Is it a finite real number, or no number at all?"
+    if isinstance(value, (int, float)): return math.isfinite(float(value))
+    return not isinstance(value, complex)
+
+# %% ../nbs/14b_sweep.ipynb #a7d88c02
+def evaluate(
+    node: ast.AST,  # an expression
+    names: dict,    # values of the names that it may use
+) -> object:
+    "Value of an expression made of literals, arithmetic and names; a ValueError for all else. Nothing of it is run."
+    found = _value_of(node, names)
+    if not _is_real(found): raise ValueError(f'got {ast.unparse(node)[:40]!r}, accepted: finite real numbers')
+    if _entries(found) > _LARGEST: raise ValueError('is too large')
+    return found
+
+def _value_of(node, names):
+    "What the expression says, its parts evaluated."
+    match node:
+        case ast.Constant(str() | int() | float() | None as value): return value
+        case ast.Name(name) if name in names: return names[name]
+        case ast.List(items): return [evaluate(n, names) for n in items]
+        case ast.Tuple(items): return tuple([evaluate(n, names) for n in items])
+        case ast.Dict(keys, values): return {_text_key(k): evaluate(v, names) for k, v in zip(keys, values)}
+        case ast.UnaryOp(op, operand) if type(op) in _ARITHMETIC:
+            return _compute(type(op), evaluate(operand, names))
+        case ast.BinOp(left, op, right) if type(op) in _ARITHMETIC:
+            return _compute(type(op), evaluate(left, names), evaluate(right, names))
+    raise ValueError(f'got {ast.unparse(node)[:40]!r}, accepted: literals, arithmetic and earlier names')
+
 # %% ../nbs/14b_sweep.ipynb #b0e11a1c
+def _unpacked(target, value, node):
+    "`{name: value}` for one target of an assignment: a name, or several."
+    several = isinstance(target, (ast.Tuple, ast.List))
+    parts, values = (target.elts, value) if several else ([target], [value])
+    if _fits(parts, values): return {t.id: v for t, v in zip(parts, values)}
+    raise ValueError(f'got {ast.unparse(node)[:40]!r}, accepted: one value for each name')
+
+def _fits(parts, values):
+    "Is there one value for each of the parts, and are these names?"
+    names = all(isinstance(t, ast.Name) for t in parts)
+    return names and isinstance(values, (list, tuple)) and len(values) == len(parts)
+
 def _assigned(node, names):
     "What one statement of a parameter cell gives, `{name: value}`; a ValueError if it is no assignment of names."
     match node:
         case ast.AnnAssign(ast.Name(name), _, value) if value: return {name: evaluate(value, names)}
-        case ast.AugAssign(ast.Name(name) as target, op, value): return {name: evaluate(ast.BinOp(ast.Name(name), op, value), names)}
-        case ast.Assign(targets, value): pairs = [(t, evaluate(value, names)) for t in targets]
-        case _: raise ValueError(f'got {ast.unparse(node)[:40]!r}, accepted: name = value')
-    found = {}
-    for target, value in pairs:
-        several = isinstance(target, (ast.Tuple, ast.List))
-        parts = target.elts if several else [target]
-        values = value if several else [value]
-        fits = isinstance(values, (list, tuple)) and len(values) == len(parts) and all(isinstance(t, ast.Name) for t in parts)
-        if not fits: raise ValueError(f'got {ast.unparse(node)[:40]!r}, accepted: one value for each name')
-        found.update({t.id: v for t, v in zip(parts, values)})
+        case ast.AugAssign(ast.Name(name), op, value):
+            return {name: evaluate(ast.BinOp(ast.Name(name), op, value), names)}
+        case ast.Assign(targets, value):
+            pairs = [_unpacked(target, evaluate(value, names), node) for target in targets]
+            return {k: v for pair in pairs for k, v in pair.items()}
+    raise ValueError(f'got {ast.unparse(node)[:40]!r}, accepted: name = value')
+
+# %% ../nbs/14b_sweep.ipynb #92df8e82
+def _statements(source, where):
+    "The syntax trees of a cell's statements; a ValueError where it is no Python."
+    try: return ast.parse(source).body
+    except SyntaxError as e: raise ValueError(f'{where}, line {e.lineno}: {e.msg}; accepted: name = value') from None
+    except (ValueError, RecursionError, MemoryError) as e:
+        raise ValueError(f'{where}: {str(e) or "nested too deeply"}') from None
+
+def _comments(source):
+    "The comment of each line that has one."
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    return {t.start[0]: t.string.lstrip('# ') for t in tokens if t.type == tokenize.COMMENT}
+
+def _assignments(notebook, number, source):
+    "`{name: (value, comment)}` of a cell; a ValueError names file, cell and line of anything but assignments."
+    where = f'{notebook}: cell {number}'
+    statements = _statements(source, where)
+    comments = _comments(source)
+    values, found = {}, {}
+    for node in statements:
+        try: new = _assigned(node, values)
+        except (ValueError, TypeError, ArithmeticError, RecursionError) as e:
+            raise ValueError(f'{where}, line {node.lineno}: {e}') from None
+        comment = comments.get(node.end_lineno) or comments.get(node.lineno, '')
+        values.update(new)
+        found.update({name: (value, comment) for name, value in new.items()})
     return found
 
+# %% ../nbs/14b_sweep.ipynb #aa254202
 def _notebook(path):
     "The notebook in a file; a ValueError for other files."
     if Path(path).exists() and not Path(path).is_file(): raise ValueError(f'{path}: not a file')
     try: return nbformat.read(path, 4)
     except OSError: raise
-    except Exception as e: raise ValueError(f'{path}: not a notebook ({type(e).__name__}: {str(e)[:80]})') from None
+    except Exception as e:
+        raise ValueError(f'{path}: not a notebook ({type(e).__name__}: {str(e)[:80]})') from None
+
+def _tags(cell):
+    "A cell's tags; none where a damaged file has something else there."
+    tags = cell.metadata.get('tags')
+    return tags if isinstance(tags, (list, str)) else []
 
 def _tagged(nb, path, tag):
-    "[(values that one statement gives, its comment)] of the cell with this tag; None without one."
-    tagged = [(i, str(c.source)) for i, c in enumerate(nb.cells, 1) if tag in c.metadata.get('tags', [])]
+    "`{name: (value, comment)}` of the cell with this tag; None without one."
+    tagged = {i: str(c.source) for i, c in enumerate(nb.cells, 1) if tag in _tags(c)}
     if len(tagged) > 1:
-        places = ', '.join(str(i) for i, _ in tagged)
-        raise ValueError(f'{path}: cells {places} are tagged {tag}, accepted: one; a later one would undo what a run sets')
-    return _assignments(path, *tagged[0]) if tagged else None
-
-def _assignments(notebook, number, source):
-    "[(values that one statement gives, its comment)] of a cell; a ValueError names file, cell and line of anything but assignments."
-    where = f'{notebook}: cell {number}'
-    try: statements = ast.parse(source).body
-    except SyntaxError as e: raise ValueError(f'{where}, line {e.lineno}: {e.msg}; accepted: name = value') from None
-    except (ValueError, RecursionError, MemoryError) as e: raise ValueError(f'{where}: {str(e) or "nested too deeply"}') from None
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    comments = {t.start[0]: t.string.lstrip('# ') for t in tokens if t.type == tokenize.COMMENT}
-    values, found = {}, []
-    for node in statements:
-        try: new = _assigned(node, values)
-        except (ValueError, TypeError, ArithmeticError, RecursionError) as e: raise ValueError(f'{where}, line {node.lineno}: {e}') from None
-        values.update(new)
-        found.append((new, comments.get(node.end_lineno) or comments.get(node.lineno, '')))
-    return found
+        raise ValueError(f'{path}: cells {", ".join(map(str, tagged))} are tagged {tag}, accepted: one; '
+                         'a later one would undo what a run sets')
+    return _assignments(path, *tagged.popitem()) if tagged else None
 
 # %% ../nbs/14b_sweep.ipynb #da68b1af
 SETTLED = 'precision', 'model', 'n_train', 'n_test'  # rules by which an about cell can settle a parameter
-ABOUT = dict(protocol=1, choices={}, folders=[], settled={}, introduced={}, filled=[])  # what an about cell may say, and what holds without it
+# what an about cell may say, and what holds without it
+ABOUT = dict(protocol=1, choices={}, folders=[], settled={}, introduced={}, filled=[])
 
+def _check_entry(key, value, where, names):
+    "A ValueError unless an about cell may say this of parameters with these names."
+    check_choice(key, where, ABOUT)
+    kind = type(ABOUT[key])
+    require(type(value) is kind, f'{where}: {key}', repr(str(value)[:40]), kind.__name__)
+    for name in () if key == 'protocol' else value: check_choice(name, f'{where}: {key}', names)
+
+def _check_rules(rules, where, names):
+    "A ValueError for a rule that is none, and for one that needs a data set without a parameter that names it."
+    for rule in rules: check_choice(rule, f'{where}: settled', SETTLED)
+    by_data = sorted(set(rules) - {'precision'})
+    if not by_data or 'dataset' in names: return
+    raise ValueError(f'{where}: settled: got {by_data[0]!r} without a parameter dataset, by which it is settled')
+
+# %% ../nbs/14b_sweep.ipynb #f6eaba7f
 def _about(nb, path, names):
     "What the notebook's about cell says of its parameters; a ValueError for what it may not say."
-    said, where = {k: v for new, _ in _tagged(nb, path, 'about') or [] for k, v in new.items()}, f'{path}: about'
-    for key, value in said.items():
-        check_choice(key, where, ABOUT)
-        if type(value) is not type(ABOUT[key]):
-            raise ValueError(f'{where}: {key}: got {str(value)[:40]!r}, accepted: {type(ABOUT[key]).__name__}')
-        for name in value if key != 'protocol' else (): check_choice(name, f'{where}: {key}', names)
-    said = {**ABOUT, **said}
+    where = f'{path}: about'
+    cell = _tagged(nb, path, 'about') or {}
+    for key, (value, _) in cell.items(): _check_entry(key, value, where, names)
+    said = {**ABOUT, **{key: value for key, (value, _) in cell.items()}}
     check_number(said['protocol'], f'{where}: protocol', low=1, integer=True)
-    for rule in said['settled'].values(): check_choice(rule, f'{where}: settled', SETTLED)
-    by_data = set(said['settled'].values()) - {'precision'}
-    if by_data and 'dataset' not in names: raise ValueError(f'{where}: settled: got {min(by_data)!r} without a parameter dataset, by which it is settled')
+    _check_rules(said['settled'].values(), where, names)
     return said
 
+# %% ../nbs/14b_sweep.ipynb #f8500bfb
 def _choices(given):
     "Accepted values, from a list or from 'module:NAME'."
-    if not isinstance(given, (list, tuple, str)): raise ValueError(f'choices: got {given!r}, accepted: a list, or module:NAME')
+    require(isinstance(given, (list, tuple, str)), 'choices', repr(given), 'a list, or module:NAME')
     return tuple(find_named(given, 'choices') if isinstance(given, str) else given)
 
+def _parameter(name, default, comment, about):
+    "One parameter, and what the about cell says of it."
+    choices = about['choices']
+    return Parameter(name, default, comment,
+                     choices=_choices(choices[name]) if name in choices else None,
+                     folder=name in about['folders'],
+                     settle=about['settled'].get(name, ''),
+                     introduced=about['introduced'].get(name, default))
+
+# %% ../nbs/14b_sweep.ipynb #b586f6d9
 def _parameters(nb, path):
     "The notebook's parameters by name, and what its about cell says."
-    statements = _tagged(nb, path, 'parameters')
-    if statements is None: raise ValueError(f'{path}: has no cell tagged parameters, so there is nothing to sweep')
-    defaults = {k: (v, comment) for new, comment in statements for k, v in new.items()}
-    about = _about(nb, path, defaults)
-    def parameter(name, default, comment):
-        choices = _choices(about['choices'][name]) if name in about['choices'] else None
-        introduced = about['introduced'].get(name, default)
-        return Parameter(name, default, comment, choices, name in about['folders'], about['settled'].get(name, ''), introduced)
+    given = _tagged(nb, path, 'parameters')
+    if given is None: raise ValueError(f'{path}: has no cell tagged parameters, so there is nothing to sweep')
+    about = _about(nb, path, given)
     filled = 'out', *about['filled']
-    return {k: parameter(k, *v) for k, v in defaults.items() if k not in filled}, about
+    return {k: _parameter(k, *v, about) for k, v in given.items() if k not in filled}, about
 
 def parameters(
     notebook,  # path of an experiment notebook
 ) -> dict:
-    """Its parameters by name, from the cells tagged 'parameters' and 'about'; those that the runner fills are left out.
-    A ValueError names file, cell and line of anything but assignments."""
+    """Its parameters by name, from the cells tagged 'parameters' and 'about'; those that the runner fills are left
+    out. A ValueError names file, cell and line of anything but assignments."""
     return _parameters(_notebook(notebook), notebook)[0]
 
 # %% ../nbs/14b_sweep.ipynb #98daab5e
@@ -194,43 +264,37 @@ def find_experiment(
     "Path of an experiment notebook; a ValueError lists the ones there are."
     home = shipped('experiments')
     for path in Path(near or '.')/name, home/f'{name}.ipynb':
-        try: there = path.suffix == '.ipynb' and path.is_file()
-        except OSError as e: raise ValueError(f'experiment: got {name[:40]!r}: {e.strerror}') from None
-        if there and path.stem.startswith('.'): raise ValueError(f'experiment: got {name!r}, accepted: a name that does not begin with a dot, its runs go to a folder of that name')
-        if there: return path.resolve()
+        if _is_there(path, name): return path.resolve()
     return check_choice(name, 'experiment', sorted(p.stem for p in home.glob('*.ipynb')))
+
+def _is_there(path, name):
+    "Is there a notebook? A ValueError for a name that no system takes, and for a hidden one."
+    try: there = path.suffix == '.ipynb' and path.is_file()
+    except OSError as e: raise ValueError(f'experiment: got {name[:40]!r}: {e.strerror}') from None
+    hidden = there and path.stem.startswith('.')
+    accepted = 'a name that does not begin with a dot, its runs go to a folder of that name'
+    require(not hidden, 'experiment', repr(name), accepted)
+    return there
+
+# %% ../nbs/14b_sweep.ipynb #022c2e79
+def _is_plain(value):
+    "Is it a text without halves of characters, a number of 64 bits, a list or a table?"
+    if isinstance(value, str): return value.encode(errors='replace').decode() == value
+    if isinstance(value, int): return abs(value) < 2**63
+    return isinstance(value, (float, list, dict))
 
 def _check_plain(value, name):
     "A ValueError for dates and for numbers that no computer word holds, at any depth."
-    for v in value if isinstance(value, list) else value.values() if isinstance(value, dict) else []: _check_plain(v, name)
-    small = not isinstance(value, int) or abs(value) < 2**63
-    readable = not isinstance(value, str) or value.encode(errors='replace').decode() == value
-    if small and readable and isinstance(value, (str, int, float, list, dict)): return
-    raise ValueError(f'{name}: got {str(value)[:40]!r}, accepted: texts, numbers of 64 bits, true or false, and lists of them')
+    for v in _parts(value): _check_plain(v, name)
+    if _is_plain(value): return
+    accepted = 'texts, numbers of 64 bits, true or false, and lists of them'
+    raise ValueError(f'{name}: got {str(value)[:40]!r}, accepted: {accepted}')
 
-def convert(
-    value,                 # from TOML or the command line
-    parameter: Parameter,
-):
-    "`value` in the type of the parameter's default; raises a ValueError that says what is accepted."
-    default, name = parameter.default, parameter.name
-    _check_plain(value, name)
-    if _takes_conditions(parameter): return _conditions(value)
-    if isinstance(default, (list, tuple)):
-        if not isinstance(value, list): value = [value]
-        return [convert(v, Parameter(name, default[0])) for v in value] if default else value
-    if isinstance(default, float):
-        if isinstance(value, str) and '/' in value:
-            with suppress(ValueError): value = parse_number(value)
-        if type(value) is int: value = float(value)
-    if default is not None and type(value) is not type(default):
-        raise ValueError(f'{name}: got {str(value)[:60]!r}, accepted: {type(default).__name__}, as in the default {default!r}')
-    if (accepted := parameter.accepted) and not (parameter.folder and _is_own_data(value, accepted)): check_choice(value, name, accepted)
-    return value
-
+# %% ../nbs/14b_sweep.ipynb #24865381
 def _takes_conditions(parameter):
     "Whether the parameter is a list of conditions: by its name, and by the tables that are its default."
-    tables = isinstance(parameter.default, list) and all(isinstance(v, dict) for v in parameter.default)
+    default = parameter.default
+    tables = isinstance(default, list) and all(isinstance(v, dict) for v in default)
     return parameter.name == 'conditions' and tables
 
 def _conditions(value):
@@ -238,21 +302,59 @@ def _conditions(value):
     from robustnb.conditions import tables
     return tables(value)
 
-def _is_own_data(value, accepted):
+# %% ../nbs/14b_sweep.ipynb #b561d42a
+def _as_float(value):
+    "A whole number, or a fraction in a text, as a float; anything else as it is."
+    if isinstance(value, str) and '/' in value:
+        with suppress(ValueError): value = parse_number(value)
+    return float(value) if type(value) is int else value
+
+def _is_accepted(value, parameter):
+    "Is it one of the accepted values, or data of one's own that is there?"
+    accepted = parameter.accepted
+    if not accepted or value in accepted: return True
+    return parameter.folder and _is_own_data(value)
+
+def _is_own_data(value):
     "Whether the text names data of one's own that is there."
     from robustnb.data import data_root
-    if not isinstance(value, str) or value in accepted: return False
+    if not isinstance(value, str): return False
     place = data_root()/Path(value).expanduser()
     return place.exists() or Path(f'{place}.npz').exists()
+
+# %% ../nbs/14b_sweep.ipynb #e3946612
+def convert(
+    value,                 # from TOML or the command line
+    parameter: Parameter,
+) -> object:
+    "`value` in the type of the parameter's default; a ValueError says what is accepted."
+    default, name = parameter.default, parameter.name
+    _check_plain(value, name)
+    if _takes_conditions(parameter): return _conditions(value)
+    if isinstance(default, (list, tuple)): return _convert_list(value, parameter)
+    if isinstance(default, float): value = _as_float(value)
+    fits = default is None or type(value) is type(default)
+    require(fits, name, repr(str(value)[:60]), f'{type(default).__name__}, as in the default {default!r}')
+    if not _is_accepted(value, parameter): check_choice(value, name, parameter.accepted)
+    return value
+
+def _convert_list(value, parameter):
+    "A list of values like the first of the default; of any values where that is empty."
+    values = value if isinstance(value, list) else [value]
+    if not parameter.default: return values
+    each = Parameter(parameter.name, parameter.default[0])
+    return [convert(v, each) for v in values]
 
 # %% ../nbs/14b_sweep.ipynb #98e7544d
 def _line(text, key, value=''):
     "Line of the assignment to `key` (or of the table's header) in TOML text, preferably one that holds `value`."
     named = rf'["\']?{re.escape(key)}["\']?\s*[\]=.]'
     numbered = [*enumerate(text.splitlines(), 1)]
-    lines = [(i, line) for i, line in numbered if re.match(rf'\s*\[*\s*{named}', line)]
-    lines += [(i, line) for i, line in numbered if re.search(rf'[\s.,{{]{named}', line)]  # dotted keys, and tables in one line
-    return next((i for i, line in lines if str(value) in line), lines[0][0] if lines else None)
+    def matching(pattern): return [(i, line) for i, line in numbered if re.search(pattern, line)]
+    lines = matching(rf'^\s*\[*\s*{named}')
+    lines += matching(rf'[\s.,{{]{named}')  # dotted keys, and tables in one line
+    lines.sort(key=lambda numbered: str(value) not in numbered[1])
+    return lines[0][0] if lines else None
 
 @contextmanager
 def _located(path, text, key, value=''):
@@ -260,7 +362,8 @@ def _located(path, text, key, value=''):
     try: yield
     except ValueError as e:
         line = _line(text, getattr(e, 'key', key), getattr(e, 'value', value)) or _line(text, key)
-        raise ValueError(f'{path}{f":{line}" if line else ""}: {e}') from None
+        place = f'{path}:{line}' if line else path
+        raise ValueError(f'{place}: {e}') from None
 
 # %% ../nbs/14b_sweep.ipynb #53621182
 def identity(
@@ -268,13 +371,14 @@ def identity(
     parameters: dict,  # of its experiment, see `parameters`
 ) -> dict:
     "What differs from the values with which the parameters were introduced."
-    there = {k: p for k, p in parameters.items() if k in config}
-    return {k: config[k] for k, p in there.items() if digest(config[k]) != digest(_introduced(p))}
+    def is_new(parameter, value): return digest(value) != digest(_in_form(parameter, parameter.introduced))
+    return {k: config[k] for k, p in parameters.items() if k in config and is_new(p, config[k])}
 
-def _introduced(parameter):
-    "The value with which it was introduced, in the form that a config has."
-    return _conditions(parameter.introduced) if _takes_conditions(parameter) else parameter.introduced
+def _in_form(parameter, value):
+    "A value that stands in the notebook, in the form that a config has."
+    return _conditions(value) if _takes_conditions(parameter) else value
 
+# %% ../nbs/14b_sweep.ipynb #e2e3fd1b
 def run_id(
     experiment: str,  # the notebook's stem
     identity: dict,   # see `identity`
@@ -306,48 +410,51 @@ def _model(dataset, side):
 def asked_here(
     function,  # to be called
     *args,     # its arguments
-):
+) -> object:
     "The answer of this machine."
     return function(*args)
 
-def asked_workers(
-    client,               # Dask client
-    patience: float = 600,  # seconds to wait for a worker
-):
-    "`ask(function, *args)`: the answer of all workers; a ValueError where they differ."
-    waiting = Patience(patience)
-    def ask(function, *args):
-        while not threads(client):
-            waiting.wait(f'no worker at {client.scheduler.address}')
-            time.sleep(1)
-        answers = {repr(v): v for v in client.run(function, *args).values()}
-        if len(answers) == 1: return next(iter(answers.values()))
-        got = ', '.join(answers) or 'no answer'
-        asked = function.__name__.strip('_')
-        raise ValueError(f'{asked}: the workers answer {got}, accepted: the same on all; give a value in the sweep file')
-    return ask
+# %% ../nbs/14b_sweep.ipynb #de4a7cb9
+@dataclass
+class _Open:
+    "A config in which values may be open: 'auto', or 0 for all images."
+    config: dict
+    rules: dict  # name of the parameter that each rule settles
+    @classmethod
+    def of(cls, config, parameters): return cls(dict(config), {p.settle: k for k, p in parameters.items() if p.settle})
+    def value(self, rule): return self.config.get(self.rules.get(rule))
+    def fill(self, rule, value): self.config[self.rules[rule]] = value
+    @property
+    def counts(self): return [rule for rule in ('n_train', 'n_test') if rule in self.rules]
+    @property
+    def asks_for_data(self):
+        "Whether a data set has a say: counts are limited by its size."
+        return bool(self.counts) or self.value('model') == 'auto'
+    @property
+    def needs_data(self):
+        "Whether something stays open without the data set."
+        return self.value('model') == 'auto' or not all(map(self.value, self.counts))
+    def fill_from(self, n_train, n_test, side):
+        "Settle all that depends on the data set: its images of each kind, and their side."
+        there = dict(n_train=n_train, n_test=n_test)
+        for rule in self.counts: self.fill(rule, min(self.value(rule) or there[rule], there[rule]))
+        if self.value('model') == 'auto': self.fill('model', _model(self.config['dataset'], side))
 
-# %% ../nbs/14b_sweep.ipynb #2ee63f56
+# %% ../nbs/14b_sweep.ipynb #17f0c2b4
 def settle(
     config: dict,      # parameters of one run
     parameters: dict,  # of its experiment
     ask=asked_here,    # who is asked what a data set or processor is like, see `asked_workers`
 ) -> dict:
-    """The config without 'auto' and without 0 for all images; a FileNotFoundError where the data set is needed for that
-    and is not there."""
-    rules, config = {p.settle: k for k, p in parameters.items() if p.settle}, dict(config)
-    value = lambda rule: config.get(rules.get(rule))
-    if value('precision') == 'auto': config[rules['precision']] = ask(_precision)
-    counts = [rule for rule in ('n_train', 'n_test') if rule in rules]
-    if not counts and value('model') != 'auto': return config
+    """The config without 'auto' and without 0 for all images; a FileNotFoundError where the data set is needed for
+    that and is not there."""
+    settling = _Open.of(config, parameters)
+    if settling.value('precision') == 'auto': settling.fill('precision', ask(_precision))
+    if not settling.asks_for_data: return settling.config
     found = ask(_sizes, config['dataset'])
-    if found is None and (value('model') == 'auto' or not all(map(value, counts))):
-        _missing(config['dataset'])
-    if found is None: return config
-    for rule, there in zip(('n_train', 'n_test'), found):
-        if rule in counts: config[rules[rule]] = min(value(rule) or there, there)
-    if value('model') == 'auto': config[rules['model']] = _model(config['dataset'], found[2])
-    return config
+    if found is not None: settling.fill_from(*found)
+    elif settling.needs_data: _missing(config['dataset'])
+    return settling.config
 
 def _missing(dataset):
     "The error for a data set whose sizes are needed: what was looked for, and how to get it."
@@ -359,9 +466,10 @@ def _missing(dataset):
 def cells_digest(
     nb,  # an experiment notebook, from nbformat
 ) -> str:
-    "Fingerprint of what its cells do in a sweep, whatever their comments and layout; of the text where that is no Python."
+    """Fingerprint of what its cells do in a sweep, whatever their comments and layout; of the text where that is no
+    Python."""
     from IPython.core.inputtransformer2 import TransformerManager
-    sources = [str(c.source) for c in nb.cells if c.cell_type == 'code' and 'show' not in c.metadata.get('tags', [])]
+    sources = [str(c.source) for c in nb.cells if c.cell_type == 'code' and 'show' not in _tags(c)]
     source = '\n'.join(map(TransformerManager().transform_cell, sources))
     try: return code_digest(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError): return digest(source)
@@ -371,23 +479,30 @@ def _module_digest(name):
     file = inspect.getsourcefile(find_named(name, 'kind'))
     return code_digest(Path(file).read_text(encoding='utf-8'))
 
-# %% ../nbs/14b_sweep.ipynb #e2fe68a4
+# %% ../nbs/14b_sweep.ipynb #acc35148
 @dataclass(frozen=True)
 class Run:
     "One run of a sweep."
-    experiment: str         # the notebook's stem
-    config: dict            # every parameter, settled
+    experiment: str               # the notebook's stem
+    config: dict                  # every parameter, settled
     identity: dict | None = None  # what tells it from others; None: the whole config
-    protocol: int = 1       # of the notebook
+    protocol: int = 1             # of the notebook
     outside: dict = field(default_factory=dict)  # digests of what is not this book's
-    source: str = 'unknown' # digest of the cells that ran
+    source: str = 'unknown'       # digest of the cells that ran
     keep_weights: bool = False    # beside the result
-    given: dict = field(default_factory=dict)    # parameters that are filled for it, beside `out` and `weights`; they tell no run from others
+    # parameters that are filled for it, beside `out` and `weights`; they tell no run from others
+    given: dict = field(default_factory=dict)
     def __post_init__(self):
         if self.identity is None: object.__setattr__(self, 'identity', self.config)
     @property
     def id(self) -> str: return run_id(self.experiment, self.identity, self.protocol, self.outside)
 
+# %% ../nbs/14b_sweep.ipynb #1fc1770c
+def _is_outside(parameter, value):
+    "Whether it is a folder of one's own, whose content is part of what a run is."
+    return parameter.folder and value not in (parameter.accepted or ())
+
+# %% ../nbs/14b_sweep.ipynb #dfc5b5b7
 @dataclass(frozen=True)
 class Experiment:
     "What a notebook is and accepts."
@@ -402,25 +517,30 @@ class Experiment:
     def ours(self) -> bool:
         "Is it one of this book's?"
         return self.notebook.parent == shipped('experiments').resolve()
+    @property
+    def defaults(self) -> dict:
+        "Every parameter's default, in the form that a config has."
+        return {k: _in_form(p, p.default) for k, p in self.parameters.items()}
     def check(self, name, value):
         "The value of a parameter in its type; a ValueError says what is accepted."
-        return convert(value, self.parameters[check_choice(name, f'parameter of {self.name}', self.parameters)])
-    def outside(self, config, ask=asked_here) -> dict:
+        check_choice(name, f'parameter of {self.name}', self.parameters)
+        return convert(value, self.parameters[name])
+    def _own_kinds(self, config):
+        "Names `module:Name` of the conditions that are not this book's."
+        listed = [config[k] for k, p in self.parameters.items() if _takes_conditions(p)]
+        return sorted({table['kind'] for table in itertools.chain(*listed) if ':' in table['kind']})
+    def outside(self, config: dict, ask=asked_here) -> dict:
         "Digests of what a run with this config uses that is not this book's."
         found = {} if self.ours else dict(notebook=self.source)
-        for p in self.parameters.values():
-            own_data = p.folder and config[p.name] not in (p.accepted or ())
-            if own_data: found[p.name] = ask(_fingerprint, config[p.name])
-        listed = [c for p in self.parameters.values() if _takes_conditions(p) for c in config[p.name]]
-        kinds = {table['kind'] for table in listed if ':' in table['kind']}
-        return {**found, **{kind: ask(_module_digest, kind) for kind in sorted(kinds)}}
+        found |= {k: ask(_fingerprint, config[k]) for k, p in self.parameters.items() if _is_outside(p, config[k])}
+        return found | {kind: ask(_module_digest, kind) for kind in self._own_kinds(config)}
     def run(self, values: dict, ask=asked_here, **kw) -> Run:
         "The run with these parameters, the others at their defaults."
-        config = {k: p.default for k, p in self.parameters.items()}
-        config |= {k: _conditions(config[k]) for k, p in self.parameters.items() if _takes_conditions(p)}
-        config = settle({**config, **values}, self.parameters, ask)
-        return Run(self.name, config, identity(config, self.parameters), self.protocol, self.outside(config, ask), self.source, **kw)
+        config = settle({**self.defaults, **values}, self.parameters, ask)
+        who = identity(config, self.parameters), self.protocol, self.outside(config, ask)
+        return Run(self.name, config, *who, self.source, **kw)
 
+# %% ../nbs/14b_sweep.ipynb #77cf625b
 def read_experiment(
     notebook,  # path of an experiment notebook
 ) -> Experiment:
@@ -449,12 +569,18 @@ def sweep_name(
     return f'{name.encode()[:100].decode(errors="ignore")}-{digest(whole, 8)}'
 
 # %% ../nbs/14b_sweep.ipynb #0dfddfbb
-_TABLE = lambda v: isinstance(v, dict)
+def _is_table(value): return isinstance(value, dict)
+def _is_text(value): return isinstance(value, str)
+def _is_switch(value): return isinstance(value, bool)
+def _are_tables(value): return isinstance(value, list) and value != [] and all(map(_is_table, value))
 
+# %% ../nbs/14b_sweep.ipynb #2015bb4e
 _SPEC = dict(  # keys of a sweep file: what stands there, in words, and a test
-    experiment=('the name of a notebook', lambda v: isinstance(v, str)), keep_weights=('true or false', lambda v: isinstance(v, bool)),
-    fixed=('a table [fixed]', _TABLE), axes=('a table [axes]', _TABLE),
-    grid=('tables [[grid]], at least one', lambda v: isinstance(v, list) and v and all(map(_TABLE, v))))
+    experiment=('the name of a notebook', _is_text),
+    keep_weights=('true or false', _is_switch),
+    fixed=('a table [fixed]', _is_table),
+    axes=('a table [axes]', _is_table),
+    grid=('tables [[grid]], at least one', _are_tables))
 
 def _spec(path):
     "Text and content of a sweep file, its keys checked."
@@ -462,14 +588,16 @@ def _spec(path):
     for key, value in spec.items():
         with _located(path, text, key):
             form, fits = _SPEC[check_choice(key, 'key', _SPEC)]
-            if not fits(value): raise ValueError(f'{key}: got {value!r}, accepted: {form}')
+            require(fits(value), key, repr(value), form)
     if 'experiment' not in spec: raise ValueError(f'{path}: lacks experiment = "NAME", the notebook to run')
     return text, spec
 
+# %% ../nbs/14b_sweep.ipynb #490931c6
 def _axis(values, key):
     "Values of one axis; a list of conditions is one value, and a list of such lists an axis."
-    whole = key == 'conditions' and not (isinstance(values, list) and values and isinstance(values[0], list))
-    return [values] if whole or not isinstance(values, list) else values
+    if not isinstance(values, list): return [values]
+    holds_lists = isinstance(next(iter(values), None), list)
+    return [values] if key == 'conditions' and not holds_lists else values
 
 def _remembering(ask):
     "`ask` that asks everything once."
@@ -479,36 +607,55 @@ def _remembering(ask):
         return known[function, args]
     return answer
 
-# %% ../nbs/14b_sweep.ipynb #2696901e
+# %% ../nbs/14b_sweep.ipynb #65cfa0d2
+@dataclass(frozen=True)
+class _SweepFile:
+    "A sweep file whose keys are checked, and the experiment that it names."
+    path: Path
+    text: str
+    spec: dict
+    experiment: Experiment
+    def located(self, key, value=''): return _located(self.path, self.text, key, value)
+    def checked(self, key, value):
+        with self.located(key, value): return self.experiment.check(key, value)
+    def axis(self, key, values):
+        with self.located(key): require(values != [], key, '[]', 'at least one value')
+        return [self.checked(key, v) for v in _axis(values, key)]
+    def fixed(self, table): return {key: self.checked(key, value) for key, value in table.items()}
+    def axes(self, table): return {key: self.axis(key, values) for key, values in table.items()}
+    def keep_weights(self):
+        "Whether weights are kept; a ValueError if the experiment has none to keep."
+        keep = self.spec.get('keep_weights', False)
+        if not keep or self.experiment.weights: return keep
+        lacks = f'{self.experiment.name} has no parameter weights that is filled with where they go'
+        with self.located('keep_weights'): raise ValueError(f'keep_weights: {lacks}')
+    def points(self, shared):
+        "What the grids, crossed with these axes, say of each run: `{parameter: value}`."
+        for grid in self.spec.get('grid', [{}]):
+            axes = {**shared, **self.axes(grid)}
+            if math.prod(map(len, axes.values())) > 10**6:
+                raise ValueError(f'{self.path}: a grid of more than a million runs')
+            for point in itertools.product(*axes.values()): yield dict(zip(axes, point))
+
+# %% ../nbs/14b_sweep.ipynb #da0609f0
 def read_sweep(
-    path,                # the TOML file
+    path,                  # the TOML file
     overrides: dict = {},  # parameters that replace what the file says for every run, e.g. {'dataset': 'mnist'}
-    ask=asked_here,      # who settles 'auto' and the number of all images, see `asked_workers`; None: they stay as they are
+    ask=asked_here,        # who settles 'auto' and the number of all images, see `asked_workers`; None: nobody does
 ) -> Sweep:
     "Read and check a sweep file; every mistake is a ValueError with file, line, key and accepted values."
     path = Path(path)
     text, spec = _spec(path)
-    with _located(path, text, 'experiment'): experiment = read_experiment(find_experiment(spec['experiment'], path.parent))
-    keep = spec.get('keep_weights', False)
-    with _located(path, text, 'keep_weights'):
-        if keep and not experiment.weights: raise ValueError(f'keep_weights: {experiment.name} has no parameter weights that is filled with where they go')
-    def checked(key, value):
-        with _located(path, text, key, value): return experiment.check(key, value)
-    def axis(key, values):
-        with _located(path, text, key):
-            if values == []: raise ValueError(f'{key}: got [], accepted: at least one value')
-        return [checked(key, v) for v in _axis(values, key)]
-    fixed = {k: checked(k, v) for k, v in spec.get('fixed', {}).items()}
-    shared = {k: axis(k, v) for k, v in spec.get('axes', {}).items()}
-    over = {k: experiment.check(k, v) for k, v in overrides.items()}
-    ask, runs = ask and _remembering(ask), {}
-    for grid in spec.get('grid', [{}]):
-        axes = {**shared, **{k: axis(k, v) for k, v in grid.items()}}
-        if math.prod(map(len, axes.values())) > 10**6: raise ValueError(f'{path}: a grid of more than a million runs')
-        for point in itertools.product(*axes.values()):
-            run = _run_of(experiment, {**fixed, **dict(zip(axes, point)), **over}, ask, keep)
-            runs[run.id] = run
-    return Sweep(sweep_name(path.stem, over), experiment.notebook, list(runs.values()))
+    with _located(path, text, 'experiment'):
+        experiment = read_experiment(find_experiment(spec['experiment'], path.parent))
+    file = _SweepFile(path, text, spec, experiment)
+    keep = file.keep_weights()
+    ask = ask and _remembering(ask)
+    fixed = file.fixed(spec.get('fixed', {}))
+    shared = file.axes(spec.get('axes', {}))
+    over = {key: experiment.check(key, value) for key, value in overrides.items()}
+    runs = [_run_of(experiment, {**fixed, **point, **over}, ask, keep) for point in file.points(shared)]
+    return Sweep(sweep_name(path.stem, over), experiment.notebook, list({r.id: r for r in runs}.values()))
 
 def _run_of(experiment, given, ask, keep):
     "The run with these parameters; not settled where nobody is to be asked."
@@ -525,89 +672,130 @@ def workspace(
     "The folder's `.robustnb`, created if absent; a ValueError if there is one that robustnb has not made."
     home = Path(folder)/'.robustnb'
     home.mkdir(parents=True, exist_ok=True)
-    new = not any(home.iterdir())
-    if home.is_symlink() or not (new or (home/MARK).is_file()): raise ValueError(f'{home}: not made by robustnb; move it away, or choose another --out')
+    ours = (home/MARK).is_file() or not any(home.iterdir())
+    if home.is_symlink() or not ours:
+        raise ValueError(f'{home}: not made by robustnb; move it away, or choose another --out')
     (home/MARK).touch()
     return home
 
 # %% ../nbs/14b_sweep.ipynb #4bbf9e2d
-WEIGHTS = 'model.safetensors'  # of a run that keeps them
-
-FILES = {'notebook.ipynb', 'result.json', 'status.json', 'log.txt', 'unfinished.json', WEIGHTS}  # of a run's folder
-
-def strip_show(nb):
+def strip_show(
+    nb,  # an experiment notebook, from nbformat
+):
     "The notebook without the cells tagged `show`, which read finished results."
-    nb.cells = [c for c in nb.cells if 'show' not in c.metadata.get('tags', [])]
+    nb.cells = [c for c in nb.cells if 'show' not in _tags(c)]
     return nb
 
 def is_done(
-    place,               # folder of a run
-    status: bool = True, # the runner must have written status.json as well
+    place,                # folder of a run
+    status: bool = True,  # the runner must have written status.json as well
 ) -> bool:
     "Does the folder hold a valid result?"
-    try: return bool(results.load(Path(place)/'result.json')) and (not status or results.load_status(Path(place)/'status.json')['state'] == 'done')
+    place = Path(place)
+    try:
+        results.load(place/'result.json')
+        return not status or results.load_status(place/'status.json')['state'] == 'done'
     except (OSError, ValueError): return False
 
+# %% ../nbs/14b_sweep.ipynb #94073816
 def _reads(path):
     "The text of a file, or nothing."
-    try: return Path(path).read_text(encoding='utf-8', errors='replace') if Path(path).is_file() else ''
+    path = Path(path)
+    try: return path.read_text(encoding='utf-8', errors='replace') if path.is_file() else ''
     except OSError: return ''
+
+def _status_is_its_own(place):
+    "Does status.json name the run after which the folder is called?"
+    try: return results.load_status(place/'status.json')['id'] == place.name
+    except (OSError, ValueError): return False
+
+# %% ../nbs/14b_sweep.ipynb #c5957e58
+WEIGHTS = 'model.safetensors'  # of a run that keeps them
+
+# what the folder of a run holds
+FILES = {'notebook.ipynb', 'result.json', 'status.json', 'log.txt', 'unfinished.json', WEIGHTS}
 
 def is_run(
     place,  # path
 ) -> bool:
-    "Is this the folder of a run, by its status, by the notebook that ran in it, or as it holds nothing else? Links are not."
+    """Is this the folder of a run, by its status, by the notebook that ran in it, or as it holds nothing else? Links
+    are not."""
     place = Path(place)
     if place.is_symlink() or not place.is_dir(): return False
-    if {p.name for p in place.iterdir()} <= FILES or f'{place.name}-' in _reads(place/'notebook.ipynb'): return True
-    try: return results.load_status(place/'status.json')['id'] == place.name
-    except (OSError, ValueError): return False
+    if set(os.listdir(place)) <= FILES: return True
+    return f'{place.name}-' in _reads(place/'notebook.ipynb') or _status_is_its_own(place)
 
 def check_place(
     place,  # where a run shall appear
 ):
     "A ValueError if something is there that is no run and would be replaced."
-    if os.path.lexists(place) and not is_run(place): raise ValueError(f'{place}: not a run of robustnb, so it will not be replaced; move it away, or choose another --out')
+    if not os.path.lexists(place) or is_run(place): return
+    wrong = 'not a run of robustnb, so it will not be replaced'
+    raise ValueError(f'{place}: {wrong}; move it away, or choose another --out')
 
 # %% ../nbs/14b_sweep.ipynb #20437f57
 def _keep_measured(place, work):
-    "Keep what was measured in `work`, or else before in `place`, as `work`/unfinished.json; says whether there is anything."
-    found = [p for p in (work/'result.json', work/'unfinished.json', place/'result.json', place/'unfinished.json') if p.is_file()]
-    if not found: return False
-    content = found[0].read_bytes()
+    """Keep what was measured in `work`, or else before in `place`, as `work`/unfinished.json; says whether there is
+    anything."""
+    now = [work/'result.json', work/'unfinished.json']
+    before = [place/'result.json', place/'unfinished.json']
+    measured = next(filter(Path.is_file, now + before), None)
+    if measured is None: return False
+    content = measured.read_bytes()
     (work/'unfinished.json').write_bytes(content)
     (work/'result.json').unlink(missing_ok=True)
     return True
 
+# %% ../nbs/14b_sweep.ipynb #dcf5bd75
+def _is_file(path): return path.is_file() and not path.is_symlink()
+
+def _file_digest(path):
+    with open(path, 'rb') as file: return hashlib.file_digest(file, 'blake2b').hexdigest()[:32]
+
 def _digests(folder):
     "Digest of each file of a run's folder but its status, by its path in there."
-    found = {}
-    for path in sorted(folder.rglob('*')):
-        if not path.is_file() or path.is_symlink() or path == folder/'status.json': continue
-        with open(path, 'rb') as file: found[str(path.relative_to(folder))] = hashlib.file_digest(file, 'blake2b').hexdigest()[:32]
-    return found
+    status = folder/'status.json'
+    files = [p for p in sorted(folder.rglob('*')) if _is_file(p) and p != status]
+    return {str(p.relative_to(folder)): _file_digest(p) for p in files}
+
+# %% ../nbs/14b_sweep.ipynb #4390e9d4
+def _made(place):
+    "The digests that a run has left of its files; None where it is of an older version, or unreadable."
+    try: made = read_json(place/'status.json').get('made')
+    except (OSError, ValueError, AttributeError): return None
+    return made if isinstance(made, dict) else None
 
 def _foreign_files(place):
-    "Files and links in the folder of a run, by their path in there, that the run did not leave as they are: added or edited since."
-    try: made = read_json(place/'status.json').get('made')
-    except (OSError, ValueError, AttributeError): made = None
-    now = _digests(place) if place.is_dir() else {}
-    links = [str(p.relative_to(place)) for p in place.rglob('*') if p.is_symlink()]
-    if not isinstance(made, dict): return [name for name in (*now, *links) if name not in FILES]  # of an older version
+    """Files and links in the folder of a run, by their path in there, that the run did not leave as they are: added or
+    edited since."""
+    made, now, links = _made(place), _digests(place), _links(place)
+    if made is None: return [name for name in (*now, *links) if name not in FILES]
     return [name for name, digest in now.items() if made.get(name) != digest] + links
 
+def _links(folder):
+    "Symbolic links in a folder, by their path in there."
+    return [str(p.relative_to(folder)) for p in folder.rglob('*') if p.is_symlink()]
+
+# %% ../nbs/14b_sweep.ipynb #18d3f0bf
+def _free_name(path):
+    "The path, or one with `.before` in its name where something is there already."
+    free, n = path, 1
+    while os.path.lexists(free):
+        free = path.with_name(f'{path.stem}.before{n if n > 1 else ""}{path.suffix}')
+        n += 1
+    return free
+
+# %% ../nbs/14b_sweep.ipynb #9cd258bc
 def _keep_foreign(place, work):
     "Copy what is not the run's own in `place` to `work`; what has its name there by now gets `.before` into its own."
     for name in _foreign_files(place):
-        to, n = work/name, 1
-        while os.path.lexists(to):
-            to = (work/name).with_name(f'{Path(name).stem}.before{n if n > 1 else ""}{Path(name).suffix}')
-            n += 1
+        to = _free_name(work/name)
         to.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(place/name, to, follow_symlinks=False)
 
 def _install(work, place):
-    "Rename the finished folder `work` to `place`, replacing what an earlier attempt left there, but for files that are not the run's."
+    """Rename the finished folder `work` to `place`, replacing what an earlier attempt left there, but for files that
+    are not the run's."""
     check_place(place)
     if (work/'status.json').is_file():
         write_json(work/'status.json', {**read_json(work/'status.json'), 'made': _digests(work)})
@@ -617,43 +805,50 @@ def _install(work, place):
     os.replace(work, place)
     shutil.rmtree(old, ignore_errors=True)
 
+# %% ../nbs/14b_sweep.ipynb #2b038488
 def clear_leftovers(
     folder,  # of an experiment's runs
 ):
-    "Remove the work folders that killed workers left, or put them in place where they are complete; call it under the lock only."
+    """Remove the work folders that killed workers left, or put them in place where they are complete; call it under the
+    lock only."""
     work = workspace(folder)/'work'
-    for left in [] if work.is_symlink() or not work.is_dir() else work.iterdir():
-        named = re.fullmatch(r'([0-9a-f]{12})-[0-9a-f]{8}(\.old)?', left.name)
-        if not named or left.is_symlink(): continue
-        place = Path(folder)/named[1]
-        if not named[2] and not os.path.lexists(place) and _reads(left/'status.json'): os.replace(left, place)  # killed between two renames
-        else: shutil.rmtree(left, ignore_errors=True)
+    if work.is_symlink() or not work.is_dir(): return
+    for left in work.iterdir():
+        if not left.is_symlink(): _clear(left, Path(folder))
 
+def _clear(left, folder):
+    "Install or remove what a worker left, if its name says that it is a run's; only a whole one has a status."
+    named = re.fullmatch(r'([0-9a-f]{12})-[0-9a-f]{8}(\.old)?', left.name)
+    if not named: return
+    place, replaced = folder/named[1], named[2]
+    whole = not replaced and _reads(left/'status.json')
+    if whole and not os.path.lexists(place): os.replace(left, place)
+    else: shutil.rmtree(left, ignore_errors=True)
+
+# %% ../nbs/14b_sweep.ipynb #18768d98
 def run_notebook(
-    work,              # folder with notebook.ipynb, also the working directory
+    work: Path,        # folder with notebook.ipynb, also the working directory
     parameters: dict,  # of the experiment
     engine: str,       # papermill's engine
 ):
     "Execute `work`/notebook.ipynb in place through papermill."
     import papermill
-    sys.path += [p for p in os.environ.get('PYTHONPATH', '').split(os.pathsep) if p and p not in sys.path]  # modules of one's own
-    if root := os.environ.get('ROBUSTNB_DATA'): os.environ['ROBUSTNB_DATA'] = str(Path(root).expanduser().absolute())  # in this process, before it moves to `work`
-    papermill.execute_notebook(work/'notebook.ipynb', work/'notebook.ipynb', {**parameters, 'out': str(work/'result.json')}, engine_name=engine,
-                               cwd=work, kernel_name='python3', progress_bar=False, log_output=False)
-
-def _sign(path, run):
-    "Complete a result file by what the notebook cannot know: who the run is, its whole config, and the cells that ran."
-    result = results.load(path)
-    write_json(path, {**result, 'config': {**result['config'], **run.config}, 'identity': run.identity,
-                      'protocol': run.protocol, 'outside': run.outside, 'source': run.source})
-    results.load(path)
+    searched = os.environ.get('PYTHONPATH', '').split(os.pathsep)
+    sys.path += [p for p in searched if p and p not in sys.path]  # modules of one's own
+    if root := os.environ.get('ROBUSTNB_DATA'):  # in this process, before it moves to `work`
+        os.environ['ROBUSTNB_DATA'] = str(Path(root).expanduser().absolute())
+    notebook = work/'notebook.ipynb'
+    papermill.execute_notebook(
+        notebook, notebook, {**parameters, 'out': str(work/'result.json')},
+        engine_name=engine, kernel_name='python3', cwd=work, progress_bar=False, log_output=False)
 
 # %% ../nbs/14b_sweep.ipynb #ca0a151e
 FULL = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO]  # no run can be saved any more
 
 @contextmanager
 def _work_folder(place, shared):
-    "A new folder for a run in progress: in the workspace beside `place`, or in a temporary place of this machine. What is still there afterwards is removed."
+    """A new folder for a run in progress: in the workspace beside `place`, or in a temporary place of this machine.
+    What is still there afterwards is removed."""
     if shared: base = workspace(place.parent)/'work'
     else: base = Path(tempfile.mkdtemp(prefix='robustnb-', dir=_scratch()))
     work = base/f'{place.name}-{secrets.token_hex(4)}'
@@ -668,10 +863,75 @@ def _scratch():
     try: return get_worker().local_directory
     except ValueError: return None
 
+# %% ../nbs/14b_sweep.ipynb #7f58d827
+def _status(run, error='', seconds=0.):
+    "What status.json says of a run that ended with this error, or well."
+    return dict(id=run.id, state='failed' if error else 'done', error=error, seconds=seconds, config=run.config)
+
 def _plain(text):
     "Text without terminal colours, and without halves of characters, which no file can hold."
     return re.sub(r'\x1b\[[0-9;]*m', '', text).encode(errors='backslashreplace').decode()
 
+# %% ../nbs/14b_sweep.ipynb #20a5e6e6
+@dataclass
+class _Attempt:
+    "One attempt at a run, in a folder of its own."
+    run: Run
+    place: Path    # where it shall appear
+    work: Path     # where it works meanwhile
+    shared: bool   # whether `place` can be seen from here
+    start: float   # seconds, by the clock
+
+    def prepare(self, notebook):
+        "Write the notebook, and an empty log."
+        nbformat.write(strip_show(nbformat.reads(notebook, 4)), self.work/'notebook.ipynb')
+        (self.work/'log.txt').touch()
+
+    def execute(self, engine, **limits):
+        "Do it in a process of its own; returns why there is no result, or ''. An OSError if the disk is full."
+        weights = {'weights': str(self.work/WEIGHTS)} if self.run.keep_weights else {}
+        given = {**self.run.config, **self.run.given, **weights}
+        log = self.work/'log.txt'
+        try: state, outcome = run_isolated(run_notebook, self.work, given, engine, log=log, **limits)
+        except (Halted, KeyboardInterrupt):
+            if self.is_worth_keeping(): self.finish('interrupted after its result was saved')
+            raise
+        return self.fault(state, outcome)
+
+    def is_worth_keeping(self):
+        "Has an interrupted run a result? One from before is worth more than this, which may not be whole."
+        return self.shared and not is_done(self.place) and is_done(self.work, status=False)
+
+    def fault(self, state, outcome):
+        "Why a process that ended like this has left no result, or ''."
+        error = '' if state == 'ok' else _plain(outcome).strip()
+        full = os.strerror(errno.ENOSPC)
+        if self.shared and full in error: raise OSError(errno.ENOSPC, full, str(self.work))
+        if error or is_done(self.work, status=False): return error
+        return 'the notebook ended without writing a valid result.json'
+
+    def sign(self):
+        "Complete the result by who the run is, its whole config and the cells that ran; returns what is wrong, or ''."
+        run, path = self.run, self.work/'result.json'
+        try:
+            result = results.load(path)
+            known = dict(identity=run.identity, protocol=run.protocol, outside=run.outside, source=run.source)
+            write_json(path, {**result, 'config': {**result['config'], **run.config}, **known})
+            results.load(path)
+        except ValueError as e: return f'ValueError: {e}'
+        return ''
+
+    def finish(self, error):
+        "Write the status beside what the run has left, and put the folder in its place if that can be seen from here."
+        error = error or self.sign()
+        status = _status(self.run, error, round(time.time() - self.start, 1))
+        if error and _keep_measured(self.place, self.work): status['kept'] = 'unfinished.json'
+        if not (self.work/'log.txt').stat().st_size: (self.work/'log.txt').unlink()
+        write_json(self.work/'status.json', status)
+        if self.shared: _install(self.work, self.place)
+        return status
+
+# %% ../nbs/14b_sweep.ipynb #65048bee
 def execute_run(
     run: Run,
     notebook: str,                 # the notebook as JSON text
@@ -682,50 +942,37 @@ def execute_run(
     token: str | None = None,      # of the workspace, see `run_sweep`, if this may be another machine than the driver's
     again: bool = False,           # do it even if it is done
 ) -> dict:
-    """Run one notebook in a process of its own; returns its status `{id, state: 'done'|'failed', error, seconds, config}`, also in `place`/status.json; with `kept` if a result was saved before it failed.
-    Where the runs folder is not to be seen (`token`), the run's files come back as bytes under `files`. An OSError if the disk is full."""
+    """Run one notebook in a process of its own; returns its status `{id, state: 'done'|'failed', error, seconds,
+    config}`, also in `place`/status.json; with `kept` if a result was saved before it failed. Where the runs folder is
+    not to be seen (`token`), the run's files come back as bytes under `files`. An OSError if the disk is full."""
     place = Path(place)
     if not again and is_done(place): return results.load_status(place/'status.json')
     shared = token is None or _reads(place.parent/'.robustnb'/'token') == token
     if shared: check_place(place)
     with _work_folder(place, shared) as work:
-        start = time.time()
-        nbformat.write(strip_show(nbformat.reads(notebook, 4)), work/'notebook.ipynb')
-        (work/'log.txt').touch()
-        def finish(error):
-            "Write the status beside what the run has left, and put the folder in its place if that can be seen from here."
-            if not error:
-                try: _sign(work/'result.json', run)
-                except ValueError as e: error = f'ValueError: {e}'
-            status = dict(id=run.id, state='failed' if error else 'done', error=error, seconds=round(time.time() - start, 1), config=run.config)
-            if error and _keep_measured(place, work): status['kept'] = 'unfinished.json'
-            if not (work/'log.txt').stat().st_size: (work/'log.txt').unlink()
-            write_json(work/'status.json', status)
-            if shared: _install(work, place)
-            return status
-        given = {**run.config, **run.given, **({'weights': str(work/WEIGHTS)} if run.keep_weights else {})}
-        try: state, error = run_isolated(run_notebook, work, given, engine, log=work/'log.txt', timeout=timeout, memory=memory)
-        except (Halted, KeyboardInterrupt):
-            savable = shared and not is_done(place)  # a result from before is worth more than one that may not be whole
-            if savable and is_done(work, status=False): finish('interrupted after its result was saved')
-            raise
-        error = '' if state == 'ok' else _plain(error).strip()
-        if os.strerror(errno.ENOSPC) in error and shared: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(work))
-        if not error and not is_done(work, status=False): error = 'the notebook ended without writing a valid result.json'
-        status = finish(error)
-        return status if shared else {**status, 'files': {p.name: p.read_bytes() for p in work.iterdir() if p.is_file()}}
+        attempt = _Attempt(run, place, work, shared, time.time())
+        attempt.prepare(notebook)
+        error = attempt.execute(engine, timeout=timeout, memory=memory)
+        status = attempt.finish(error)
+        return status if shared else {**status, 'files': _contents(work)}
 
+def _contents(folder):
+    "Its files, `{name: bytes}`."
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+
+# %% ../nbs/14b_sweep.ipynb #4a151473
 def receive(
     status: dict,  # from `execute_run` on a machine that does not see the runs folder
     place,         # folder where the run shall appear
 ) -> dict:
     "Write the files that came back with `status`, if any; returns the status without them."
     place = Path(place)
-    if files := status.pop('files', None):
-        with _work_folder(place, shared=True) as work:
-            for name, content in files.items(): (work/Path(name).name).write_bytes(content)
-            if status['state'] == 'failed': _keep_measured(place, work)
-            _install(work, place)
+    files = status.pop('files', None)
+    if not files: return status
+    with _work_folder(place, shared=True) as work:
+        for name, content in files.items(): (work/Path(name).name).write_bytes(content)
+        if status['state'] == 'failed': _keep_measured(place, work)
+        _install(work, place)
     return status
 
 # %% ../nbs/14b_sweep.ipynb #9109e28a
@@ -734,29 +981,41 @@ def result_path(
     sweep: str,           # the sweep's name
     out='runs',           # folder of runs
     committed='results',  # folder of committed results
-):
+) -> Path | None:
     "Path of the run's valid result file, or None if it has to be done."
-    place, path = Path(out)/run.experiment/run.id, Path(committed)/sweep/f'{run.id}.json'
+    place = Path(out)/run.experiment/run.id
     if is_done(place): return place/'result.json'
-    try: return results.load(path) and path
+    path = Path(committed)/sweep/f'{run.id}.json'
+    try: results.load(path)
     except (OSError, ValueError): return None
+    return path
 
+# %% ../nbs/14b_sweep.ipynb #f0287277
 def damaged(
     sweep: Sweep,
     out='runs',           # folder of runs
     committed='results',  # folder of committed results
 ) -> list:
-    "What is wrong with each file of the sweep's runs that is there and cannot be read; such a run counts as not done."
+    """What is wrong with each file of the sweep's runs that is there and cannot be read; such a run counts as not
+    done."""
     found = []
     for run in sweep.runs:
         place = Path(out)/run.experiment/run.id
-        readers = {place/'status.json': results.load_status, place/'result.json': results.load, Path(committed)/sweep.name/f'{run.id}.json': results.load}
-        for path, read in readers.items():
-            try: os.path.lexists(path) and read(path)
-            except OSError as e: found.append(f'{path}: {e.strerror}')
-            except ValueError as e: found.append(str(e))
-    return found
+        found += [
+            _damage(place/'status.json', results.load_status),
+            _damage(place/'result.json', results.load),
+            _damage(Path(committed)/sweep.name/f'{run.id}.json', results.load)]
+    return list(filter(None, found))
 
+def _damage(path, read):
+    "What is wrong with the file, if it is there; else None."
+    try:
+        if os.path.lexists(path): read(path)
+    except OSError as e: return f'{path}: {e.strerror}'
+    except ValueError as e: return str(e)
+    return None
+
+# %% ../nbs/14b_sweep.ipynb #e257fbaf
 @contextmanager
 def locked(
     folder,  # of an experiment's runs, created if absent
@@ -765,13 +1024,12 @@ def locked(
     lock = workspace(folder)/'lock'
     with os.fdopen(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), 'r+') as f:
         try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError: raise RuntimeError(f'{folder}: another sweep is writing here; wait for it or choose another --out') from None
+        except BlockingIOError:
+            wait = 'another sweep is writing here; wait for it or choose another --out'
+            raise RuntimeError(f'{folder}: {wait}') from None
         yield
 
 # %% ../nbs/14b_sweep.ipynb #97a7f518
-QUIET = {'distributed.comm.timeouts.connect': '60s', 'distributed.admin.tick.limit': '60s',
-         'distributed.worker.profile.enabled': False, 'distributed.admin.tick.interval': '1s'}  # its sampling a hundred times a second takes several percent of a core from the runs
-
 class Stopped(RuntimeError):
     "A sweep that ends before its last run, through no fault of a run: no workers, or no room for results."
 
@@ -780,7 +1038,13 @@ class Patience:
     def __init__(
         self,
         seconds: float,  # to wait at most
-    ): self.seconds, self.since, self.told = seconds, None, -math.inf
+    ):
+        self.seconds = seconds
+        self.over()
+    def over(self):
+        "What was waited for has come."
+        self.since = None
+        self.told = -math.inf
     def wait(
         self,
         what: str,  # is waited for
@@ -788,39 +1052,54 @@ class Patience:
         "To be called again and again while it lasts."
         now = time.monotonic()
         self.since = now if self.since is None else self.since
-        if now - self.since > self.seconds: raise Stopped(f'{what}; waited for {self.seconds:g} s; the same command does the rest')
+        if now - self.since > self.seconds:
+            raise Stopped(f'{what}; waited for {self.seconds:g} s; the same command does the rest')
         if now - self.told < 60: return
         self.told = now
         tqdm.write(f'waiting: {what} ({now - self.since:.0f} s of at most {self.seconds:g} s)', file=sys.stderr)
-    def over(self):
-        "What was waited for has come."
-        self.since, self.told = None, -math.inf
 
 # %% ../nbs/14b_sweep.ipynb #5951eec5
-def _tls_context(address):
-    "What Dask encrypts with, by its settings; a ValueError if they lack a certificate, or if one is not there, damaged, or not made for the key."
+def _check_certificate(key, address):
+    "A ValueError unless the settings of Dask name a file under this key."
     import dask
+    setting = f'distributed.comm.tls.{key}'
+    file = dask.config.get(setting, None)
+    if not file:
+        raise ValueError(f'scheduler: {address} needs certificates, and {setting} is not set in the settings of Dask')
+    if not Path(file).is_file(): raise ValueError(f'{file}: no such file; the settings of Dask name it as {setting}')
+
+def _tls_context(address):
+    """What Dask encrypts with, by its settings; a ValueError if they lack a certificate, or if one is not there,
+    damaged, or not made for the key."""
     from distributed.security import Security
-    for key in 'ca-file', 'client.cert', 'client.key':
-        file = dask.config.get(f'distributed.comm.tls.{key}', None)
-        if not file: raise ValueError(f'scheduler: {address} needs certificates, and distributed.comm.tls.{key} is not set in the settings of Dask')
-        if not Path(file).is_file(): raise ValueError(f'{file}: no such file; the settings of Dask name it as distributed.comm.tls.{key}')
+    for key in 'ca-file', 'client.cert', 'client.key': _check_certificate(key, address)
     try: return Security().get_connection_args('client')['ssl_context']
-    except OSError as e: raise ValueError(f'scheduler: the certificates and the key in distributed.comm.tls of the settings of Dask cannot be used ({e})') from None
+    except OSError as e:
+        files = 'the certificates and the key in distributed.comm.tls of the settings of Dask'
+        raise ValueError(f'scheduler: {files} cannot be used ({e})') from None
+
+# %% ../nbs/14b_sweep.ipynb #8fdaba5f
+def _host_port(text, address):
+    "Host and port that stand in an address; a ValueError names all of it."
+    from distributed.comm.addressing import parse_host_port
+    try:
+        host, port = parse_host_port(text)
+        host.encode('idna')  # as the system will
+        check_number(port, 'port', low=1, high=65535)
+    except ValueError as e:
+        accepted = f'an address like tcp://10.0.0.1:8786 ({e})'
+        raise ValueError(f'scheduler: got {address!r}, accepted: {accepted}') from None
+    return host, port
 
 def check_scheduler(
     address: str,  # like tcp://10.0.0.1:8786, or tls://
 ) -> tuple:
-    "Host and port of the address, and what it is encrypted with or None; a ValueError if it is no address, or if it needs certificates that Dask's settings do not name or that cannot be used."
-    from distributed.comm.addressing import parse_host_port
+    """Host and port of the address, and what it is encrypted with or None; a ValueError if it is no address, or if it
+    needs certificates that Dask's settings do not name or that cannot be used."""
     scheme, _, rest = str(address).rpartition('://')
-    try:
-        host, port = parse_host_port(rest)
-        host.encode('idna')  # as the system will
-        check_number(port, 'port', low=1, high=65535)
-    except ValueError as e: raise ValueError(f'scheduler: got {address!r}, accepted: an address like tcp://10.0.0.1:8786 ({e})') from None
-    if (scheme or 'tcp') not in ('tcp', 'tls'): raise ValueError(f'scheduler: got {address!r}, accepted: tcp://HOST:PORT or tls://HOST:PORT')
-    return (host, port), _tls_context(address) if scheme == 'tls' else None
+    target = _host_port(rest, address)
+    require(scheme in ('', 'tcp', 'tls'), 'scheduler', repr(address), 'tcp://HOST:PORT or tls://HOST:PORT')
+    return target, _tls_context(address) if scheme == 'tls' else None
 
 # %% ../nbs/14b_sweep.ipynb #6194147f
 def _first_words(link, context, seconds):
@@ -836,19 +1115,21 @@ def _first_words(link, context, seconds):
             said += more
     return said
 
+# %% ../nbs/14b_sweep.ipynb #8e4cd839
 def check_greeting(
     address: str,         # of a scheduler
     seconds: float = 10,  # to wait for it
 ):
-    "`Stopped` if what listens there does not greet as Dask does, or if one of the two has no valid certificate for the other; an OSError if nobody listens there, or hangs up."
+    """`Stopped` if what listens there does not greet as Dask does, or if one of the two has no valid certificate for
+    the other; an OSError if nobody listens there, or hangs up."""
     target, context = check_scheduler(address)
-    kind = 'Dask scheduler with TLS' if context else 'Dask scheduler without TLS'
-    expected = f'{address}: what listens there is no {kind}'
+    expected = f'{address}: what listens there is no Dask scheduler {"with" if context else "without"} TLS'
     link = socket.create_connection(target, timeout=5)
     try: said = _first_words(link, context, seconds)
     except ssl.SSLEOFError: raise
     except TimeoutError: raise Stopped(f'{expected}, which would have greeted within {seconds:g} s') from None
-    except ssl.SSLError as e: raise Stopped(f'{expected} and certificates that belong to those here ({e})') from None
+    except ssl.SSLError as e:
+        raise Stopped(f'{expected} and certificates that belong to those here ({e})') from None
     finally: link.close()
     if b'pickle-protocol' not in said: raise Stopped(f'{expected}, it begins with {said[:40]!r}')
 
@@ -866,7 +1147,9 @@ def connect(
             patience.over()
             return client
         except OSError as e: patience.wait(f'no Dask scheduler answers at {address} ({e})')
-        except TypeError as e: raise Stopped(f'{address}: what listens there belongs to Dask and is no scheduler, perhaps a worker ({e})') from None
+        except TypeError as e:
+            other = 'what listens there belongs to Dask and is no scheduler, perhaps a worker'
+            raise Stopped(f'{address}: {other} ({e})') from None
         time.sleep(1)
 
 # %% ../nbs/14b_sweep.ipynb #a0f572bc
@@ -878,7 +1161,8 @@ def check_dashboard(
     try: socket.create_server((host, int(port))).close()
     except (OSError, ValueError, OverflowError) as e:
         if getattr(e, 'errno', None) == errno.EADDRINUSE: return
-        raise ValueError(f'dashboard: got {address!r}, accepted: HOST:PORT of this machine, like 127.0.0.1:8787, or port 0 for a free one ({e})') from None
+        accepted = 'HOST:PORT of this machine, like 127.0.0.1:8787, or port 0 for a free one'
+        raise ValueError(f'dashboard: got {address!r}, accepted: {accepted} ({e})') from None
 
 # %% ../nbs/14b_sweep.ipynb #d4ddd37e
 @contextmanager
@@ -893,138 +1177,208 @@ def environment(
         os.environ.clear()
         os.environ.update(before)
 
+# %% ../nbs/14b_sweep.ipynb #d117ab0b
+def _dashboard_link(dashboard):
+    "Dask's template of the link to its dashboard, with the host at which it listens."
+    import dask
+    link = dask.config.get('distributed.dashboard.link')
+    host = dashboard.rpartition(':')[0]
+    return link if host in ('', '0.0.0.0', '[::]') else link.replace('{host}', host)
+
+# %% ../nbs/14b_sweep.ipynb #6fe44963
 @contextmanager
-def cluster(
-    workers: int,            # runs at a time on this machine
-    scheduler: str = '',     # address of a running Dask scheduler, whose workers are used instead
-    dashboard: str = '127.0.0.1:0',  # where the dashboard of this machine's cluster listens
-    patience: float = 600,   # seconds to wait for the scheduler
-):
-    "A Dask client on this machine, its cores shared by `workers` runs, or on an existing cluster. What is running when it is left by an exception is stopped."
+def _halting():
+    "Stop what is running in isolation if this is left by an exception."
+    try: yield
+    except BaseException:
+        halt.set()
+        end_server()
+        raise
+
+# %% ../nbs/14b_sweep.ipynb #c65dc6bd
+QUIET = {
+    'distributed.comm.timeouts.connect': '60s',
+    'distributed.admin.tick.limit': '60s',
+    'distributed.admin.tick.interval': '1s',
+    # its sampling a hundred times a second takes several percent of a core from the runs
+    'distributed.worker.profile.enabled': False}
+
+@contextmanager
+def _client_here(workers, dashboard):
+    "A Dask client of a cluster in this process."
     import dask
     from distributed import Client, LocalCluster
-    local = dict(n_workers=1, threads_per_worker=workers, processes=False, memory_limit=0, silence_logs='CRITICAL',
-                 worker_dashboard_address='127.0.0.1:0', local_directory=temp_dir())
-    host = dashboard.rpartition(':')[0]
-    link = dask.config.get('distributed.dashboard.link')
-    if not scheduler and host not in ('', '0.0.0.0', '[::]'): link = link.replace('{host}', host)  # the one it listens at
-    with dask.config.set({**QUIET, 'temporary-directory': temp_dir(), 'distributed.dashboard.link': link}):
-        if scheduler:
-            with connect(scheduler, Patience(patience)) as client: yield client
-            return
-        try:
-            with environment(thread_env(workers)), LocalCluster(**local, dashboard_address=dashboard) as here, Client(here) as client:
-                try: yield client
-                except BaseException:
-                    halt.set()
-                    end_server()
-                    raise
-        finally: halt.clear()
+    here = dict(
+        n_workers=1, threads_per_worker=workers, processes=False, memory_limit=0, local_directory=temp_dir(),
+        dashboard_address=dashboard, worker_dashboard_address='127.0.0.1:0', silence_logs='CRITICAL')
+    shown = {'distributed.dashboard.link': _dashboard_link(dashboard)}
+    try:
+        with dask.config.set(shown), environment(thread_env(workers)), LocalCluster(**here) as local:
+            with Client(local) as client, _halting(): yield client
+    finally: halt.clear()
+
+@contextmanager
+def cluster(
+    workers: int,                    # runs at a time on this machine
+    scheduler: str = '',             # address of a running Dask scheduler, whose workers are used instead
+    dashboard: str = '127.0.0.1:0',  # where the dashboard of this machine's cluster listens
+    patience: float = 600,           # seconds to wait for the scheduler
+):
+    """A Dask client on this machine, its cores shared by `workers` runs, or on an existing cluster. What is running
+    when it is left by an exception is stopped."""
+    import dask
+    import distributed  # brings its own settings, which these are to replace
+    with dask.config.set({**QUIET, 'temporary-directory': temp_dir()}):
+        opened = connect(scheduler, Patience(patience)) if scheduler else _client_here(workers, dashboard)
+        with opened as client: yield client
 
 # %% ../nbs/14b_sweep.ipynb #cd5330dc
+def _has(worker, resources):
+    "Has a worker, as Dask describes it, the resources?"
+    there = worker.get('resources') or {}
+    return all(there.get(name, 0) >= amount for name, amount in resources.items())
+
 def threads(
     client,           # Dask client
     resources=None,   # what each job needs, e.g. {'GPU': 1}
 ) -> int:
     "Threads of the workers that have the resources."
-    has = lambda worker: all((worker.get('resources') or {}).get(k, 0) >= v for k, v in (resources or {}).items())
-    return sum(w['nthreads'] for w in client.scheduler_info()['workers'].values() if has(w))
+    workers = client.scheduler_info()['workers'].values()
+    return sum(w['nthreads'] for w in workers if _has(w, resources or {}))
 
+# %% ../nbs/14b_sweep.ipynb #3b36590e
+def asked_workers(
+    client,                 # Dask client
+    patience: float = 600,  # seconds to wait for a worker
+):
+    "`ask(function, *args)`: the answer of all workers; a ValueError where they differ."
+    waiting = Patience(patience)
+    def ask(function, *args):
+        while not threads(client):
+            waiting.wait(f'no worker at {client.scheduler.address}')
+            time.sleep(1)
+        answers = {repr(v): v for v in client.run(function, *args).values()}
+        if len(answers) == 1: return next(iter(answers.values()))
+        got = ', '.join(answers) or 'no answer'
+        asked = function.__name__.strip('_')
+        accepted = 'the same on all; give a value in the sweep file'
+        raise ValueError(f'{asked}: the workers answer {got}, accepted: {accepted}')
+    return ask
+
+# %% ../nbs/14b_sweep.ipynb #d7aca7ed
+@dataclass
+class _Flight:
+    "Jobs in flight: as many as there are threads that can do them."
+    client: object
+    jobs: object        # iterator of those to come
+    submit: object      # function(job), which gives a future
+    resources: dict | None
+    waiting: Patience
+    running: dict = field(default_factory=dict)  # job of each future, by the future's key
+    done: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)
+    def wanted(self):
+        "What is missing where there are no threads."
+        if not self.resources: return 'no worker'
+        return f'no worker with {", ".join(f"{k}={v:g}" for k, v in self.resources.items())}'
+    def fill(self):
+        "Submit as many jobs as there is room for; one more than that where there are no threads yet."
+        there = threads(self.client, self.resources)
+        if there: self.waiting.over()
+        else: self.waiting.wait(f'{self.wanted()} at {self.client.scheduler.address}')
+        for job in itertools.islice(self.jobs, max(0, max(1, there) - len(self.running))):
+            future = self.submit(job)
+            self.running[future.key] = job
+            future.add_done_callback(self.done.put)
+    def next_done(self):
+        "A future that is done by now or within a second, or None: workers may have joined meanwhile."
+        try: return self.done.get(timeout=1)
+        except queue.Empty: return None
+
+# %% ../nbs/14b_sweep.ipynb #34e7c34f
 def dispatch(
-    client,            # Dask client
-    function,          # function(job, *args), run by the workers
-    jobs,              # iterable of jobs with an `id`
-    *args,             # further arguments of the function
-    resources=None,    # what each job needs, e.g. {'GPU': 1}; workers are started with what they have
+    client,                 # Dask client
+    function,               # function(job, *args), run by the workers
+    jobs,                   # iterable of jobs with an `id`
+    *args,                  # further arguments of the function
+    resources=None,         # what each job needs, e.g. {'GPU': 1}; workers are started with what they have
     patience: float = 600,  # seconds to wait for workers when there are none
 ):
-    "Yield `(job, future)` as they finish. As many jobs are in flight as there are threads: no job waits behind a long one while another worker is idle, and nothing grows with their number."
-    jobs, running, done, waiting = iter(jobs), {}, queue.SimpleQueue(), Patience(patience)
-    wanted = f'no worker with {", ".join(f"{k}={v:g}" for k, v in resources.items())}' if resources else 'no worker'
-    def fill():
-        there = threads(client, resources)
-        if there: waiting.over()
-        else: waiting.wait(f'{wanted} at {client.scheduler.address}')
-        for job in itertools.islice(jobs, max(0, max(1, there) - len(running))):
-            future = client.submit(function, job, *args, key=f'run-{job.id}-{time.time_ns()}', pure=False, resources=resources)
-            running[future.key] = job
-            future.add_done_callback(done.put)
-    fill()
-    while running:
-        try: future = done.get(timeout=1)
-        except queue.Empty:
-            fill()  # workers may have joined
-            continue
-        yield running.pop(future.key), future
-        future.release()
-        fill()
+    """Yield `(job, future)` as they finish. As many jobs are in flight as there are threads: no job waits behind a long
+    one while another worker is idle, and nothing grows with their number."""
+    def submit(job):
+        key = f'run-{job.id}-{time.time_ns()}'
+        return client.submit(function, job, *args, key=key, pure=False, resources=resources)
+    flight = _Flight(client, iter(jobs), submit, resources, Patience(patience))
+    flight.fill()
+    while flight.running:
+        future = flight.next_done()
+        if future is not None:
+            yield flight.running.pop(future.key), future
+            future.release()
+        flight.fill()
 
 # %% ../nbs/14b_sweep.ipynb #1f8223b2
+def _no_room(error, path):
+    "The end of a sweep whose results cannot be written."
+    named, why = error.filename or path, error.strerror or error
+    return Stopped(f'{named}: {why}; the same command does the rest when there is room')
+
+# %% ../nbs/14b_sweep.ipynb #c33bd1b0
+def _received(future, place):
+    "Status and error of a run whose future is done, one of them None; its files, if they came along, are written."
+    error = future.exception()
+    if error is not None: return None, error
+    try: return receive(future.result(), place), None
+    except OSError as e: return None, e
+
 def _outcome(run, future, place):
-    "The status of a finished run, failed where its worker raised; None where the scheduler was lost and the run has to be done again. `Stopped` if it cannot be written."
+    """The status of a finished run, failed where its worker raised; None where the scheduler was lost and the run has
+    to be done again. `Stopped` if it cannot be written."""
     from distributed.comm import CommClosedError
     if future.cancelled(): return None
-    error = future.exception()
-    try:
-        if error is None: return receive(future.result(), place)
-    except OSError as e: error = e
+    status, error = _received(future, place)
     if isinstance(error, (CommClosedError, ConnectionError)): return None
     if isinstance(error, OSError) and (error.errno in FULL or future.status == 'finished'):
-        raise Stopped(f'{error.filename or place}: {error.strerror or error}; the same command does the rest when there is room') from None
-    return dict(id=run.id, state='failed', error=f'{type(error).__name__}: {error}', seconds=0., config=run.config)
+        raise _no_room(error, place) from None
+    if status is not None: return status
+    return _status(run, f'{type(error).__name__}: {error}')
 
-# %% ../nbs/14b_sweep.ipynb #9916298a
-def run_sweep(
-    sweep: Sweep,
-    out='runs',                  # folder of runs
-    committed='results',         # folder of committed results, which count as done
-    workers: int | None = None,  # runs at a time; None takes one per core
-    engine: str = 'warm',        # 'warm' or 'nbclient', see `execute_run`
-    timeout: float | None = None,  # seconds for each run
-    memory: float | None = None,   # bytes for each run; None shares out 90% of this machine's
-    scheduler: str = '',         # address of a running Dask scheduler instead of this machine
-    resources=None,              # what each run needs of a worker, e.g. {'GPU': 1}
-    patience: float = 600,       # seconds to wait for a scheduler, or for workers when there are none
-    progress: bool = True,       # show a bar
-    dashboard: str = '127.0.0.1:0',  # where the dashboard listens
-    each=None,                   # called with each status as it comes
-) -> list:
-    """Do the runs of `sweep` that are not done; returns the status of each run done now, see `execute_run`. Interrupted, it can be started again.
-    A RuntimeError if another sweep holds the folder; `Stopped` if workers are lost or nothing can be written."""
-    check_limits(timeout, memory)
-    check_number(patience, 'patience', above=0)
-    if scheduler: check_scheduler(scheduler)
-    else: check_dashboard(dashboard)
-    folder, source, statuses = Path(out).resolve()/sweep.notebook.stem, sweep.notebook.read_text(encoding='utf-8'), {}
-    halt.clear()
-    with locked(folder):
-        clear_leftovers(folder)
-        missing = [r for r in sweep.runs if not result_path(r, sweep.name, out, committed)]
-        for run in missing: check_place(folder/run.id)
-        token = secrets.token_hex(8)
-        write_text(workspace(folder)/'token', token)
-        workers = min(check_number(cores() if workers is None else workers, 'workers', low=1, integer=True), max(1, len(missing)))
-        if memory is None and not scheduler: memory = .9*psutil.virtual_memory().total/workers
-        job = lambda run, source, folder, *args: execute_run(run, source, f'{folder}/{run.id}', *args)
-        last_seen = time.monotonic()
-        with tqdm(total=len(missing), desc=sweep.name, disable=not (progress and missing)) as bar:
-            while left := [r for r in missing if r.id not in statuses]:
-                try:
-                    with cluster(workers, scheduler, dashboard, patience) as client:
-                        if progress: bar.write(f'dashboard: {client.dashboard_link}')
-                        for run, future in dispatch(client, job, left, source, str(folder), engine, timeout, memory, token, resources=resources, patience=patience):
-                            last_seen = time.monotonic()
-                            if not (status := _outcome(run, future, folder/run.id)): continue
-                            statuses[run.id] = status
-                            if each: each(status)
-                            bar.set_postfix(failed=sum(s['state'] == 'failed' for s in statuses.values()), refresh=False)
-                            bar.update()
-                except OSError as e:
-                    if e.errno in FULL: raise Stopped(f'{e.filename or folder}: {e.strerror}; the same command does the rest when there is room') from e
-                    if not scheduler or time.monotonic() - last_seen > patience: raise Stopped(f'{scheduler or "workers"}: lost ({e}); the same command does the rest') from e
-                    time.sleep(1)
-        if not scheduler: clear_leftovers(folder)
-    return list(statuses.values())
+# %% ../nbs/14b_sweep.ipynb #562335f0
+@dataclass
+class _Diary:
+    "Which of the runs that a sweep has to do are done."
+    runs: list
+    folder: Path         # of the experiment's runs
+    bar: tqdm
+    each: object = None  # called with each status
+    statuses: dict = field(default_factory=dict)         # by run id
+    seen: float = field(default_factory=time.monotonic)  # when a run came back last
+    @property
+    def left(self): return [r for r in self.runs if r.id not in self.statuses]
+    def enter(self, run, future):
+        "Take down what became of a run, unless it has to be done again."
+        self.seen = time.monotonic()
+        status = _outcome(run, future, self.folder/run.id)
+        if not status: return
+        self.statuses[run.id] = status
+        if self.each: self.each(status)
+        self.bar.set_postfix(failed=sum(s['state'] == 'failed' for s in self.statuses.values()), refresh=False)
+        self.bar.update()
+    def check_loss(self, error, scheduler, patience):
+        "`Stopped` after this error unless the scheduler may come back."
+        if error.errno in FULL: raise _no_room(error, self.folder) from error
+        if scheduler and time.monotonic() - self.seen <= patience: return
+        raise Stopped(f'{scheduler or "workers"}: lost ({error}); the same command does the rest') from error
+
+def _job(run, source, folder, *args):
+    "A run as a job of Dask's."
+    return execute_run(run, source, f'{folder}/{run.id}', *args)
+
+# %% ../nbs/14b_sweep.ipynb #62bab32d
+def _finished(sweep, out, committed):
+    "[(run, path of its result)] of the runs that have one."
+    found = [(r, result_path(r, sweep.name, out, committed)) for r in sweep.runs]
+    return [(run, path) for run, path in found if path]
 
 def read_results(
     sweep: Sweep,
@@ -1032,7 +1386,74 @@ def read_results(
     committed='results',  # folder of committed results
 ):
     "All results of the sweep that exist, as `results.table`."
-    return results.table(p for r in sweep.runs if (p := result_path(r, sweep.name, out, committed)))
+    return results.table(path for _, path in _finished(sweep, out, committed))
+
+# %% ../nbs/14b_sweep.ipynb #1686eb84
+def _check_addresses(scheduler, dashboard):
+    "A ValueError for a scheduler that is no address, or without one for a dashboard that cannot listen."
+    if scheduler: check_scheduler(scheduler)
+    else: check_dashboard(dashboard)
+
+def _missing_runs(sweep, folder, out, committed):
+    "The runs that have no result; a ValueError if something else is where one shall appear."
+    runs = [r for r in sweep.runs if not result_path(r, sweep.name, out, committed)]
+    for run in runs: check_place(folder/run.id)
+    return runs
+
+def _or_cores(workers):
+    "How many runs go at a time: as many as asked for, or one for each core."
+    return check_number(cores() if workers is None else workers, 'workers', low=1, integer=True)
+
+def _new_token(folder):
+    "What a worker finds in the workspace if it sees the same folder."
+    token = secrets.token_hex(8)
+    write_text(workspace(folder)/'token', token)
+    return token
+
+# %% ../nbs/14b_sweep.ipynb #4b32c181
+def run_sweep(
+    sweep: Sweep,
+    out='runs',                      # folder of runs
+    committed='results',             # folder of committed results, which count as done
+    workers: int | None = None,      # runs at a time; None takes one per core
+    engine: str = 'warm',            # 'warm' or 'nbclient', see `execute_run`
+    timeout: float | None = None,    # seconds for each run
+    memory: float | None = None,     # bytes for each run; None shares out 90% of this machine's
+    scheduler: str = '',             # address of a running Dask scheduler instead of this machine
+    resources=None,                  # what each run needs of a worker, e.g. {'GPU': 1}
+    patience: float = 600,           # seconds to wait for a scheduler, or for workers when there are none
+    progress: bool = True,           # show a bar
+    dashboard: str = '127.0.0.1:0',  # where the dashboard listens
+    each=None,                       # called with each status as it comes
+) -> list:
+    """Do the runs of `sweep` that are not done; returns the status of each run done now, see `execute_run`.
+    Interrupted, it can be started again. A RuntimeError if another sweep holds the folder; `Stopped` if workers are
+    lost or nothing can be written."""
+    check_limits(timeout, memory)
+    check_number(patience, 'patience', above=0)
+    _check_addresses(scheduler, dashboard)
+    folder = Path(out).resolve()/sweep.notebook.stem
+    source = sweep.notebook.read_text(encoding='utf-8')
+    halt.clear()
+    with locked(folder):
+        clear_leftovers(folder)
+        runs = _missing_runs(sweep, folder, out, committed)
+        workers = min(_or_cores(workers), max(1, len(runs)))
+        if memory is None and not scheduler: memory = .9*psutil.virtual_memory().total/workers
+        args = source, str(folder), engine, timeout, memory, _new_token(folder)
+        with tqdm(total=len(runs), desc=sweep.name, disable=not (progress and runs)) as bar:
+            diary = _Diary(runs, folder, bar, each)
+            while diary.left:
+                try:
+                    with cluster(workers, scheduler, dashboard, patience) as client:
+                        if progress: bar.write(f'dashboard: {client.dashboard_link}')
+                        done = dispatch(client, _job, diary.left, *args, resources=resources, patience=patience)
+                        for run, future in done: diary.enter(run, future)
+                except OSError as e:
+                    diary.check_loss(e, scheduler, patience)
+                    time.sleep(1)
+        if not scheduler: clear_leftovers(folder)
+    return list(diary.statuses.values())
 
 # %% ../nbs/14b_sweep.ipynb #af9c3033
 def edited(
@@ -1040,35 +1461,44 @@ def edited(
     paths: dict,  # result file of each run by id, None without one, see `result_path`
 ) -> list:
     "Paths of the sweep's results that other cells of its notebook made than there are today."
-    made = {r.id: results.load(paths[r.id]).get('source', 'unknown') for r in sweep.runs if paths[r.id]}
-    return [paths[r.id] for r in sweep.runs if made.get(r.id, 'unknown') not in ('unknown', r.source)]
+    return [paths[r.id] for r in sweep.runs if _other_cells(r, paths[r.id])]
 
+def _other_cells(run, path):
+    "Whether cells are known that made this result, and are not today's."
+    return path is not None and results.load(path).get('source', 'unknown') not in ('unknown', run.source)
+
+# %% ../nbs/14b_sweep.ipynb #d048e529
 def replay(
     sweep: Sweep,
     out='runs',           # folder of runs
     committed='results',  # folder of committed results
     engine='warm',        # see `execute_run`
-):
-    """Do the cheapest of the sweep's finished runs again: (path of its result, pandas table of the rows that differ, with
-    `before` and `now`); times are not compared."""
-    paths = {r.id: p for r in sweep.runs if (p := result_path(r, sweep.name, out, committed))}
-    if not paths: raise ValueError(f'{sweep.name}: none of its runs is done, so that there is nothing to do again')
-    run = min((r for r in sweep.runs if r.id in paths), key=lambda r: results.load(paths[r.id])['cost'].get('wall_s', 0))
-    before = results.load(paths[run.id])
+) -> tuple:
+    """Do the cheapest of the sweep's finished runs again: (path of its result, pandas table of the rows that differ,
+    with `before` and `now`); times are not compared."""
+    done = _finished(sweep, out, committed)
+    if not done: raise ValueError(f'{sweep.name}: none of its runs is done, so that there is nothing to do again')
+    run, path = min(done, key=lambda pair: results.load(pair[1])['cost'].get('wall_s', 0))
+    before = results.load(path)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder).resolve()/sweep.notebook.stem/run.id
         status = execute_run(run, sweep.notebook.read_text(encoding='utf-8'), place, engine)
-        if status['state'] == 'failed': raise ValueError(f'{sweep.name}: the run {run.id} fails now: {status["error"].splitlines()[-1]}')
+        if status['state'] == 'failed':
+            raise ValueError(f'{sweep.name}: the run {run.id} fails now: {status["error"].splitlines()[-1]}')
         now = results.load(place/'result.json')
-    return paths[run.id], _differences(before['metrics'], now['metrics'])
+    return path, _differences(before['metrics'], now['metrics'])
+
+def _told(row):
+    "What a metric row says beside its value, without times."
+    return {k: v for k, v in row.items() if k not in ('value', 'hits') and not k.endswith('_s')}
 
 def _differences(before, now):
     "Table of the metric rows whose value is not the same."
     import pandas as pd
-    def told(r): return {k: v for k, v in r.items() if k not in ('value', 'hits') and not k.endswith('_s')}
-    def same(a, b): return repr((told(a), a.get('value'))) == repr((told(b), b.get('value')))
+    def content(row): return repr((_told(row), row.get('value')))
     pairs = itertools.zip_longest(before, now, fillvalue={})
-    return pd.DataFrame([dict(told(a or b), before=a.get('value'), now=b.get('value')) for a, b in pairs if not same(a, b)])
+    differ = [(a, b) for a, b in pairs if content(a) != content(b)]
+    return pd.DataFrame([dict(_told(a or b), before=a.get('value'), now=b.get('value')) for a, b in differ])
 
 # %% ../nbs/14b_sweep.ipynb #700c30fe
 def publish(
@@ -1077,5 +1507,6 @@ def publish(
     committed='results',  # folder of committed results
 ) -> list:
     "Copy the results of the sweep's finished runs to `committed`/<sweep>/<run id>.json; returns the paths."
-    found = {r.id: p for r in sweep.runs if (p := result_path(r, sweep.name, out, committed))}
-    return [write_text(Path(committed)/sweep.name/f'{i}.json', p.read_text(encoding='utf-8')) for i, p in found.items()]
+    home = Path(committed)/sweep.name
+    done = _finished(sweep, out, committed)
+    return [write_text(home/f'{run.id}.json', path.read_text(encoding='utf-8')) for run, path in done]

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PR_SET_PDEATHSIG', 'PR_SET_CHILD_SUBREAPER', 'PRELOAD', 'halt', 'isolated', 'WarmEngine', 'end_family', 'memory_of',
-           'Halted', 'check_limits', 'temp_dir', 'end_server', 'run_isolated']
+           'check_limits', 'Halted', 'temp_dir', 'end_server', 'run_isolated']
 
 # %% ../nbs/14a_warm.ipynb #3fedcd95
-import ctypes, multiprocessing, os, random, resource, shutil, signal, sys, tempfile, threading, time
+import ctypes, math, multiprocessing, os, random, resource, shutil, signal, sys, tempfile, threading, time
 from contextlib import contextmanager, suppress
 from multiprocessing.util import get_temp_dir
 from pathlib import Path
@@ -19,61 +19,93 @@ from .core import check_number, cores, seed_all, set_threads
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # from <linux/prctl.h>
 
 # %% ../nbs/14a_warm.ipynb #7ec250d2
+def _attributes():
+    "[(owner, name, value)] of what a notebook may set."
+    from IPython.core.interactiveshell import InteractiveShell
+    return [(sys, 'path', sys.path[:]), (sys, 'argv', sys.argv[:]),
+            (sys, 'displayhook', sys.displayhook), (sys, 'excepthook', sys.excepthook),
+            (InteractiveShell, '_instance', InteractiveShell._instance)]
+
+@contextmanager
+def _torch_at_zero():
+    "Seed everything with 0 and keep torch's threads, if torch is loaded."
+    torch = sys.modules.get('torch')
+    if torch is None:
+        yield
+        return
+    threads = torch.get_num_threads()
+    seed_all(0)
+    try: yield
+    finally: torch.set_num_threads(threads)
+
+# %% ../nbs/14a_warm.ipynb #7cacaddd
 @contextmanager
 def isolated():
-    """Seed Python, NumPy and torch with 0 (if torch is loaded), and afterwards restore Python's random state, but not NumPy's and torch's, nor modules.
-    Restored as well are working directory, environment, sys.path, argv, hooks, __main__ and torch's threads; figures are closed."""
-    from IPython.core.interactiveshell import InteractiveShell
-    torch = sys.modules.get('torch')
+    """Seed Python, NumPy and torch with 0 (if torch is loaded), and afterwards restore Python's random state, but not
+    NumPy's and torch's, nor modules. Restored as well are working directory, environment, sys.path, argv, hooks,
+    __main__ and torch's threads; figures are closed."""
+    keep = _attributes()
+    main = sys.modules['__main__']
+    folder = os.getcwd()
+    environ = dict(os.environ)
     state = random.getstate()
-    keep = [(sys, 'path', sys.path[:]), (sys, 'argv', sys.argv[:]), (sys, 'displayhook', sys.displayhook), (sys, 'excepthook', sys.excepthook),
-            (InteractiveShell, '_instance', InteractiveShell._instance)]
-    main, folder, environ, threads = sys.modules.get('__main__'), os.getcwd(), dict(os.environ), torch and torch.get_num_threads()
-    if torch: seed_all(0)
-    try: yield
+    try:
+        with _torch_at_zero(): yield
     finally:
         for owner, name, value in keep: setattr(owner, name, value)
         os.chdir(folder)
         os.environ.clear()
         os.environ.update(environ)
-        if main is not None: sys.modules['__main__'] = main
-        if threads: torch.set_num_threads(threads)
+        sys.modules['__main__'] = main
         if 'matplotlib.pyplot' in sys.modules: sys.modules['matplotlib.pyplot'].close('all')
         random.setstate(state)
 
-def _outputs(outputs):
-    "Cell outputs of execnb in the form nbformat keeps in memory: texts joined."
-    join = lambda v: ''.join(v) if isinstance(v, list) else v
-    for o in outputs:
-        if 'text' in o: o['text'] = join(o['text'])
-        if 'data' in o: o['data'] = {k: join(v) for k, v in o['data'].items()}
-        if o['output_type'] == 'execute_result': o.setdefault('execution_count', None)
-    return [nbformat.from_dict(o) for o in outputs]
+# %% ../nbs/14a_warm.ipynb #fa58ae25
+def _joined(value): return ''.join(value) if isinstance(value, list) else value
 
+def _output(found):
+    "A cell's output, as execnb gives it, in the form that nbformat keeps in memory."
+    if 'text' in found: found['text'] = _joined(found['text'])
+    if 'data' in found: found['data'] = {kind: _joined(v) for kind, v in found['data'].items()}
+    if found['output_type'] == 'execute_result': found.setdefault('execution_count', None)
+    return nbformat.from_dict(found)
+
+# %% ../nbs/14a_warm.ipynb #c2b2fa77
+def _has_code(cell): return cell.cell_type == 'code' and cell.source.strip()
+
+def _run_cell(shell, nb_man, i, cell):
+    "Run one cell and report it; returns what it raised, or None."
+    nb_man.cell_start(cell, i)
+    cell.outputs = list(map(_output, shell.run(cell.source)))
+    if shell.exc: nb_man.cell_exception(cell, i)
+    nb_man.cell_complete(cell, i)
+    return shell.exc
+
+# %% ../nbs/14a_warm.ipynb #f04c0e90
 def _run_cells(cls, nb_man, kernel_name, **kwargs):
     "What an engine of papermill does: run the cells, report each, stop at the first error."
     from execnb.shell import CaptureShell
     with isolated():
         shell = CaptureShell(mpl_format='png')
         for i, cell in enumerate(nb_man.nb.cells):
-            if cell.cell_type != 'code' or not cell.source.strip(): continue
-            nb_man.cell_start(cell, i)
-            cell.outputs = _outputs(shell.run(cell.source))
-            if shell.exc: nb_man.cell_exception(cell, i)
-            nb_man.cell_complete(cell, i)
-            if shell.exc: break
+            raised = _has_code(cell) and _run_cell(shell, nb_man, i, cell)
+            if raised: break
 
 class _WarmEngine(type):
-    "papermill loads its engines while it is being imported itself, so its base class can only be looked up later."
+    """papermill loads its engines while it is being imported itself, so its base class can only be looked up
+    later."""
     def __getattr__(cls, name):
         from papermill.engines import Engine
-        return getattr(type('Engine', (Engine,), dict(execute_managed_notebook=classmethod(_run_cells))), name)
+        engine = type('Engine', (Engine,), dict(execute_managed_notebook=classmethod(_run_cells)))
+        return getattr(engine, name)
 
 class WarmEngine(metaclass=_WarmEngine):
     "papermill engine that runs cells in this process: no kernel start, no second import of torch."
 
 # %% ../nbs/14a_warm.ipynb #1eec67d8
-PRELOAD = ['papermill', 'execnb.shell', 'matplotlib.pyplot', 'pandas', 'torchvision', 'robustnb.warm', 'robustnb.results', 'robustnb.train']
+PRELOAD = [
+    'papermill', 'execnb.shell', 'matplotlib.pyplot', 'pandas', 'torchvision',
+    'robustnb.warm', 'robustnb.results', 'robustnb.train']
 
 def _lives(pid):
     "Is there such a process, and is it more than an entry that nobody has collected?"
@@ -81,14 +113,21 @@ def _lives(pid):
     try: return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.Error: return False
 
+def _family(pid):
+    "What a process has started and what that has started, as far as it lives."
+    import psutil
+    try: return [p for p in psutil.Process(pid).children(recursive=True) if _lives(p.pid)]
+    except psutil.Error: return []
+
+# %% ../nbs/14a_warm.ipynb #71d70389
 def end_family(
     pid: int,  # of a process
 ):
-    "Kill all that the process has started, whatever sessions they are in, until none is left; the process itself goes on."
+    """Kill all that the process has started, whatever sessions they are in, until none is left; the process itself
+    goes on."""
     import psutil
     for _ in range(100):
-        try: family = [p for p in psutil.Process(pid).children(recursive=True) if _lives(p.pid)]
-        except psutil.Error: return
+        family = _family(pid)
         if not family: return
         for process in family:
             with suppress(psutil.Error): process.kill()
@@ -96,7 +135,8 @@ def end_family(
 
 # %% ../nbs/14a_warm.ipynb #8316b885
 def _watch(conn, pid, scratch):
-    "Wait for the run `pid`, end what it leaves behind, and exit as it did. If the caller goes first, end all, and remove `scratch`, the caller's temporary folder."
+    """Wait for the run `pid`, end what it leaves behind, and exit as it did. If the caller goes first, end all, and
+    remove `scratch`, the caller's temporary folder."""
     def follow_caller():
         with suppress(EOFError, OSError): conn.recv()
         end_family(os.getpid())
@@ -107,34 +147,49 @@ def _watch(conn, pid, scratch):
     with suppress(ChildProcessError):  # raised where nothing is left
         os.waitpid(-1, os.WNOHANG)
         end_family(os.getpid())
-    if code >= 0: os._exit(code)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.signal(-code, signal.SIG_DFL) if -code not in (signal.SIGKILL, signal.SIGSTOP) else None
-    os.kill(os.getpid(), -code)
-    os._exit(128 - code)
+    if code < 0: _end_by(-code)
+    os._exit(code)
 
-def _tell_kernel(option, value):
-    "Linux's prctl for this process; other systems have none."
-    with suppress(OSError, AttributeError): ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+def _end_by(number):
+    "End this process by a signal, as the run was ended; without a second dump of memory."
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if number not in (signal.SIGKILL, signal.SIGSTOP): signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    os._exit(128 + number)
+
+# %% ../nbs/14a_warm.ipynb #9f58c9fc
+def _share(environ):
+    "Threads that an environment gives to a process; without a word of that, all cores."
+    share = environ.get('OMP_NUM_THREADS', '')
+    return int(share) if share.isdecimal() and int(share) else cores()
 
 def _take_over(environ):
     "Make the caller's environment this process's own, and take as many threads as it says."
     os.environ.clear()
     os.environ.update(environ)
-    share = environ.get('OMP_NUM_THREADS', '')
-    threads = int(share) if share.isdecimal() and int(share) else cores()
-    if set_threads() != threads:  # the server was started for another number
-        from threadpoolctl import threadpool_limits
-        threadpool_limits(threads)
-        set_threads(threads)
+    threads = _share(environ)
+    if set_threads() == threads: return
+    from threadpoolctl import threadpool_limits  # the server was started for another number
+    threadpool_limits(threads)
+    set_threads(threads)
 
+# %% ../nbs/14a_warm.ipynb #8c40ee71
+def _begin(conn, scratch):
+    "Tell the caller that the child is there; where nobody is waiting any more, that is the end of it."
+    try: conn.send('begun')
+    except OSError:
+        shutil.rmtree(scratch, ignore_errors=True)
+        os._exit(1)
+
+def _tell_kernel(option, value):
+    "Linux's prctl for this process; other systems have none."
+    with suppress(OSError, AttributeError): ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+# %% ../nbs/14a_warm.ipynb #4c369cf0
 def _child(conn, log, environ, scratch, call):
     "Body of the child: split into run and watcher, write to the log, send the outcome."
     os.setpgid(0, 0)
-    try: conn.send('begun')
-    except OSError:  # nobody is waiting any more
-        shutil.rmtree(scratch, ignore_errors=True)
-        os._exit(1)
+    _begin(conn, scratch)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller decides when to stop
     with open(log, 'ab') as f:
         os.dup2(f.fileno(), 1)
@@ -150,53 +205,34 @@ def _child(conn, log, environ, scratch, call):
     conn.send(outcome)
 
 # %% ../nbs/14a_warm.ipynb #8e1ab533
-def memory_of(
-    pid: int,               # of a process
-    enough: float = 0,      # bytes; a total of resident memory up to this is returned as it is
-) -> float:
-    "Bytes of memory that a process and its descendants hold, shared pages shared out; 0 for a process that is gone."
+def _resident(process):
+    "Bytes of a process's pages, those shared with others included."
     import psutil
-    def resident(p):
-        try: return p.memory_info().rss
-        except psutil.Error: return 0
-    def own(p):
-        try: full = p.memory_full_info()
-        except psutil.Error: return resident(p)
-        return getattr(full, 'pss', 0) or full.uss
-    try: family = [process := psutil.Process(pid), *process.children(recursive=True)]
+    try: return process.memory_info().rss
     except psutil.Error: return 0
-    total = sum(map(resident, family))
-    return total if total <= enough else sum(map(own, family))
+
+def _proportional(process):
+    "Bytes of a process's pages, each divided by the number of processes that share it; else those it has alone."
+    import psutil
+    try: full = process.memory_full_info()
+    except psutil.Error: return _resident(process)
+    return getattr(full, 'pss', 0) or full.uss
+
+# %% ../nbs/14a_warm.ipynb #0b2dd54e
+def memory_of(
+    pid: int,           # of a process
+    enough: float = 0,  # bytes; a total of resident memory up to this is returned as it is
+) -> float:
+    "Bytes that a process and its descendants hold, shared pages shared out; 0 for a process that is gone."
+    import psutil
+    try:
+        process = psutil.Process(pid)
+        family = [process, *process.children(recursive=True)]
+    except psutil.Error: return 0
+    total = sum(map(_resident, family))
+    return total if total <= enough else sum(map(_proportional, family))
 
 # %% ../nbs/14a_warm.ipynb #cfaf6a5e
-halt = threading.Event()  # set by whoever is being interrupted: all that runs in isolation is ended, and nothing begins
-
-class Halted(Exception):
-    "This process is being interrupted, and the run was ended for that."
-
-def _death(process):
-    "Why there is no outcome. A signal that reached the whole machine has reached the caller, too, perhaps a moment later."
-    process.join(5)
-    asked_to_end = process.exitcode in (-signal.SIGTERM, -signal.SIGHUP, -signal.SIGINT)
-    if asked_to_end and halt.wait(1): raise Halted
-    return 'error', f'the process died (exit code {process.exitcode})'
-
-def _wait(process, conn, timeout, memory):
-    "Outcome of the child: what it sent, or why it did not."
-    start = look = time.monotonic()
-    while True:
-        if conn.poll(.5):
-            try: return conn.recv()
-            except (EOFError, OSError): return _death(process)
-        if halt.is_set(): raise Halted
-        if not _lives(process.pid) and not conn.poll(): return _death(process)
-        now = time.monotonic()
-        if timeout is not None and now - start > timeout: return 'error', f'timed out after {timeout:g} s'
-        if memory is None or now < look: continue
-        if (used := memory_of(process.pid, memory)) > memory:
-            return 'error', f'used {used/1e9:.1f} GB of memory, the limit is {memory/1e9:.1f} GB'
-        look = now + 200*(time.monotonic() - now)
-
 def check_limits(
     timeout: float | None,  # seconds, or None
     memory: float | None,   # bytes, or None
@@ -205,8 +241,56 @@ def check_limits(
     for name, value in dict(timeout=timeout, memory=memory).items():
         if value is not None: check_number(value, name, above=0)
 
+class _Limits:
+    "How long a run may last, from now on, and how much memory it may hold."
+    def __init__(self, pid, timeout, memory):
+        self.pid, self.memory = pid, memory
+        self.timeout = math.inf if timeout is None else timeout
+        self.start = time.monotonic()
+        self.look = math.inf if memory is None else self.start  # when the memory is looked at next
+    def fault(self):
+        "What the run has done against them, or ''."
+        now = time.monotonic()
+        if now - self.start > self.timeout: return f'timed out after {self.timeout:g} s'
+        if now < self.look: return ''
+        used = memory_of(self.pid, self.memory)
+        self.look = now + 200*(time.monotonic() - now)
+        if used <= self.memory: return ''
+        return f'used {used/1e9:.1f} GB of memory, the limit is {self.memory/1e9:.1f} GB'
+
+# %% ../nbs/14a_warm.ipynb #669cbe53
+# set by whoever is being interrupted: all that runs in isolation is ended, and nothing begins
+halt = threading.Event()
+
+class Halted(Exception):
+    "This process is being interrupted, and the run was ended for that."
+
+def _death(process):
+    """Why there is no outcome. A signal that reached the whole machine has reached the caller, too, perhaps a moment
+    later."""
+    process.join(5)
+    asked_to_end = process.exitcode in (-signal.SIGTERM, -signal.SIGHUP, -signal.SIGINT)
+    if asked_to_end and halt.wait(1): raise Halted
+    return 'error', f'the process died (exit code {process.exitcode})'
+
+# %% ../nbs/14a_warm.ipynb #f19c8906
+def _wait(process, conn, timeout, memory):
+    "Outcome of the child: what it sent, or why it did not."
+    limits = _Limits(process.pid, timeout, memory)
+    while True:
+        if conn.poll(.5): return _received(process, conn)
+        if halt.is_set(): raise Halted
+        died_silently = not _lives(process.pid) and not conn.poll()
+        if died_silently: return _death(process)
+        if error := limits.fault(): return 'error', error
+
+def _received(process, conn):
+    "What the child has sent, or how it died meanwhile."
+    try: return conn.recv()
+    except (EOFError, OSError): return _death(process)
+
 # %% ../nbs/14a_warm.ipynb #28b91e83
-_ROOM = 107 - len('/pymp-abcdefgh/listener-abcdefgh')  # bytes that the system leaves to the folder of a socket's name
+_ROOM = 107 - len('/pymp-abcdefgh/listener-abcdefgh')  # bytes left to the folder in which a socket lies
 
 def temp_dir() -> str:
     "This process's temporary folder, under /tmp where TMPDIR is too long for the sockets that lie in it."
@@ -215,14 +299,10 @@ def temp_dir() -> str:
     try: return get_temp_dir()
     finally: tempfile.tempdir = usual
 
+# %% ../nbs/14a_warm.ipynb #618359dd
 def _launch(call, log, tries=5):
     "A process that does `call`, and our end of the pipe to it."
-    context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(PRELOAD)
-    multiprocessing.current_process().daemon = False
-    ours, theirs = context.Pipe()
-    scratch = temp_dir()
-    process = context.Process(target=_child, args=(theirs, str(log), dict(os.environ), scratch, call), daemon=False)
+    process, ours, theirs = _prepared(call, log)
     try:
         process.start()
         theirs.close()
@@ -236,21 +316,32 @@ def _launch(call, log, tries=5):
     time.sleep(.5)  # the system needs a moment to know that the server is gone
     return _launch(call, log, tries - 1)
 
+def _prepared(call, log):
+    "A child of the server that is not started yet, and the two ends of its pipe."
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(PRELOAD)
+    multiprocessing.current_process().daemon = False
+    ours, theirs = context.Pipe()
+    args = theirs, str(log), dict(os.environ), temp_dir(), call
+    return context.Process(target=_child, args=args, daemon=False), ours, theirs
+
 def end_server():
-    "Kill the server that forks runs. While it is loading what they need, nothing else ends it, nor whoever waits for it."
+    "Kill the server that forks runs. While it loads what they need, nothing else ends it, nor whoever waits for it."
     import psutil
     for process in psutil.Process().children():
         with suppress(psutil.Error):
             if 'multiprocessing.forkserver' in ' '.join(process.cmdline()): process.kill()
 
+# %% ../nbs/14a_warm.ipynb #55c5f37f
 def run_isolated(
-    function,                    # called as function(*args)
+    function,                      # called as function(*args)
     *args,
-    log=os.devnull,              # file that receives what it prints
+    log=os.devnull,                # file that receives what it prints
     timeout: float | None = None,  # seconds; None waits for ever
     memory: float | None = None,   # bytes, see `memory_of`; None is no limit
 ) -> tuple:
-    "Call `function` in a fresh process; returns ('ok', its value) or ('error', text), whatever it does to its process. `Halted` if `halt` is set meanwhile."
+    """Call `function` in a fresh process; returns ('ok', its value) or ('error', text), whatever it does to its
+    process. `Halted` if `halt` is set meanwhile."""
     check_limits(timeout, memory)
     if halt.is_set(): raise Halted
     process, conn = _launch(cloudpickle.dumps((function, args)), log)
