@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing.util import get_temp_dir
 from pathlib import Path
 
-import cloudpickle, nbformat
+import cloudpickle
 
 from .core import check_number, cores, seed_all, set_threads
 
@@ -60,33 +60,24 @@ def isolated():
         if 'matplotlib.pyplot' in sys.modules: sys.modules['matplotlib.pyplot'].close('all')
         random.setstate(state)
 
-# %% ../nbs/14a_warm.ipynb #fa58ae25
-def _joined(value): return ''.join(value) if isinstance(value, list) else value
-
-def _output(found):
-    "A cell's output, as execnb gives it, in the form that nbformat keeps in memory."
-    if 'text' in found: found['text'] = _joined(found['text'])
-    if 'data' in found: found['data'] = {kind: _joined(v) for kind, v in found['data'].items()}
-    if found['output_type'] == 'execute_result': found.setdefault('execution_count', None)
-    return nbformat.from_dict(found)
-
 # %% ../nbs/14a_warm.ipynb #c2b2fa77
 def _has_code(cell): return cell.cell_type == 'code' and cell.source.strip()
 
 def _run_cell(shell, nb_man, i, cell):
     "Run one cell and report it; returns what it raised, or None."
     nb_man.cell_start(cell, i)
-    cell.outputs = list(map(_output, shell.run(cell.source)))
-    if shell.exc: nb_man.cell_exception(cell, i)
+    error = shell.run(cell.source)
+    cell.outputs = shell.outputs
+    if error: nb_man.cell_exception(cell, i)
     nb_man.cell_complete(cell, i)
-    return shell.exc
+    return error
 
 # %% ../nbs/14a_warm.ipynb #f04c0e90
 def _run_cells(cls, nb_man, kernel_name, **kwargs):
     "What an engine of papermill does: run the cells, report each, stop at the first error."
-    from execnb.shell import CaptureShell
+    from robustnb.shell import Shell
     with isolated():
-        shell = CaptureShell(mpl_format='png')
+        shell = Shell()
         for i, cell in enumerate(nb_man.nb.cells):
             raised = _has_code(cell) and _run_cell(shell, nb_man, i, cell)
             if raised: break
@@ -104,7 +95,7 @@ class WarmEngine(metaclass=_WarmEngine):
 
 # %% ../nbs/14a_warm.ipynb #1eec67d8
 PRELOAD = [
-    'papermill', 'execnb.shell', 'matplotlib.pyplot', 'pandas', 'torchvision',
+    'papermill', 'robustnb.shell', 'matplotlib.pyplot', 'pandas', 'torchvision',
     'robustnb.warm', 'robustnb.results', 'robustnb.train']
 
 def _lives(pid):
