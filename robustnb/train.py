@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'AUGMENTS', 'PRECISIONS', 'lr_factor', 'flip', 'crop', 'resized', 'augment', 'resolve_precision',
-           'Config', 'Fit', 'weight_norm', 'filter_bands', 'fit', 'save_checkpoint', 'load_checkpoint']
+           'Config', 'Fit', 'weight_norm', 'fit', 'filter_bands', 'save_checkpoint', 'load_checkpoint']
 
 # %% ../nbs/09_train.ipynb #c148a2dc
 import json, math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
@@ -20,7 +21,8 @@ from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
 from . import optim
-from .core import Stopwatch, atomic_path, check_choice, check_number, derive_seed, generator, keep_freed_memory, regular_file
+from .core import Stopwatch, atomic_path, check_choice, check_number, derive_seed, generator
+from .core import keep_freed_memory, regular_file, require
 from .core import device as pick_device
 from .data import to_float
 from .dct import dct2
@@ -30,324 +32,461 @@ from .spectrum import band_masks
 SCHEDULES = 'multistep cosine constant'.split()
 
 def lr_factor(
-    step: int,                # steps taken so far
-    total: int,               # steps of the whole training
-    schedule: str = 'multistep',  # 'multistep' (x0.1 after 1/2 and 3/4, the paper's), 'cosine' (to 0) or 'constant'
-    warmup: int = 0,          # steps of linear warm-up
+    step: int,        # steps taken so far
+    total: int,       # steps of the whole training
+    schedule: str = 'multistep',  # 'multistep' (x0.1 after 1/2 and 3/4), 'cosine' (to 0) or 'constant'
+    warmup: int = 0,  # steps of linear warm-up
 ) -> float:
-    "What the learning rate is multiplied by at this step."
+    "What the learning rate is multiplied by at this step; a ValueError for another schedule."
     check_choice(schedule, 'schedule', SCHEDULES)
     done = step/total
-    decay = dict(multistep=.1**((done >= .5) + (done >= .75)), cosine=(1 + math.cos(math.pi*done))/2, constant=1.)[schedule]
-    return decay*min(1., (step + 1)/(warmup + 1))
+    tenfold_drops = (done >= .5) + (done >= .75)
+    decays = dict(multistep=.1**tenfold_drops, cosine=(1 + math.cos(math.pi*done))/2, constant=1.)
+    return decays[schedule]*min(1., (step + 1)/(warmup + 1))
 
 # %% ../nbs/09_train.ipynb #82a97b26
-AUGMENTS = 'none flip crop flip+crop resized+flip'.split()
-
 def flip(
-    x,         # images (N,C,H,W)
-    g=None,    # torch.Generator on the CPU; None: torch's global one
-):
-    "Mirror each image left to right with probability one half."
+    x: torch.Tensor,  # images (N,C,H,W)
+    g: torch.Generator | None = None,  # on the CPU; None: torch's global one
+) -> torch.Tensor:
+    "Mirror each image left to right with probability one half; same shape."
     mirrored = torch.rand(len(x), generator=g) < .5
     return torch.where(mirrored.to(x.device)[:, None, None, None], x.flip(-1), x)
 
+# %% ../nbs/09_train.ipynb #b1b2eae1
 def crop(
-    x,             # images (N,C,H,W)
-    g=None,        # torch.Generator on the CPU; None: torch's global one
-    pad: int = 2,  # pixels of zero padding; the paper's older code uses 2
-):
-    "A window of the original size at a random place of each zero-padded image."
+    x: torch.Tensor,  # images (N,C,H,W)
+    g: torch.Generator | None = None,  # on the CPU; None: torch's global one
+    pad: int = 2,     # pixels of zero padding; the paper's older code uses 2
+) -> torch.Tensor:
+    "A window of the original size at a random place of each zero-padded image; same shape."
     n, _, h, w = x.shape
     offsets = torch.randint(0, 2*pad + 1, (2, n, 1), generator=g).to(x.device)
-    rows, cols = offsets[0] + torch.arange(h, device=x.device), offsets[1] + torch.arange(w, device=x.device)
+    rows = offsets[0] + torch.arange(h, device=x.device)
+    columns = offsets[1] + torch.arange(w, device=x.device)
+    image = torch.arange(n, device=x.device)[:, None, None]
     padded = F.pad(x, (pad,)*4)
-    return padded[torch.arange(n, device=x.device)[:, None, None], :, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
+    return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
+# %% ../nbs/09_train.ipynb #2b3f882f
 def resized(
-    x,       # images (N,C,H,W)
-    g=None,  # torch.Generator on the CPU; None: torch's global one
-):
-    "Random resized crop as torchvision's (8 to 100% of the area, aspect 3/4 to 4/3), another window for each image; same shape."
+    x: torch.Tensor,  # images (N,C,H,W)
+    g: torch.Generator | None = None,  # on the CPU; None: torch's global one
+) -> torch.Tensor:
+    """Random resized crop as torchvision's (8 to 100% of the area, aspect 3/4 to 4/3), another window for each image;
+    same shape."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**62, (1,), generator=g)))
         one = v2.RandomResizedCrop(x.shape[-2:], antialias=True)
         return torch.stack([one(image) for image in x])
 
+# %% ../nbs/09_train.ipynb #e94ada59
+AUGMENTS = 'none flip crop flip+crop resized+flip'.split()
+_CHANGES = dict(flip=flip, crop=crop, resized=resized)
+
 def augment(
-    x,                   # images (N,C,H,W)
+    x: torch.Tensor,     # images (N,C,H,W)
     name: str = 'none',  # 'none', 'flip', 'crop', 'flip+crop' or 'resized+flip'
-    g=None,              # torch.Generator on the CPU; None: torch's global one
-):
-    "The named random changes, one after the other."
+    g: torch.Generator | None = None,  # on the CPU; None: torch's global one
+) -> torch.Tensor:
+    "The named random changes, one after the other; same shape. A ValueError for another name."
     check_choice(name, 'augment', AUGMENTS)
-    for part in name.split('+'): x = dict(none=lambda x, g: x, flip=flip, crop=crop, resized=resized)[part](x, g)
+    if name == 'none': return x
+    for part in name.split('+'): x = _CHANGES[part](x, g)
     return x
 
 # %% ../nbs/09_train.ipynb #ecabe111
 PRECISIONS = 'auto fp32 bf16'.split()
 
+def _computes_in_bf16(device):
+    "Whether the processor does: CUDA that supports it, or a CPU with avx512_bf16 or AMX."
+    if torch.device(device).type == 'cuda': return torch.cuda.is_bf16_supported()
+    can = getattr(torch.cpu, 'get_capabilities', dict)()
+    return any(can.get(name) for name in ('avx512_bf16', 'amx_bf16'))
+
 def resolve_precision(
     precision: str = 'fp32',  # 'auto', 'fp32' or 'bf16'
-    device='cpu',             # where the model is trained
+    device='cpu',             # where the model is trained, a name or a torch.device
 ) -> str:
-    "'fp32' or 'bf16'; 'auto' is bf16 where the processor computes in it (CUDA, or a CPU with avx512_bf16 or AMX)."
+    "'fp32' or 'bf16'; 'auto' is bf16 where the processor computes in it. A ValueError for another."
     check_choice(precision, 'precision', PRECISIONS)
     if precision != 'auto': return precision
-    if torch.device(device).type == 'cuda': return 'bf16' if torch.cuda.is_bf16_supported() else 'fp32'
-    can = getattr(torch.cpu, 'get_capabilities', dict)()
-    return 'bf16' if can.get('avx512_bf16') or can.get('amx_bf16') else 'fp32'
+    return 'bf16' if _computes_in_bf16(device) else 'fp32'
 
-# %% ../nbs/09_train.ipynb #6f634747
+# %% ../nbs/09_train.ipynb #023e5a1f
+def _is_huge(value): return isinstance(value, Integral) and abs(value) > 10**50
+
 def _brief(value):
     "A text of `value` for a message, on one line of at most 60 characters."
-    if isinstance(value, Integral) and abs(value) > 10**50: return 'a whole number of more than 50 digits'
+    if _is_huge(value): return 'a whole number of more than 50 digits'
     text = ' '.join(repr(value).split())
     return text if len(text) <= 60 else f'{text[:57]}...'
+
+def _expect(ok, value, name, accepted):
+    "A ValueError that names `value` in brief unless `ok`."
+    if not ok: require(False, name, _brief(value), accepted)
+
+# %% ../nbs/09_train.ipynb #b35fb960
+def _only_value(array, name):
+    "The number in an array; a ValueError if there is another number of them."
+    n = array.numel() if hasattr(array, 'numel') else getattr(array, 'size', 1)
+    _expect(n == 1, array, name, 'one value')
+    return array.item()
+
+def _as_python(value):
+    "A number as Python's int, float or bool; anything else as it is."
+    if isinstance(value, (bool, int, float)): return value
+    if isinstance(value, Integral): return int(value)
+    return float(value) if isinstance(value, Real) else value
 
 def _plain(value, name):
     """A number as Python's int, float or bool, which a checkpoint can hold; anything else as it is.
     A ValueError for arrays of other than one value, and for numbers of more than 50 digits."""
-    if hasattr(value, 'item'):
-        n = value.numel() if hasattr(value, 'numel') else getattr(value, 'size', 1)
-        if n != 1: raise ValueError(f'{name}: got {_brief(value)}, accepted: one value')
-        value = value.item()
-    if isinstance(value, Integral) and not isinstance(value, (bool, int)): value = int(value)
-    if isinstance(value, Real) and not isinstance(value, (bool, int, float)): value = float(value)
-    if isinstance(value, int) and abs(value) > 10**50:
-        raise ValueError(f'{name}: got {_brief(value)}, accepted: fewer digits')
+    if hasattr(value, 'item'): value = _only_value(value, name)
+    value = _as_python(value)
+    _expect(not _is_huge(value), value, name, 'fewer digits')
     return value
 
+# %% ../nbs/09_train.ipynb #fb78b9ae
 def _check_option(value, default, name):
     "An optimizer's option as plain numbers; a ValueError unless it is of the kind of its default."
-    if isinstance(default, tuple):
-        if isinstance(value, (list, tuple)) and len(value) == len(default):
-            return type(value)(_check_option(v, d, name) for v, d in zip(value, default))
-        raise ValueError(f'{name}: got {_brief(value)}, accepted: {len(default)} numbers, e.g. {default}')
+    if isinstance(default, tuple): return _check_options(value, default, name)
     value = _plain(value, name)
-    if default is None and (value is None or isinstance(value, str)): return value
     if isinstance(default, bool):
-        if isinstance(value, bool): return value
-        raise ValueError(f'{name}: got {_brief(value)}, accepted: True or False')
-    if not isinstance(value, Real): raise ValueError(f'{name}: got {_brief(value)}, accepted: a number')
+        _expect(isinstance(value, bool), value, name, 'True or False')
+        return value
+    if default is None and isinstance(value, str | None): return value
+    _expect(isinstance(value, Real), value, name, 'a number')
     return check_number(value, name, integer=isinstance(default, int))
+
+def _check_options(values, defaults, name):
+    "An option of several numbers, each checked; a ValueError if there are more or fewer than by default."
+    fits = isinstance(values, (list, tuple)) and len(values) == len(defaults)
+    _expect(fits, values, name, f'{len(defaults)} numbers, e.g. {defaults}')
+    return type(values)(_check_option(v, d, name) for v, d in zip(values, defaults))
 
 # %% ../nbs/09_train.ipynb #5b431c30
 @dataclass(frozen=True)
 class Config:
-    "Everything that decides a training run besides the data and the initial weights."
+    """Everything that decides a training run besides the data and the initial weights.
+    A ValueError for a value that cannot be."""
     optimizer: str = 'sgd'       # 'sgd', 'adam', 'rmsprop', ..., see `optim.create`
     lr: float = .1               # learning rate, >= 0
     epochs: int = 10             # passes over the training set
-    batch_size: int = 128        # the last batch of an epoch may be smaller; one image left over joins the batch before it where there is batch norm
+    batch_size: int = 128        # the last batch of an epoch may be smaller; with batch norm, never one image
     schedule: str = 'multistep'  # see `lr_factor`
     warmup: float = 0.           # epochs of linear warm-up
     weight_decay: float | None = None  # None: .01 for adamw, .1 for muon, 0 for the others
     label_smoothing: float = 0.  # share of the target that is spread over all classes, 0 to 1
     augment: str = 'none'        # see `augment`
-    precision: str = 'fp32'      # of training: 'fp32', 'bf16' or 'auto'; weights and every evaluation stay fp32
+    precision: str = 'fp32'      # of training: 'fp32', 'bf16' or 'auto'; everything else is fp32
     seed: int = 0                # order of the images, augmentation, dropout
-    options: dict = field(default_factory=dict)  # further options of the optimizer, e.g. {'momentum': .9}
+    options: dict = field(default_factory=dict)  # the optimizer's, e.g. {'momentum': .9}
 
     def __post_init__(self):
         for name, value in vars(self).items(): object.__setattr__(self, name, _plain(value, name))
-        accepted = dict(optimizer=optim.OPTIMIZERS, schedule=SCHEDULES, augment=AUGMENTS, precision=PRECISIONS)
+        self._check_choices()
+        object.__setattr__(self, 'options', self._checked_options())
+        self._check_numbers()
+
+    def _check_choices(self):
+        accepted = dict(optimizer=optim.OPTIMIZERS, schedule=SCHEDULES, augment=AUGMENTS,
+                        precision=PRECISIONS)
         for name, choices in accepted.items():
             value = getattr(self, name)
-            check_choice(value if value is None or isinstance(value, str) else _brief(value), name, choices)
-        object.__setattr__(self, 'options', self._checked_options())
-        for name in 'lr warmup'.split(): check_number(getattr(self, name), name, low=0)
+            shown = value if isinstance(value, str | None) else _brief(value)
+            check_choice(shown, name, choices)
+
+    def _checked_options(self):
+        "The optimizer's options, each of the kind of its default."
+        _expect(isinstance(self.options, dict), self.options, 'options', "a dict, e.g. {'momentum': .9}")
+        defaults = optim.OPTIMIZERS[self.optimizer].options
+        checked = {}
+        for name, value in self.options.items():
+            shown = name if isinstance(name, str) else _brief(name)
+            check_choice(shown, f'option of {self.optimizer}', defaults)
+            full_name = f'option {name} of {self.optimizer}'
+            checked[name] = _check_option(value, defaults[name], full_name)
+        return checked
+
+    def _check_numbers(self):
+        check_number(self.lr, 'lr', low=0)
+        check_number(self.warmup, 'warmup', low=0)
         if self.weight_decay is not None: check_number(self.weight_decay, 'weight_decay', low=0)
         check_number(self.label_smoothing, 'label_smoothing', low=0, high=1)
         for name, low in dict(epochs=0, batch_size=1, seed=0).items():
             check_number(getattr(self, name), name, low=low, integer=True)
 
-    def _checked_options(self):
-        "The optimizer's options, each of the kind of its default."
-        if not isinstance(self.options, dict):
-            raise ValueError(f"options: got {_brief(self.options)}, accepted: a dict, e.g. {{'momentum': .9}}")
-        defaults = optim.OPTIMIZERS[self.optimizer].options
-        checked = {}
-        for name, value in self.options.items():
-            check_choice(name if isinstance(name, str) else _brief(name), f'option of {self.optimizer}', defaults)
-            checked[name] = _check_option(value, defaults[name], f'option {name} of {self.optimizer}')
-        return checked
-
 # %% ../nbs/09_train.ipynb #47ed99e0
 @dataclass(repr=False)
 class Fit:
-    "What `fit` returns."
+    """What `fit` returns. In the curves loss and accuracy are running means over the training images, and lr is the
+    last step's."""
     model: torch.nn.Module  # trained in place, on the device, in evaluation mode
     config: Config
-    curves: list            # one dict per epoch: epoch, loss, accuracy (running, on the training images), weight_norm, lr (of the last step); filters if asked for
+    curves: list            # a dict per epoch: epoch, loss, accuracy, weight_norm, lr; filters if asked for
     diverged: bool          # loss or weight norm was not finite; training stopped there
     cost: dict              # wall_s and cpu_s of this call
     precision: str          # resolved: 'fp32' or 'bf16'
 
     def __repr__(self):
-        at = f'{self.config.optimizer}, rate {self.config.lr:g}, {len(self.curves)} of {self.config.epochs} epochs'
-        if self.diverged or not self.curves: return f'{at}: {"diverged" if self.diverged else "untrained"}'
-        return f'{at}: training loss {self.curves[-1]["loss"]:.3g}, training accuracy {100*self.curves[-1]["accuracy"]:.1f}%'
+        c = self.config
+        at = f'{c.optimizer}, rate {c.lr:g}, {len(self.curves)} of {c.epochs} epochs'
+        if self.diverged: return f'{at}: diverged'
+        if not self.curves: return f'{at}: untrained'
+        last = self.curves[-1]
+        return f'{at}: training loss {last["loss"]:.3g}, training accuracy {100*last["accuracy"]:.1f}%'
 
-def weight_norm(model) -> float:
+def _diverged(curves):
+    "Whether loss or weight norm of the last epoch was not finite."
+    return bool(curves) and not math.isfinite(curves[-1]['loss'] + curves[-1]['weight_norm'])
+
+# %% ../nbs/09_train.ipynb #370f67d2
+def weight_norm(model: torch.nn.Module) -> float:
     "Euclidean norm of all parameters together."
-    return math.hypot(*(torch.linalg.vector_norm(p.detach(), dtype=torch.float64).item() for p in model.parameters()))
+    norms = (torch.linalg.vector_norm(p.detach(), dtype=torch.float64).item() for p in model.parameters())
+    return math.hypot(*norms)
 
-@torch.no_grad()
-def filter_bands(
-    model,         # torch module; its first convolution or linear layer is looked at
-    shape: tuple,  # (C,H,W) of its images; a linear layer's rows are read as such images
-    n: int = 4,    # bands
-) -> list:
-    "Share of the first layer's weight energy in each of n bands of DCT frequencies, from low to high; the shares sum to 1."
-    first = next((m for m in model.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))), None)
-    if first is None:
-        raise ValueError('model: got one without a convolution or linear layer, '
-                         'accepted: one that has a first layer of filters')
-    filters = first.weight.detach().double()
-    filters = filters if filters.ndim == 4 else filters.view(-1, *shape)
-    power = dct2(filters).square().sum((0, 1)).cpu()
-    return [float(power[mask].sum()/power.sum()) for mask in band_masks(tuple(power.shape), n)]
+# %% ../nbs/09_train.ipynb #24e4af51
+def _training_set(data):
+    "Training images and labels; a ValueError unless there is one label for each image, and at least one."
+    x, y = data.x_train, data.y_train
+    got = f'{len(x)} training images and labels of shape {tuple(y.shape)}'
+    require(len(x) and y.shape == (len(x),), 'data', got, 'as many of both, at least one')
+    return x, y
 
 def _layout(x, optimizer):
-    "Memory order of activations: channels last is faster for colour images, slower on a CPU where the first convolution sees one channel, and impossible with torch's L-BFGS."
-    return torch.channels_last if optimizer != 'lbfgs' and (x.shape[1] > 1 or x.is_cuda) else torch.contiguous_format
+    """Memory order of activations: channels last is faster for colour images, slower on a CPU where the first
+    convolution sees one channel, and impossible with torch's L-BFGS."""
+    faster = x.shape[1] > 1 or x.is_cuda
+    return torch.channels_last if faster and optimizer != 'lbfgs' else torch.contiguous_format
+
+# %% ../nbs/09_train.ipynb #51201b5e
+def _has_batch_norm(model):
+    norm = torch.nn.modules.batchnorm._BatchNorm
+    return any(isinstance(m, norm) for m in model.modules())
 
 def _batches(order, size, model):
     "Portions of `order`; one image left over, of which batch norm has no variance, joins the portion before it."
     parts = list(order.split(size))
-    alone = len(parts) > 1 and len(parts[-1]) == 1 and any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in model.modules())
-    return [*parts[:-2], torch.cat(parts[-2:])] if alone else parts
+    one_left_over = len(parts) > 1 and len(parts[-1]) == 1
+    if one_left_over and _has_batch_norm(model): parts[-2:] = [torch.cat(parts[-2:])]
+    return parts
 
-def _training_set(data):
-    "Training images and labels; a ValueError unless there is one label for each image, and at least one."
-    x, y = data.x_train, data.y_train
-    if not len(x) or y.shape != (len(x),):
-        raise ValueError(f'data: got {len(x)} training images and labels of shape {tuple(y.shape)}, '
-                         'accepted: as many of both, at least one')
-    return x, y
+# %% ../nbs/09_train.ipynb #dca43c4b
+@dataclass
+class _Trainer:
+    "What the steps of one run share."
+    model: torch.nn.Module  # as it is called: compiled or not
+    opt: torch.optim.Optimizer
+    x: torch.Tensor         # all training images, on the device
+    y: torch.Tensor         # their labels
+    config: Config
+    precision: str          # 'fp32' or 'bf16'
 
-# %% ../nbs/09_train.ipynb #2af8dd60
-def _epoch(model, opt, x, y, config, epoch, precision):
-    "One pass over the data; returns mean loss, running accuracy and whether every loss was finite."
-    g = generator(config.seed, 'augment', epoch)
-    batches = _batches(torch.randperm(len(x), generator=generator(config.seed, 'order', epoch)).to(x.device), config.batch_size, model)
-    total, warm = len(batches)*config.epochs, round(config.warmup*len(batches))
-    loss_sum, right, seen = 0., 0, 0
-    for i, idx in enumerate(batches):
-        for group in opt.param_groups: group['lr'] = config.lr*lr_factor(epoch*len(batches) + i, total, config.schedule, warm)
-        xb, yb = augment(to_float(x[idx], x.device), config.augment, g), y[idx]
-        xb = xb.contiguous(memory_format=_layout(x, config.optimizer))
+    def images(self, index, g):
+        "Those images as the model takes them: float, augmented, in the faster memory order."
+        x = augment(to_float(self.x[index], self.x.device), self.config.augment, g)
+        return x.contiguous(memory_format=_layout(self.x, self.config.optimizer))
+
+    def step(self, x, y):
+        "Move the weights once; returns the loss before, and how many answers were right when it was last computed."
         def closure():
-            opt.zero_grad(set_to_none=True)
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == 'bf16'): out = model(xb)
-            loss = F.cross_entropy(out.float(), yb, label_smoothing=config.label_smoothing)
+            self.opt.zero_grad(set_to_none=True)
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == 'bf16'):
+                out = self.model(x)
+            loss = F.cross_entropy(out.float(), y, label_smoothing=self.config.label_smoothing)
             loss.backward()
             closure.out = out.detach()
             return loss
-        loss = opt.step(closure).detach()
-        loss_sum, right, seen = loss_sum + loss*len(idx), right + (closure.out.argmax(1) == yb).sum(), seen + len(idx)
-        if i % 20 == 0 and not math.isfinite(loss_sum): break
-    mean = float(loss_sum/seen)
-    return mean, int(right)/seen, math.isfinite(mean)
+        loss = self.opt.step(closure).detach()
+        return loss, (closure.out.argmax(1) == y).sum()
 
-# %% ../nbs/09_train.ipynb #370f67d2
+    def set_rate(self, step, batches):
+        "Give the optimizer the learning rate of that step, of so many in each epoch."
+        c = self.config
+        factor = lr_factor(step, batches*c.epochs, c.schedule, round(c.warmup*batches))
+        for group in self.opt.param_groups: group['lr'] = c.lr*factor
+
+    def epoch(self, epoch):
+        "One pass over the data; returns mean loss and running accuracy. It ends early once the loss is not finite."
+        seed = self.config.seed
+        torch.manual_seed(derive_seed(seed, 'dropout', epoch))
+        g = generator(seed, 'augment', epoch)
+        order = torch.randperm(len(self.x), generator=generator(seed, 'order', epoch))
+        batches = _batches(order.to(self.x.device), self.config.batch_size, self.model)
+        loss_sum, right, seen = 0., 0, 0
+        for i, index in enumerate(batches):
+            self.set_rate(epoch*len(batches) + i, len(batches))
+            loss, hits = self.step(self.images(index, g), self.y[index])
+            loss_sum = loss_sum + loss*len(index)
+            right = right + hits
+            seen += len(index)
+            if i % 20 == 0 and not math.isfinite(loss_sum): break
+        return float(loss_sum/seen), int(right)/seen
+
+# %% ../nbs/09_train.ipynb #45073f7f
+def _resume(checkpoint, model, opt, config):
+    "The curves so far, model and optimizer filled, where there is a checkpoint; else none."
+    if not checkpoint or not Path(checkpoint).exists(): return []
+    return load_checkpoint(checkpoint, model, opt, config)
+
 def fit(
-    model,                       # torch module, images (N,C,H,W) in [0,1] -> logits (N,K); trained in place
-    data,                        # anything with x_train (uint8 or float, N,C,H,W) and y_train (int64, N)
+    model: torch.nn.Module,      # images (N,C,H,W) in [0,1] -> logits (N,K); trained in place
+    data,                        # has x_train (uint8 or float, N,C,H,W) and y_train (int64, N)
     config: Config,
     device: str = 'auto',        # see `core.device`
-    checkpoint=None,             # path of a .safetensors file, written after each epoch and resumed from where it exists
+    checkpoint=None,             # .safetensors file, written after each epoch, resumed where it exists
     progress: bool = False,      # show a bar over epochs
-    on_epoch=None,               # function of (model, curves), called after each epoch's checkpoint
-    compile: bool = False,       # torch.compile the model; compiling takes a while, so for long runs
+    on_epoch: Callable | None = None,  # called with (model, curves) after each epoch's checkpoint
+    compile: bool = False,       # torch.compile the model; it takes a while, so for long runs
     bands: int = 0,              # record `filter_bands` with so many bands in the curves; 0: don't
 ) -> Fit:
-    "Train `model` by `config`; bit-exact on the CPU for equal inputs and threads, also when resumed."
+    """Train `model` by `config`; bit-exact on the CPU for equal inputs and threads, also when resumed.
+    A ValueError for data without a label for each image, and a checkpoint that is damaged or of another run."""
     device = pick_device(device)
     x, y = _training_set(data)
     precision = resolve_precision(config.precision, device)
-    x, y, model = x.to(device), y.to(device), model.to(device, memory_format=_layout(x, config.optimizer))
+    model.to(device, memory_format=_layout(x, config.optimizer))
     keep_freed_memory()
-    opt = optim.create(config.optimizer, model.parameters(), config.lr, weight_decay=config.weight_decay, **config.options)
-    curves = load_checkpoint(checkpoint, model, opt, config) if checkpoint and Path(checkpoint).exists() else []
+    decay = config.weight_decay
+    opt = optim.create(config.optimizer, model.parameters(), config.lr, weight_decay=decay, **config.options)
+    curves = _resume(checkpoint, model, opt, config)
     run = torch.compile(model) if compile else model
     run.train()
-    diverged = bool(curves) and not math.isfinite(curves[-1]['loss'] + curves[-1]['weight_norm'])
-    with Stopwatch() as watch, torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []):
+    trainer = _Trainer(run, opt, x.to(device), y.to(device), config, precision)
+    gpus = [device] if device.type == 'cuda' else []
+    with Stopwatch() as watch, torch.random.fork_rng(devices=gpus):
         for epoch in tqdm(range(len(curves), config.epochs), disable=not progress, leave=False):
-            if diverged: break
-            torch.manual_seed(derive_seed(config.seed, 'dropout', epoch))
-            loss, acc, finite = _epoch(run, opt, x, y, config, epoch, precision)
-            curves.append(dict(epoch=epoch, loss=loss, accuracy=acc, weight_norm=weight_norm(model), lr=opt.param_groups[0]['lr']))
+            if _diverged(curves): break
+            loss, accuracy = trainer.epoch(epoch)
+            line = dict(epoch=epoch, loss=loss, accuracy=accuracy, weight_norm=weight_norm(model))
+            curves.append(line | dict(lr=opt.param_groups[0]['lr']))
             if bands: curves[-1]['filters'] = filter_bands(model, tuple(x.shape[1:]), bands)
             if checkpoint: save_checkpoint(checkpoint, model, opt, config, curves)
             if on_epoch: on_epoch(model, curves)
-            diverged = not (finite and math.isfinite(curves[-1]['weight_norm']))
-    return Fit(model.eval(), config, curves, diverged, watch.seconds(), precision)
+    return Fit(model.eval(), config, curves, _diverged(curves), watch.seconds(), precision)
 
-# %% ../nbs/09_train.ipynb #24e4af51
+# %% ../nbs/09_train.ipynb #8fa89728
+def _first_layer(model):
+    "The first convolution or linear layer; a ValueError if there is none."
+    kinds = torch.nn.Conv2d, torch.nn.Linear
+    first = next((m for m in model.modules() if isinstance(m, kinds)), None)
+    accepted = 'one that has a first layer of filters'
+    require(first is not None, 'model', 'one without a convolution or linear layer', accepted)
+    return first
+
+@torch.no_grad()
+def filter_bands(
+    model: torch.nn.Module,  # a ValueError without a convolution or linear layer
+    shape: tuple,  # (C,H,W) of its images; a linear layer's rows are read as such images
+    n: int = 4,    # bands
+) -> list:
+    """Share of the first layer's weight energy in each of n bands of DCT frequencies, from low to high; the shares
+    sum to 1."""
+    filters = _first_layer(model).weight.detach().double()
+    if filters.ndim != 4: filters = filters.view(-1, *shape)
+    power = dct2(filters).square().sum((0, 1)).cpu()
+    return [float(power[mask].sum()/power.sum()) for mask in band_masks(tuple(power.shape), n)]
+
+# %% ../nbs/09_train.ipynb #f86dd40d
 def _kind_of(tensor): return f'{tensor.dtype} {list(tensor.shape)}'
 
+def _pack_tensor(value, name, tensors):
+    "Put a tensor into `tensors`; returns what JSON says of it: its memory order decides how later sums are rounded."
+    order = sorted(range(value.ndim), key=lambda i: -value.stride(i))
+    tensors[name] = value.detach().permute(order).contiguous()
+    return {'tensor': name, 'order': order, 'kind': _kind_of(tensors[name])}
+
 def _pack(value, name, tensors):
-    "`value` as JSON; its tensors go into `tensors`, each with its memory order, which decides how later sums are rounded."
-    if isinstance(value, torch.Tensor):
-        order = sorted(range(value.ndim), key=lambda i: -value.stride(i))
-        tensors[name] = value.detach().permute(order).contiguous()
-        return {'tensor': name, 'order': order, 'kind': _kind_of(tensors[name])}
+    "`value` as JSON; its tensors go into `tensors`."
+    if isinstance(value, torch.Tensor): return _pack_tensor(value, name, tensors)
     if isinstance(value, dict): return {'dict': [[k, _pack(v, f'{name}.{k}', tensors)] for k, v in value.items()]}
     if isinstance(value, (list, tuple)): return [_pack(v, f'{name}.{i}', tensors) for i, v in enumerate(value)]
     return value
+
+# %% ../nbs/09_train.ipynb #5ea32c7a
+def _unpack_tensor(value, name, tensors):
+    "The tensor of that name in its old memory order; a ValueError unless it is what `value` says."
+    t, order = tensors[name], value['order']
+    if value['tensor'] != name or sorted(order) != list(range(t.ndim)):
+        raise ValueError(f'{name} is described wrongly')
+    kind = _kind_of(t)
+    if value.get('kind', kind) != kind: raise ValueError(f'{name} is {kind}, was {value["kind"]}')
+    return t.permute(sorted(range(t.ndim), key=order.__getitem__)).clone()
 
 def _unpack(value, name, tensors):
     "What `_pack` packed under that name; tuples come back as lists. A ValueError for what it never writes."
     if isinstance(value, list): return [_unpack(v, f'{name}.{i}', tensors) for i, v in enumerate(value)]
     if not isinstance(value, dict): return value
     if 'dict' in value: return {k: _unpack(v, f'{name}.{k}', tensors) for k, v in value['dict']}
-    t, order = tensors[name], value['order']
-    if value['tensor'] != name or sorted(order) != list(range(t.ndim)): raise ValueError(f'{name} is described wrongly')
-    if value.get('kind', _kind_of(t)) != _kind_of(t): raise ValueError(f'{name} is {_kind_of(t)}, was {value["kind"]}')
-    return t.permute(sorted(range(t.ndim), key=order.__getitem__)).clone()
+    return _unpack_tensor(value, name, tensors)
 
+# %% ../nbs/09_train.ipynb #c55f79a6
 def save_checkpoint(
-    path,         # .safetensors file, replaced atomically
-    model,
-    opt,          # its optimizer
+    path,           # .safetensors file, replaced atomically
+    model: torch.nn.Module,
+    opt: torch.optim.Optimizer,  # the model's
     config: Config,
-    curves: list,
-):
+    curves: list,   # as in `Fit`
+) -> None:
     "Write weights, optimizer state and curves to one file."
-    tensors = {f'model.{k}': v.clone(memory_format=torch.contiguous_format) for k, v in model.state_dict().items()}  # clones, as a file cannot hold shared weights
+    plain = torch.contiguous_format
+    weights = model.state_dict().items()
+    tensors = {f'model.{k}': v.clone(memory_format=plain) for k, v in weights}  # a file can't hold shared weights
     state = _pack(opt.state_dict(), 'optim', tensors)
-    with atomic_path(path) as tmp: save_file(tensors, tmp, {'robustnb': json.dumps(dict(config=asdict(config), curves=curves, optim=state))})
+    about = json.dumps(dict(config=asdict(config), curves=curves, optim=state))
+    with atomic_path(path) as tmp: save_file(tensors, tmp, {'robustnb': about})
 
+# %% ../nbs/09_train.ipynb #eb00be9a
+def _check_metadata(meta):
+    "A ValueError unless a checkpoint's JSON has config, curves and optimizer state, each of its kind."
+    found = meta if isinstance(meta, dict) else {}
+    kinds = dict(config=dict, curves=list, optim=dict)
+    wrong = [k for k, kind in kinds.items() if not isinstance(found.get(k), kind)]
+    if wrong: raise ValueError(f'its metadata lack {", ".join(wrong)}')
+    for i, line in enumerate(meta['curves']): _check_curve_line(line, i)
+
+def _check_curve_line(line, epoch):
+    "A ValueError unless it is the line of that epoch: a dict with numbers."
+    numbers = map(line.get, ('loss', 'accuracy', 'weight_norm', 'lr')) if isinstance(line, dict) else [None]
+    if any(type(v) not in (int, float) for v in numbers) or line.get('epoch') != epoch:
+        raise ValueError(f'line {epoch} of its curves is damaged')
+
+# %% ../nbs/09_train.ipynb #22b6bfae
 def _read_checkpoint(path):
     "(config, curves, packed optimizer state, tensors) of a checkpoint; a ValueError unless each is of its kind."
-    path = regular_file(path)
-    with safe_open(path, 'pt') as f:
+    with safe_open(regular_file(path), 'pt') as f:
         meta = json.loads((f.metadata() or {}).get('robustnb', 'null'))
         tensors = {k: f.get_tensor(k) for k in f.keys()}
-    kinds = dict(config=dict, curves=list, optim=dict)
-    wrong = [k for k, kind in kinds.items() if not isinstance(meta, dict) or not isinstance(meta.get(k), kind)]
-    if wrong: raise ValueError(f'its metadata lack {", ".join(wrong)}')
-    for i, line in enumerate(meta['curves']):
-        numbers = [line.get(k) for k in ('loss', 'accuracy', 'weight_norm', 'lr')] if isinstance(line, dict) else [None]
-        if any(type(v) not in (int, float) for v in numbers) or line.get('epoch') != i:
-            raise ValueError(f'line {i} of its curves is damaged')
+    _check_metadata(meta)
     return meta['config'], meta['curves'], meta['optim'], tensors
 
 def _fill(model, tensors):
     "Load a model's weights; a ValueError unless names, shapes and types are its own."
     weights = {k.removeprefix('model.'): v for k, v in tensors.items() if k.startswith('model.')}
     for name, own in model.state_dict().items():
-        if name in weights and weights[name].dtype != own.dtype:
-            raise ValueError(f'{name} is {weights[name].dtype}, not {own.dtype}')
+        theirs = weights.get(name, own).dtype
+        if theirs != own.dtype: raise ValueError(f'{name} is {theirs}, not {own.dtype}')
     model.load_state_dict(weights)
+
+# %% ../nbs/09_train.ipynb #8e4d5361
+def _one_line(error): return ' '.join(str(error).split())
+
+def _check_same_run(path, theirs, curves, config):
+    "A ValueError if a checkpoint is of another config, or has more epochs than it."
+    ours = json.loads(json.dumps(asdict(config)))
+    for k, v in ours.items():
+        if theirs.get(k) == v: continue
+        made = f'{k}={_brief(theirs.get(k))}, this run has {v!r}'
+        raise ValueError(f'{path}: made with {made}; delete it or use another path')
+    at_most = f'at most {config.epochs}; delete it or use another path'
+    require(len(curves) <= config.epochs, path, f'{len(curves)} epochs', at_most)
 
 def load_checkpoint(
     path,         # file from `save_checkpoint`
-    model,        # filled in place
-    opt,          # filled in place
+    model: torch.nn.Module,      # filled in place
+    opt: torch.optim.Optimizer,  # filled in place
     config: Config,  # must be the one the checkpoint was made with
 ) -> list:
     """Fill model and optimizer from `path`; returns the curves so far.
@@ -355,22 +494,16 @@ def load_checkpoint(
     try: theirs, curves, state, tensors = _read_checkpoint(path)
     except FileNotFoundError: raise
     except Exception as e:  # a damaged file makes safetensors and json raise a dozen kinds
-        reason = ' '.join(str(e).split()).removeprefix(f'{path}: ')[:200] or type(e).__name__
-        raise ValueError(f'{path}: not a complete checkpoint ({reason}); '
-                         'delete it to start anew, or use another path') from e
-    ours = json.loads(json.dumps(asdict(config)))
-    if differ := [k for k in ours if theirs.get(k) != ours[k]]:
-        theirs_and_ours = f'{differ[0]}={_brief(theirs.get(differ[0]))}, this run has {ours[differ[0]]!r}'
-        raise ValueError(f'{path}: made with {theirs_and_ours}; delete it or use another path')
-    if len(curves) > config.epochs:
-        raise ValueError(f'{path}: got {len(curves)} epochs, '
-                         f'accepted: at most {config.epochs}; delete it or use another path')
+        reason = _one_line(e).removeprefix(f'{path}: ')[:200] or type(e).__name__
+        way_out = 'delete it to start anew, or use another path'
+        raise ValueError(f'{path}: not a complete checkpoint ({reason}); {way_out}') from e
+    _check_same_run(path, theirs, curves, config)
     try: _fill(model, tensors)
     except (RuntimeError, ValueError) as e:
-        reason = ' '.join(str(e).split())[:200]
+        reason = _one_line(e)[:200]
         raise ValueError(f'{path}: made with another model ({reason}); delete it or use another path') from e
     try: opt.load_state_dict(_unpack(state, 'optim', tensors))
     except Exception as e:  # torch checks little of what it loads, and fails in many ways
-        reason = f'{type(e).__name__}: {" ".join(str(e).split())[:200]}'
+        reason = f'{type(e).__name__}: {_one_line(e)[:200]}'
         raise ValueError(f'{path}: its optimizer state does not fit ({reason}); delete it or use another path') from e
     return curves
