@@ -291,16 +291,18 @@ class _Trainer:
 
     def step(self, x, y):
         "Move the weights once; returns the loss before, and how many answers were right when it was last computed."
+        logits = None  # no attribute of the closure: a function that holds itself outlives its batch
         def closure():
+            nonlocal logits
             self.opt.zero_grad(set_to_none=True)
             with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == 'bf16'):
                 out = self.model(x)
             loss = F.cross_entropy(out.float(), y, label_smoothing=self.config.label_smoothing)
             loss.backward()
-            closure.out = out.detach()
+            logits = out.detach()
             return loss
         loss = self.opt.step(closure).detach()
-        return loss, (closure.out.argmax(1) == y).sum()
+        return loss, (logits.argmax(1) == y).sum()
 
     def set_rate(self, step, batches):
         "Give the optimizer the learning rate of that step, of so many in each epoch."

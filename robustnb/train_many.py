@@ -6,104 +6,192 @@
 __all__ = ['COMMON', 'fit_many']
 
 # %% ../nbs/09a_train_many.ipynb #817c75f2
-import math
 from collections import defaultdict
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch.func import functional_call, stack_module_state, vmap
 
 from . import optim
-from .core import Stopwatch, check_choice, digest, generator
+from .core import Stopwatch, check_choice, digest, generator, require
 from .core import device as pick_device
 from .data import to_float
-from .train import Config, Fit, _training_set, lr_factor, resolve_precision
+from .train import Config, Fit, _diverged, _training_set, lr_factor, resolve_precision
 
 # %% ../nbs/09a_train_many.ipynb #c95928d5
 COMMON = 'epochs batch_size schedule warmup label_smoothing augment precision'.split()
+_OPTIMIZERS = [name for name in optim.OPTIMIZERS if name != 'lbfgs']
 
-def _check(models, configs):
-    "Refuse what cannot be trained in one pass."
-    if not models or len(models) != len(configs): raise ValueError(f'configs: got {len(configs)} for {len(models)} models, accepted: one for each, at least one')
-    if len(set(map(id, models))) < len(models): raise ValueError('models: got one module twice, accepted: a module of its own for each config')
+def _check_pairs(models, configs):
+    "A ValueError unless there is a model of its own for each config."
+    got = f'{len(configs)} for {len(models)} models'
+    require(len(configs) == len(models) > 0, 'configs', got, 'one for each, at least one')
+    different = len(set(map(id, models))) == len(models)
+    require(different, 'models', 'one module twice', 'a module of its own for each config')
+
+def _check_configs(configs):
+    "A ValueError for configs that cannot share a pass."
     for name in COMMON:
-        if len(values := {getattr(c, name) for c in configs}) > 1: raise ValueError(f'configs: got {name} {sorted(values)}, accepted: one value for all models of a pass')
+        values = {getattr(c, name) for c in configs}
+        require(len(values) == 1, 'configs', f'{name} {sorted(values)}', 'one value for all models of a pass')
     check_choice(configs[0].augment, 'augment of fit_many', ['none'])
-    for c in configs: check_choice(c.optimizer, 'optimizer of fit_many', [o for o in optim.OPTIMIZERS if o != 'lbfgs'])
-    kinds = [(str(m), {k: tuple(v.shape) for k, v in m.state_dict().items()}) for m in models]
-    if any(k != kinds[0] for k in kinds): raise ValueError('models: got different layers or shapes, accepted: one architecture for all models of a pass')
-    free = {name for name, p in models[0].named_parameters() if all(m.get_parameter(name).requires_grad for m in models)}
-    if free != set(models[0].state_dict()): raise ValueError('models: got one with buffers (batch norm), frozen or shared weights, accepted: models whose state is all free parameters; use train.fit')
-    if any(isinstance(m, torch.nn.modules.dropout._DropoutNd) for m in models[0].modules()): raise ValueError('models: got one with dropout, accepted: models that draw no random numbers; use train.fit')
+    for c in configs: check_choice(c.optimizer, 'optimizer of fit_many', _OPTIMIZERS)
 
 # %% ../nbs/09a_train_many.ipynb #e603e2ec
+def _kind(model):
+    "What models of one architecture have in common: layers, and the shapes of their state."
+    return str(model), {name: tuple(v.shape) for name, v in model.state_dict().items()}
+
+def _all_free(models):
+    "Whether the state of each consists of parameters that it may move and does not share."
+    free = all(p.requires_grad for model in models for p in model.parameters())
+    return free and set(dict(models[0].named_parameters())) == set(models[0].state_dict())
+
+def _check_models(models):
+    "A ValueError for models that cannot be trained in one pass."
+    kinds = list(map(_kind, models))
+    alike = kinds.count(kinds[0]) == len(kinds)
+    require(alike, 'models', 'different layers or shapes', 'one architecture for all models of a pass')
+    require(_all_free(models), 'models', 'one with buffers (batch norm), frozen or shared weights',
+            'models whose state is all free parameters; use train.fit')
+    drops = any(isinstance(m, torch.nn.modules.dropout._DropoutNd) for m in models[0].modules())
+    require(not drops, 'models', 'one with dropout', 'models that draw no random numbers; use train.fit')
+
+# %% ../nbs/09a_train_many.ipynb #73f9ca78
+def _like(values, w):
+    "Per-model numbers, shaped to broadcast against stacked weights; a plain number as it is."
+    return values.to(w).view(-1, *[1]*(w.ndim - 1)) if isinstance(values, torch.Tensor) else values
+
+def _decay(config):
+    "A config's weight decay, its optimizer's default if it names none."
+    if config.weight_decay is None: return optim.OPTIMIZERS[config.optimizer].weight_decay
+    return config.weight_decay
+
+# %% ../nbs/09a_train_many.ipynb #f7189dce
+@dataclass
+class _Group:
+    "Models that one call of an update rule moves."
+    index: torch.Tensor  # their places among all models
+    configs: list        # theirs, of one optimizer and equal options
+
+    def __post_init__(self):
+        self.states = defaultdict(dict)  # the rule's, by the parameter's name
+        decays = [_decay(c) for c in self.configs]
+        self.decays = torch.tensor(decays) if any(decays) else 0.
+
+    def move(self, weights, grads, new, factor):
+        "Write their weights after one step, at the rates of the configs times `factor`, into `new`."
+        rates = torch.tensor([c.lr*factor for c in self.configs])
+        common, at = self.configs[0], self.index
+        for name, w in weights.items():
+            numbers = _like(rates, w), _like(self.decays, w)
+            state = self.states[name]
+            new[name][at] = optim.update(common.optimizer, w[at], grads[name][at], state, *numbers, stacked=1,
+                                         **common.options)
+
 def _groups(configs):
-    "[(optimizer, options, indices of the models)] for models that one call of the rule can move."
+    "The `_Group`s of a pass."
     found = defaultdict(list)
     for i, c in enumerate(configs): found[c.optimizer, digest(c.options)].append(i)
-    return [(name, configs[index[0]].options, torch.tensor(index)) for (name, _), index in found.items()]
+    return [_Group(torch.tensor(index), [configs[i] for i in index]) for index in found.values()]
 
-def _decays(configs, index):
-    "Weight decay of each model of a group, 0 where none has any."
-    decays = [optim.OPTIMIZERS[c.optimizer].weight_decay if c.weight_decay is None else c.weight_decay for c in (configs[i] for i in index)]
-    return torch.tensor(decays) if any(decays) else 0.
-
-def _like(values, w):
-    "Per-model numbers, shaped to broadcast against stacked weights."
-    return values.to(w).view(-1, *[1]*(w.ndim - 1)) if isinstance(values, torch.Tensor) else values
+# %% ../nbs/09a_train_many.ipynb #1697bc81
+def _orders(configs, n, epoch):
+    "The order of n images for each model (M,N), by its seed."
+    seeds = {c.seed for c in configs}
+    by_seed = {seed: torch.randperm(n, generator=generator(seed, 'order', epoch)) for seed in seeds}
+    return torch.stack([by_seed[c.seed] for c in configs])
 
 def _losses(model, params, x, y, smoothing, precision):
     "Mean loss of each model (M,) and whether its answers are right (M,B)."
     with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == 'bf16'):
         out = vmap(lambda p, x: functional_call(model, p, (x,)))(params, x).float()
-    losses = F.cross_entropy(out.flatten(0, 1), y.flatten(), reduction='none', label_smoothing=smoothing).view_as(y).mean(1)
-    return losses, out.detach().argmax(2) == y
+    losses = F.cross_entropy(out.flatten(0, 1), y.flatten(), reduction='none', label_smoothing=smoothing)
+    return losses.view_as(y).mean(1), out.detach().argmax(2) == y
 
-def _step(groups, params, grads, states, configs, factor):
-    "Move every group by its rule; returns the new stacked weights."
-    new = {k: torch.empty_like(w) for k, w in params.items()}
-    for g, (name, options, index) in enumerate(groups):
-        rates, decays = torch.tensor([configs[i].lr*factor for i in index]), _decays(configs, index)
-        for k, w in params.items():
-            moved = optim.update(name, w[index], grads[k][index], states[g, k], _like(rates, w), _like(decays, w), stacked=1, **options)
-            new[k][index] = moved
-    return new
+# %% ../nbs/09a_train_many.ipynb #1dbe06d0
+@dataclass
+class _Stack:
+    "All models of a pass as one."
+    skeleton: torch.nn.Module  # one of them, for its layers
+    params: dict               # name: weights of all models (M,...)
+    configs: list
+    x: torch.Tensor            # all training images, float, on the device
+    y: torch.Tensor            # their labels
+    precision: str             # 'fp32' or 'bf16'
+
+    def __post_init__(self): self.groups = _groups(self.configs)
+
+    def step(self, index, factor):
+        "Move all models once by images `index` (M,B); returns losses before (M,) and which answers are right (M,B)."
+        for w in self.params.values(): w.requires_grad_()
+        smoothing = self.configs[0].label_smoothing
+        losses, hits = _losses(self.skeleton, self.params, self.x[index], self.y[index], smoothing, self.precision)
+        grads = torch.autograd.grad(losses.sum(), list(self.params.values()))
+        with torch.no_grad(): self.move(dict(zip(self.params, grads)), factor)
+        return losses.detach(), hits
+
+    def move(self, grads, factor):
+        "Put new weights in the place of the old."
+        weights = {name: w.detach() for name, w in self.params.items()}
+        self.params = {name: torch.empty_like(w) for name, w in weights.items()}
+        for group in self.groups: group.move(weights, grads, self.params, factor)
+
+    def state_of(self, j):
+        "State of the model at place j, as a module loads it."
+        return {name: w[j] for name, w in self.params.items()}
+
+    def norms(self):
+        "Euclidean norm of each model's parameters (M,)."
+        return sum(w.double().square().flatten(1).sum(1) for w in self.params.values()).sqrt()
+
+    def epoch(self, epoch):
+        "One pass over the data; a line of the curves for each model."
+        common, n = self.configs[0], len(self.x)
+        batches = _orders(self.configs, n, epoch).to(self.x.device).split(common.batch_size, 1)
+        total, warm = len(batches)*common.epochs, round(common.warmup*len(batches))
+        loss_sum = right = torch.zeros(len(self.configs), device=self.x.device)
+        for i, index in enumerate(batches):
+            factor = lr_factor(epoch*len(batches) + i, total, common.schedule, warm)
+            losses, hits = self.step(index, factor)
+            loss_sum = loss_sum + losses*index.shape[1]
+            right = right + hits.sum(1)
+        columns = [values.tolist() for values in (loss_sum/n, right/n, self.norms())]
+        return [dict(epoch=epoch, loss=loss, accuracy=accuracy, weight_norm=norm, lr=c.lr*factor)
+                for c, loss, accuracy, norm in zip(self.configs, *columns)]
+
+# %% ../nbs/09a_train_many.ipynb #14288213
+def _record(curves, lines):
+    "Append each model's line to its curves, unless they ended in divergence before."
+    for curve, line in zip(curves, lines):
+        if not _diverged(curve): curve.append(line)
 
 def fit_many(
     models: list,           # modules of one architecture without buffers; each is trained in place
-    data,                   # anything with x_train (uint8 or float, N,C,H,W) and y_train (int64, N)
-    configs: list,          # a `Config` for each model; epochs, batch_size, schedule, warmup, label_smoothing and precision must be equal, augment 'none'
+    data,                   # has x_train (uint8 or float, N,C,H,W) and y_train (int64, N)
+    configs: list,          # a `Config` for each; all in `COMMON` must be equal, and augment 'none'
     device: str = 'auto',   # see `core.device`
 ) -> list:
-    """Train all models in one vectorised pass; returns a `Fit` for each, as `train.fit` would up to rounding, the cost shared out equally.
-    A ValueError for L-BFGS, models with buffers (batch norm), dropout, frozen or shared weights, or of different architectures, and configs that differ in what must be equal."""
-    _check(models, configs)
-    device, common, m = pick_device(device), configs[0], len(models)
-    precision = resolve_precision(common.precision, device)
+    """Train all models in one vectorised pass; returns a `Fit` for each, as `train.fit` would up to rounding, the cost
+    shared out equally. A ValueError for L-BFGS, models with buffers (batch norm), dropout, frozen or shared weights, or
+    of different architectures, and configs that differ in what must be equal."""
+    _check_pairs(models, configs)
+    _check_configs(configs)
+    _check_models(models)
+    device, epochs = pick_device(device), configs[0].epochs
+    precision = resolve_precision(configs[0].precision, device)
     x, y = _training_set(data)
-    x, y = to_float(x, device), y.to(device)
     skeleton = models[0].to(device).train()
-    params = {k: v.detach() for k, v in stack_module_state([model.to(device) for model in models])[0].items()}
-    groups, states, curves = _groups(configs), defaultdict(dict), [[] for _ in models]
-    batches = -(-len(x)//common.batch_size)
-    total, warm = batches*common.epochs, round(common.warmup*batches)
+    weights, _ = stack_module_state([model.to(device) for model in models])
+    params = {name: w.detach() for name, w in weights.items()}
+    stack = _Stack(skeleton, params, configs, to_float(x, device), y.to(device), precision)
+    curves = [[] for _ in models]
     with Stopwatch() as watch:
-        for epoch in range(common.epochs):
-            orders = {s: torch.randperm(len(x), generator=generator(s, 'order', epoch)) for s in {c.seed for c in configs}}
-            order = torch.stack([orders[c.seed] for c in configs]).to(device)
-            loss_sum, right = torch.zeros(m, device=device), torch.zeros(m, device=device)
-            for i, index in enumerate(order.split(common.batch_size, 1)):
-                for w in params.values(): w.requires_grad_()
-                losses, hits = _losses(skeleton, params, x[index], y[index], common.label_smoothing, precision)
-                grads = dict(zip(params, torch.autograd.grad(losses.sum(), list(params.values()))))
-                factor = lr_factor(epoch*batches + i, total, common.schedule, warm)
-                with torch.no_grad(): params = _step(groups, {k: w.detach() for k, w in params.items()}, grads, states, configs, factor)
-                loss_sum, right = loss_sum + losses.detach()*index.shape[1], right + hits.sum(1)
-            norms = sum(w.double().square().flatten(1).sum(1) for w in params.values()).sqrt()
-            for j, c in enumerate(curves):
-                if not c or math.isfinite(c[-1]['loss'] + c[-1]['weight_norm']):
-                    c.append(dict(epoch=epoch, loss=float(loss_sum[j]/len(x)), accuracy=float(right[j]/len(x)), weight_norm=float(norms[j]), lr=configs[j].lr*factor))
-    for j, model in enumerate(models): model.load_state_dict({k: w[j] for k, w in params.items()})
-    cost = {k: v/m for k, v in watch.seconds().items()}
-    bad = lambda c: bool(c) and not math.isfinite(c[-1]['loss'] + c[-1]['weight_norm'])
-    return [Fit(model.eval(), config, c, bad(c), cost, precision) for model, config, c in zip(models, configs, curves)]
+        for epoch in range(epochs): _record(curves, stack.epoch(epoch))
+    cost = {name: seconds/len(models) for name, seconds in watch.seconds().items()}
+    fits = []
+    for j, (model, config, curve) in enumerate(zip(models, configs, curves)):
+        model.load_state_dict(stack.state_of(j))
+        fits.append(Fit(model.eval(), config, curve, _diverged(curve), cost, precision))
+    return fits
