@@ -174,7 +174,7 @@ def test_api_entries_link_only_what_a_name_can_mean():
     assert said('with `certify`, `pgd`', 'attacks', 'autoattack') == 'with `certify`, [`pgd`](pgd.html#pgd.pgd)'  # the one an argument, the other imported
     assert said('see `momentum`', 'optim', 'nesterov') == 'see [`momentum`](optim.html#optim.momentum)'            # argument and function of the same module
     assert '| returns | [`Interval`](conv_norm.html#conv_norm.Interval) |' in docs.parameters(node_of('lip_exact', 'lip_exact'), {}, 'lip_exact')
-    assert '| [`Evaluation \\| None`](attacks.html#attacks.Evaluation) |' in docs.parameters(node_of('attacks', 'autoattack'), {}, 'attacks')
+    assert '| [`Evaluation \\| None`](cascade.html#cascade.Evaluation) |' in docs.parameters(node_of('attacks', 'autoattack'), {}, 'attacks')
     assert '| `w`, `g`, `s`, `lr`, `betas`, `eps` | `betas=(0.9, 0.999)`, `eps=1e-08` |' in docs.parameters(node_of('optim', 'nadam'), docs.remarks(ROOT/'robustnb/optim.py'), 'optim')
 
 
