@@ -13,6 +13,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.pylabtools import select_figure_formats
 from nbformat.v4 import new_output
 from traitlets import Type
 from traitlets.config import Config
@@ -60,6 +61,7 @@ class Shell(InteractiveShell):
         InteractiveShell._instance = self  # what `display` and `get_ipython` look for
         self.display_formatter.active = True
         self.enable_matplotlib('inline')
+        select_figure_formats(self, {'png'})  # whatever another shell of this process has chosen
 
     def run(self,
         source: str,  # of a cell
