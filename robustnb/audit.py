@@ -7,7 +7,7 @@ __all__ = ['with_bounds', 'hits_of', 'loss_row', 'relabelling', 'called', 'suspi
            'pick', 'clean_row', 'panels', 'audit']
 
 # %% ../nbs/13c_audit.ipynb #024a6487
-import copy, importlib, itertools, json, math, warnings
+import copy, itertools, json, math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,7 +21,7 @@ from .attacks import autoattack
 from .certify import plain_layers
 from .conditions import ATTACKS, Attack, Clean, Gaussian, Proof
 from .conditions import condition_of, has, measure, parse, row_fields, tables, usual, with_clean
-from .core import Stopwatch, generator, provenance, require
+from .core import Stopwatch, generator, leads_on, provenance, require
 from .core import device as pick_device
 from .data import to_float
 from .evaluate import eval_mode, gaussian_noise, logits, plain_mode, plain_tensor, takes
@@ -358,9 +358,4 @@ def audit(
 
 # %% ../nbs/13c_audit.ipynb #6c331ae5
 _MOVED = 'UNITS SURE FILES sentences drawings measures audit_page save'.split()
-
-def __getattr__(name):
-    if name not in _MOVED: raise AttributeError(f'module robustnb.audit has no attribute {name!r}')
-    warnings.warn(f'audit.{name} is audit_page.{name} now; the old name goes with the next version',
-                  DeprecationWarning, stacklevel=2)
-    return getattr(importlib.import_module('robustnb.audit_page'), name)
+__getattr__ = leads_on('audit', {name: f'audit_page.{name}' for name in _MOVED})

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ATTACKS', 'QUERIES', 'Stage', 'stages', 'Evaluation', 'begin', 'adopt', 'part', 'join', 'fingerprint', 'SavedState',
-           'Bar', 'Cascade', 'share']
+           'Bar', 'charged', 'run_stage', 'Cascade', 'share']
 
 # %% ../nbs/10ea_cascade.ipynb #43c15111
 import hashlib, json, threading, time
@@ -27,7 +27,7 @@ from .fab import fab_run
 from .oracle import Oracle, confirmed, masked
 from .pgd import TARGETS, apgd_run
 from .square import blocks, square_run
-from .threat import batches, distance, image_keys
+from .threat import Adversarial, batches, distance, image_keys
 
 # %% ../nbs/10ea_cascade.ipynb #6a9c3da7
 ATTACKS = dict(standard=('apgd-ce', 'apgd-t', 'fab-t', 'square'), quick=('apgd-ce', 'apgd-t'))
@@ -293,30 +293,55 @@ class Bar:
     def close(self):
         if not self.queue: self.bar.close()
 
+# %% ../nbs/10ea_cascade.ipynb #e2423f17
+@contextmanager
+def charged(
+    net: Oracle,
+    ev: Evaluation,
+    attack: str,
+):
+    "Add up in `ev` the passes and CPU seconds that are spent inside for that attack."
+    before = Counter(net.passes)
+    with Stopwatch() as watch: yield
+    spent = ev.passes.setdefault(attack, {})
+    for kind, n in (net.passes - before).items(): spent[kind] = spent.get(kind, 0) + n
+    ev.cpu_s[attack] = ev.cpu_s.get(attack, 0) + watch.cpu
+
+# %% ../nbs/10ea_cascade.ipynb #15cd2b0c
+def run_stage(
+    stage: Stage,
+    net: Oracle,
+    ev: Evaluation,  # says norm, radius and seed
+    x,               # images (n, c, h, w) that are classified correctly
+    y,               # their labels (n,)
+    keys: list,      # their fingerprints, see `image_keys`
+    best,            # where Square has left them
+) -> Adversarial:
+    "What the stage finds."
+    at = net, x, y, keys, stage.run, ev.norm, ev.eps
+    if stage.attack == 'fab-t': return fab_run(*at)
+    if stage.attack == 'square': return square_run(*at, QUERIES, ev.seed, best if stage.run else None)
+    targeted = 'dlr-targeted' if ev.classes > 3 else 'gap-targeted'
+    return apgd_run(*at, 'ce' if stage.attack == 'apgd-ce' else targeted, seed=ev.seed)
+
 # %% ../nbs/10ea_cascade.ipynb #38366508
+@dataclass(eq=False)
 class Cascade:
     "All stages on all images that still wait for them."
-    def __init__(self,
-        net: Oracle,
-        x,                  # images (n, c, h, w), float in [0,1]
-        y,                  # labels (n,)
-        ev: Evaluation,     # what is known of them; it is filled in
-        state: SavedState,
-        batch_size: int,    # images in one batch
-        bar: Bar,
-    ):
-        self.net = net
-        self.x = x
-        self.y = y
-        self.ev = ev
-        self.state = state
-        self.batch_size = batch_size
-        self.bar = bar
-        self.plan = stages(ev.version, ev.classes)
-        self.keys = image_keys(x)
-        self.best = x.detach().clone().float()  # Square's images
-        state.load(ev, self.best)
-        net.vanished = ev.vanished
+    net: Oracle
+    x: torch.Tensor    # images (n, c, h, w), float in [0,1]
+    y: torch.Tensor    # labels (n,)
+    ev: Evaluation     # what is known of them; it is filled in
+    state: SavedState
+    batch_size: int    # images in one batch
+    bar: Bar
+
+    def __post_init__(self):
+        self.plan = stages(self.ev.version, self.ev.classes)
+        self.keys = image_keys(self.x)
+        self.best = self.x.detach().clone().float()  # Square's images
+        self.state.load(self.ev, self.best)
+        self.net.vanished = self.ev.vanished
 
     def waiting(self):
         "Which images are still to be attacked, (n,) bool."
@@ -326,25 +351,17 @@ class Cascade:
         "Passes that an image may still need after that many stages."
         return sum(stage.price for stage in self.plan[done:])
 
-    @contextmanager
-    def charged(self, attack):
-        "Add up the passes and CPU seconds that are spent inside for that attack."
-        before = Counter(self.net.passes)
-        with Stopwatch() as watch: yield
-        spent = self.ev.passes.setdefault(attack, {})
-        for kind, n in (self.net.passes - before).items(): spent[kind] = spent.get(kind, 0) + n
-        self.ev.cpu_s[attack] = self.ev.cpu_s.get(attack, 0) + watch.cpu
-
     def clean(self):
         "Find the images that are wrong without an attack."
         if (self.ev.done >= 0).all(): return
-        with self.charged('clean'): self.ev.by[self.net.wrong(self.x, self.y, self.batch_size)] = 0
+        with charged(self.net, self.ev, 'clean'):
+            self.ev.by[self.net.wrong(self.x, self.y, self.batch_size)] = 0
         self.ev.done[:] = 0
 
     def prove(self, rows):
         "Try to prove that nothing fools these images."
         ev, net = self.ev, self.net
-        with self.charged('certify'):
+        with charged(net, ev, 'certify'):
             clean, labels = self.x[rows].to(net.device, net.dtype), self.y[rows].to(net.device)
             ev.proof[rows] = certify_batch(net.model, clean, labels, ev.norm, ev.eps).long().to(ev.proof.device)
         proved = rows[(ev.proof[rows] > 0).to(rows.device)]
@@ -354,8 +371,10 @@ class Cascade:
     def attack(self, number, rows):
         "Let the stage of that number, from 1, attack these images."
         ev, net, stage = self.ev, self.net, self.plan[number - 1]
-        clean, labels = self.x[rows].float().to(net.device), self.y[rows].to(net.device)
-        with self.charged(stage.attack): found = confirmed(net, self._found(stage, clean, labels, rows), labels)
+        clean, labels, best = (part[rows].to(net.device) for part in (self.x, self.y, self.best))
+        with charged(net, ev, stage.attack):
+            found = run_stage(stage, net, ev, clean.float(), labels, [self.keys[i] for i in rows], best)
+            found = confirmed(net, found, labels)
         hit = found.fooled.to(rows.device)
         ev.done[rows] = number
         ev.by[rows[hit]] = number
@@ -364,16 +383,6 @@ class Cascade:
         fooled = int(hit.sum())
         self.state.save(ev, self.best)
         self.bar.advance(stage.price*len(rows) + self.ahead(number)*fooled, fooled)
-
-    def _found(self, stage, x, y, rows):
-        "What the stage finds on one batch of correctly classified images, Adversarial."
-        ev = self.ev
-        at = self.net, x, y, [self.keys[i] for i in rows], stage.run, ev.norm, ev.eps
-        if stage.attack == 'fab-t': return fab_run(*at)
-        if stage.attack == 'square':
-            return square_run(*at, QUERIES, ev.seed, self.best[rows].to(x.device) if stage.run else None)
-        targeted = 'dlr-targeted' if ev.classes > 3 else 'gap-targeted'
-        return apgd_run(*at, 'ce' if stage.attack == 'apgd-ce' else targeted, seed=ev.seed)
 
     def run(self) -> Evaluation:
         "Go through all stages; returns the evaluation."

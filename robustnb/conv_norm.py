@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import numpy as np, torch, torch.nn.functional as F
+import torch, torch.nn.functional as F
 from scipy.linalg import eigh_tridiagonal
 from scipy.stats import beta
 

@@ -6,7 +6,7 @@
 __all__ = ['LIBRARIES', 'require', 'check_choice', 'check_number', 'parse_number', 'find_named', 'digest', 'code_digest',
            'derive_seed', 'generator', 'seed_all', 'device', 'cores', 'thread_env', 'keep_freed_memory', 'set_threads',
            'atomic_path', 'write_text', 'regular_file', 'json_text', 'write_json', 'read_json', 'read_toml', 'moved',
-           'shipped', 'provenance', 'Stopwatch']
+           'leads_on', 'shipped', 'provenance', 'Stopwatch']
 
 # %% ../nbs/00_core.ipynb #97f27ce3
 import ast, ctypes, errno, hashlib, importlib, json, math, os, platform, random, re, stat, subprocess, sys
@@ -316,6 +316,20 @@ def moved(
     if old == '__main__': return  # a notebook shows the line
     warnings.warn(f'{old} is robustnb.{new} now; the old name goes with the next version', DeprecationWarning, stacklevel=3)
     sys.modules[old] = home
+
+# %% ../nbs/00_core.ipynb #41a7b696
+def leads_on(
+    module: str,   # name of the module in robustnb that had the names
+    moved: dict,   # {old name: 'module.name' where it is now}
+):
+    "A `__getattr__` for that module: names that moved can still be had, with a warning."
+    def find(name):
+        if name not in moved: raise AttributeError(f'module robustnb.{module} has no attribute {name!r}')
+        warnings.warn(f'{module}.{name} is {moved[name]} now; the old name goes with the next version',
+                      DeprecationWarning, stacklevel=2)
+        home, new = moved[name].split('.')
+        return getattr(importlib.import_module(f'robustnb.{home}'), new)
+    return find
 
 # %% ../nbs/00_core.ipynb #5948dcde
 _PLACES = dict(experiments='nbs/experiments', sweeps='sweeps', results='results')

@@ -29,6 +29,7 @@ def _nearest_boundary(net, s, norm, notice):
         move[closer] = (column(way, w)*steepest(w, norm))[closer]
     return move
 
+# %% ../nbs/10c_fab.ipynb #43ce2915
 def deepfool_batch(net, x, y, norm, steps, overshoot, classes):
     "DeepFool on correctly classified images: the first misclassified point on its path, and whether there was one."
     s = Survivors(x, y=y, ranks=rank_targets(net.logits(x), y)[:, :classes])
@@ -105,6 +106,7 @@ def _towards_boundary(at, clean, f, w, norm):
     alpha = (a/(a + b)).clamp_(max=ALPHA_MAX)[:, None]
     return there.mul_(ETA).add_(at).lerp_(back.mul_(ETA).add_(clean), alpha).clamp_(0, 1)
 
+# %% ../nbs/10c_fab.ipynb #b424eaf9
 def fab_run(net, x, y, keys, run, norm, eps, steps=100):
     """FAB on correctly classified images towards the run-th likeliest wrong class: the nearest misclassified point
     found, and whether it is within `eps`."""
@@ -127,6 +129,7 @@ def fab_run(net, x, y, keys, run, norm, eps, steps=100):
         if not len(s.rows): break
     return s.found
 
+# %% ../nbs/10c_fab.ipynb #8ffeaffa
 def fab(
     model,                     # callable or module in eval mode: images -> logits (n, classes), see `check_model`
     x,                         # images (n, ...), float in [0,1]

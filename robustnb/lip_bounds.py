@@ -17,7 +17,7 @@ from torch import nn
 from .core import Stopwatch, check_choice, check_number, require
 from .models import PreActBlock, behaves_as
 from .layers import (
-    TABLE, affine_map, classes, fills, in_flux, kind_of, know, named_layers, out_shape, refuse, why_not)
+    TABLE, affine_map, classes, fills, in_flux, kind_of, named_layers, out_shape, refuse, why_not)
 from .conv_norm import (
     SAFETY, UNIT, Interval, _band_plan, certified_psd, check_ord, conv_geometry, conv_norm,
     conv_norm_certified, conv_norm_reshaped, flops_per_second, matrix_norm)

@@ -20,7 +20,7 @@ from scipy.sparse import coo_array
 from .core import Stopwatch, check_choice, check_number, generator, require
 from .conv_norm import UNIT, Interval, check_ord, matrix_norm
 from .lip_bounds import relu_chain, sdp_taus, takes_net, unit_weights
-from .lip_lower import chain_module, jacobian_norms, lip_lower
+from .lip_lower import jacobian_norms, lip_lower
 
 # %% ../nbs/11d_lip_exact.ipynb #532ccb5f
 def check_box(

@@ -9,7 +9,7 @@ __all__ = ['chain_module', 'jacobians', 'jacobian_norms', 'worst_direction', 'qu
 import copy, math
 from dataclasses import dataclass
 
-import numpy as np, torch
+import torch
 from torch import nn
 
 from .core import Stopwatch, check_number, generator, require

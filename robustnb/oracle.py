@@ -207,6 +207,7 @@ def _conv_weights(model):
     if not isinstance(model, torch.nn.Module): return 0
     return sum(p.numel() for p in model.parameters() if p.ndim == 4)
 
+# %% ../nbs/10aa_oracle.ipynb #8b53dcc2
 class Oracle:
     """A classifier as attacks see it: float32 logits and image gradients, counted in `.passes` (images); the model is
     never changed."""

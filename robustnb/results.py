@@ -8,11 +8,11 @@ __all__ = ['SCHEMA', 'RESERVED', 'row', 'pack', 'unpack', 'accuracy_row', 'hits'
            'at_best_rates']
 
 # %% ../nbs/03_results.ipynb #47a86a00
-import base64, importlib, itertools, json, math, re, warnings, zlib
+import base64, itertools, json, math, re, zlib
 from collections import Counter
 from pathlib import Path
 
-from .core import check_choice, check_number, provenance, read_json, require, shipped, write_json
+from .core import check_choice, check_number, leads_on, provenance, read_json, require, shipped, write_json
 
 # %% ../nbs/03_results.ipynb #3855b31c
 SCHEMA = 2
@@ -111,7 +111,8 @@ def save(
 # %% ../nbs/03_results.ipynb #b82307fd
 def _is(*kinds):
     "A test for values of these types; a bool is no number."
-    return lambda v: isinstance(v, kinds) and (bool in kinds or not isinstance(v, bool))
+    if bool in kinds: return lambda v: isinstance(v, kinds)
+    return lambda v: isinstance(v, kinds) and v is not True and v is not False
 
 _text, _number, _table = _is(str), _is(int, float), _is(dict)
 _plain = _is(str, int, float, bool, type(None))
@@ -134,24 +135,26 @@ _ANY_NUMBER = _is(int, float, type(None)), 'a number'
 _ANY_WHOLE = _is(int, type(None)), 'a whole number'
 _ANY_NAME = _is(str, int, float, type(None)), 'a text or number'
 
-_FORMS = dict(schema=_WHOLE, experiment=_TEXT, config=_TABLE, provenance=_TABLE, cost=_TABLE,
-              metrics=(_is(list), 'a list of rows'))
-_OPTIONAL = dict(notes=_TEXTS, aliases=_TEXTS, identity=_TABLE, protocol=_WHOLE,
-                 outside=(_all(dict, _text), 'a table of texts'), source=_TEXT)
+_ANYTHING = lambda v: True, ''
+_NEEDED = dict(schema=_WHOLE, experiment=_TEXT, config=_TABLE, provenance=_TABLE, cost=_TABLE,
+               metrics=(_is(list), 'a list of rows'))
+_FORMS = _NEEDED | dict(notes=_TEXTS, aliases=_TEXTS, identity=_TABLE, protocol=_WHOLE,
+                        outside=(_all(dict, _text), 'a table of texts'), source=_TEXT)
 _CONFIG = dict(optimizer=_ANY_TEXT, lr=_ANY_NUMBER, seed=_ANY_WHOLE, dataset=_ANY_NAME, model=_ANY_NAME)
 _ROW = dict(metric=_TEXT, value=_NUMBER, n=_WHOLE)
-_CONDITIONS = dict.fromkeys(['split', 'kind', 'norm', 'attack', 'hits'], _ANY_TEXT)
-_CONDITIONS |= dict.fromkeys(['eps', 'var', 'strength'], _ANY_NUMBER) | dict(draws=_ANY_WHOLE)
+_FIELDS = _ROW | dict(draws=_ANY_WHOLE)
+_FIELDS |= dict.fromkeys(['split', 'kind', 'norm', 'attack', 'hits'], _ANY_TEXT)
+_FIELDS |= dict.fromkeys(['eps', 'var', 'strength'], _ANY_NUMBER)
 _STATUS = dict(id=_TEXT, state=_TEXT, error=_TEXT, seconds=_NUMBER, config=_TABLE)
 
-def _check_forms(table, where, forms, optional={}):
-    "A ValueError that says `where` and what, if a value of the table lacks or has another form."
+def _check_forms(table, where, needed, forms):
+    "A ValueError that says `where` and what, if a value of the table lacks, or has another than its form."
     if not isinstance(table, dict): raise ValueError(f'{where}: got {str(table)[:40]}, accepted: a table')
-    lacks = [key for key in forms if key not in table]
+    lacks = [key for key in needed if key not in table]
     if lacks: raise ValueError(f'{where}: it lacks {", ".join(lacks)}')
-    for key, (fits, accepted) in {**forms, **optional}.items():
-        if key in table and not fits(table[key]):
-            raise ValueError(f'{where}: {key}: got {str(table[key])[:40]!r}, accepted: {accepted}')
+    for key, value in table.items():
+        fits, accepted = forms.get(key, _ANYTHING)
+        if not fits(value): raise ValueError(f'{where}: {key}: got {str(value)[:40]!r}, accepted: {accepted}')
 
 # %% ../nbs/03_results.ipynb #5468cc39
 def _check_hits(r):
@@ -172,8 +175,8 @@ def _check_condition(r):
     if not _text(kind): return
     for key in _STRENGTHS.get(kind, ()):
         value = r.get(key)
-        finite = _number(value) and math.isfinite(value)
-        require(finite, key, repr(str(value)[:40]), 'a finite number')
+        if _number(value) and math.isfinite(value): continue
+        raise ValueError(f'{key}: got {str(value)[:40]!r}, accepted: a finite number')
 
 # %% ../nbs/03_results.ipynb #8bd5529a
 def _without(r, *names):
@@ -222,8 +225,8 @@ def _check_made(provenance, where):
 
 def _check_row(r, where):
     "A ValueError if a metric row of today's schema contradicts itself."
-    require(r['n'] >= 0, f'{where}: n', r['n'], '>= 0')
     try:
+        require(r['n'] >= 0, 'n', r['n'], '>= 0')
         _check_hits(r)
         _check_condition(r)
     except ValueError as e: raise ValueError(f'{where}: {e}') from None
@@ -242,16 +245,16 @@ def load(
 ) -> dict:
     "Read one result file; a ValueError names the file and what is wrong in it."
     result = read_json(path)
-    _check_forms(result, f'{path}: not a result file', _FORMS, _OPTIONAL)
+    _check_forms(result, f'{path}: not a result file', _NEEDED, _FORMS)
     if result['schema'] not in (1, SCHEMA):
         raise ValueError(f'{path}: schema {result["schema"]!r}, this version of robustnb reads 1 and {SCHEMA}')
-    _check_forms(result['config'], f'{path}: config', {}, _CONFIG)
+    _check_forms(result['config'], f'{path}: config', (), _CONFIG)
     _check_made(result['provenance'], f'{path}: provenance')
-    _check_forms(result['cost'], f'{path}: cost', {}, dict.fromkeys(result['cost'], _NUMBER))
-    for i, r in enumerate(result['metrics']):
-        _check_forms(r, f'{path}: metrics, row {i}', _ROW, _CONDITIONS)
+    _check_forms(result['cost'], f'{path}: cost', (), dict.fromkeys(result['cost'], _NUMBER))
+    places = [f'{path}: metrics, row {i}' for i in range(len(result['metrics']))]
+    for r, place in zip(result['metrics'], places): _check_forms(r, place, _ROW, _FIELDS)
     if result['schema'] == 1: result = upgraded(result)
-    for i, r in enumerate(result['metrics']): _check_row(r, f'{path}: metrics, row {i}')
+    for r, place in zip(result['metrics'], places): _check_row(r, place)
     _check_columns(result, path)
     return result
 
@@ -261,7 +264,7 @@ def load_status(
     """Read what a sweep wrote about one run, `{id, state, error, seconds, config}`;
     a ValueError names the file and what is wrong in it."""
     status = read_json(path)
-    _check_forms(status, f'{path}: not the status of a run', _STATUS)
+    _check_forms(status, f'{path}: not the status of a run', _STATUS, _STATUS)
     return status
 
 # %% ../nbs/03_results.ipynb #8444fb7f
@@ -427,13 +430,7 @@ def at_best_rates(
     return tidy.merge(best[keys], on=keys)
 
 # %% ../nbs/03_results.ipynb #99a37a65
-_MOVED = {**dict.fromkeys('wilson bootstrap welch compare student ratio with_interval verdict'.split(), 'stats'),
-          **dict.fromkeys('PAPER PAPER_SETTINGS paper differences'.split(), 'paper')}
-
-def __getattr__(name):
-    if name not in _MOVED: raise AttributeError(f'module robustnb.results has no attribute {name!r}')
-    home = _MOVED[name]
-    new = 'table' if name == 'paper' else name
-    moved = f'results.{name} is {home}.{new} now; the old name goes with the next version'
-    warnings.warn(moved, DeprecationWarning, stacklevel=2)
-    return getattr(importlib.import_module(f'robustnb.{home}'), new)
+_STATS = 'wilson bootstrap welch compare student ratio with_interval verdict'.split()
+_PAPER = dict(paper='table', PAPER='PAPER', PAPER_SETTINGS='PAPER_SETTINGS', differences='differences')
+__getattr__ = leads_on('results', {**{name: f'stats.{name}' for name in _STATS},
+                                   **{name: f'paper.{new}' for name, new in _PAPER.items()}})

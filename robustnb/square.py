@@ -181,6 +181,7 @@ def margin(
     m = z.gather(1, label).squeeze(1) - z.scatter(1, label, -torch.inf).amax(1)
     return torch.where(is_right(z, y), m.clamp(min=TINY), m.clamp(max=0).nan_to_num())
 
+# %% ../nbs/10d_square.ipynb #6f397e6e
 class _Search(Survivors):
     "Square's images, flat, their margins, and the moves that are proposed for them."
     def part(self):
@@ -199,6 +200,9 @@ class _Search(Survivors):
         self.margin[rows] = found[better]
         self.moves.accept(k, rows, images)
 
+
+
+# %% ../nbs/10d_square.ipynb #385b7446
 def square_run(net, x, y, keys, run, norm, eps, queries=5000, seed=0, best=None):
     """Block number `run` of Square on correctly classified images (n, c, h, w), going on from the images `best`; also
     returns where it stands."""
@@ -215,6 +219,7 @@ def square_run(net, x, y, keys, run, norm, eps, queries=5000, seed=0, best=None)
     s.found.x_adv[s.rows] = s.at
     return Adversarial(s.found.x_adv.view_as(x), s.found.fooled)
 
+# %% ../nbs/10d_square.ipynb #6e2b3063
 def square(
     model,                  # callable or module in eval mode: images -> logits (n, classes); no gradient is asked for
     x,                      # images (n, c, h, w), float in [0,1]

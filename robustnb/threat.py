@@ -7,13 +7,13 @@ __all__ = ['NORMS', 'TINY', 'column', 'length', 'distance', 'steepest', 'Rows', 
            'random_start', 'Adversarial', 'Survivors', 'batches']
 
 # %% ../nbs/10a_threat.ipynb #7fa6d458
-import hashlib, importlib, warnings
+import hashlib
 from dataclasses import dataclass
 from types import SimpleNamespace
 
 import torch
 
-from .core import check_choice, generator, require
+from .core import check_choice, generator, leads_on, require
 
 # %% ../nbs/10a_threat.ipynb #aa8ec1be
 NORMS = 'linf', 'l2'
@@ -150,7 +150,7 @@ class Survivors(Rows):
         which,  # (n,) bool
     ):
         "Keep where some of the images are now as what was found for them."
-        self.found.x_adv[self.rows[which]] = self.at[which]
+        if which.any(): self.found.x_adv[self.rows[which]] = self.at[which]
     def leave(self,
         fooled,  # (n,) bool
     ):
@@ -169,10 +169,5 @@ def batches(
     return rows.split(size) if len(rows) else ()
 
 # %% ../nbs/10a_threat.ipynb #e93a1192
-_MOVED = ('other_sizes check_model image_gradient ImageGradients masked STEP Oracle confirmed on_correct').split()
-
-def __getattr__(name):
-    if name not in _MOVED: raise AttributeError(f'module robustnb.threat has no attribute {name!r}')
-    warnings.warn(f'threat.{name} is oracle.{name} now; the old name goes with the next version',
-                  DeprecationWarning, stacklevel=2)
-    return getattr(importlib.import_module('robustnb.oracle'), name)
+_MOVED = 'other_sizes check_model image_gradient ImageGradients masked STEP Oracle confirmed on_correct'.split()
+__getattr__ = leads_on('threat', {name: f'oracle.{name}' for name in _MOVED})

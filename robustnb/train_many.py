@@ -17,7 +17,7 @@ from . import optim
 from .core import Stopwatch, check_choice, digest, generator, require
 from .core import device as pick_device
 from .data import to_float
-from .train import Config, Fit, _diverged, _training_set, lr_factor, resolve_precision
+from .train import Fit, _diverged, _training_set, lr_factor, resolve_precision
 
 # %% ../nbs/09a_train_many.ipynb #c95928d5
 COMMON = 'epochs batch_size schedule warmup label_smoothing augment precision'.split()

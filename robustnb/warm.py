@@ -10,7 +10,6 @@ __all__ = ['PR_SET_PDEATHSIG', 'PR_SET_CHILD_SUBREAPER', 'PRELOAD', 'halt', 'iso
 import ctypes, math, multiprocessing, os, random, resource, shutil, signal, sys, tempfile, threading, time
 from contextlib import contextmanager, suppress
 from multiprocessing.util import get_temp_dir
-from pathlib import Path
 
 import cloudpickle
 

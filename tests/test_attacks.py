@@ -18,7 +18,7 @@ from torch.testing import assert_close
 from robustnb import attacks, conditions, data, evaluate, fab, models, square, train
 from robustnb.core import generator, seed_all
 from robustnb.oracle import Oracle
-from robustnb.threat import distance, image_keys
+from robustnb.threat import distance
 
 ROOT = Path(__file__).resolve().parents[1]
 NORMS = dict(linf=(.1, 4/255), l2=(.5, .3))  # radius for digits, for FashionMNIST
