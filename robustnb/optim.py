@@ -12,7 +12,7 @@ import numpy as np, torch
 from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import signature
-from .core import check_choice, check_number
+from .core import check_choice, check_number, require
 
 # %% ../nbs/04_optim.ipynb #5f7c6e9a
 def sgd(
@@ -275,6 +275,7 @@ class Spec:
     decoupled: bool = False    # weight decay shrinks the weights instead of joining the gradient
     weight_decay: float = 0.   # PyTorch's default
     extra: tuple = ()          # names and defaults of options that only torch's optimizer has
+    replays: bool = False      # torch's keeps all that changes in tensors, so that its steps can be replayed as a graph
 
     @property
     def options(self) -> dict:
@@ -290,16 +291,16 @@ def _grid(low, high):
 
 # %% ../nbs/04_optim.ipynb #c7fbc22a
 OPTIMIZERS = {
-    'sgd':      Spec(sgd, _grid(3e-3, 3), torch.optim.SGD, fused=True),
-    'momentum': Spec(momentum, _grid(1e-3, 1), torch.optim.SGD, fused=True),
-    'nesterov': Spec(nesterov, _grid(1e-3, 1), torch.optim.SGD, (('nesterov', True),), fused=True),
+    'sgd':      Spec(sgd, _grid(3e-3, 3), torch.optim.SGD, fused=True, replays=True),
+    'momentum': Spec(momentum, _grid(1e-3, 1), torch.optim.SGD, fused=True, replays=True),
+    'nesterov': Spec(nesterov, _grid(1e-3, 1), torch.optim.SGD, (('nesterov', True),), fused=True, replays=True),
     'adagrad':  Spec(adagrad, _grid(1e-3, 1), torch.optim.Adagrad, fused=True),
-    'rmsprop':  Spec(rmsprop, _grid(1e-5, 1e-2), torch.optim.RMSprop),
-    'adadelta': Spec(adadelta, _grid(.03, 30), torch.optim.Adadelta),
-    'adam':     Spec(adam, _grid(3e-5, 3e-2), torch.optim.Adam, fused=True),
-    'amsgrad':  Spec(amsgrad, _grid(3e-5, 3e-2), torch.optim.Adam, (('amsgrad', True),), fused=True),
-    'adamw':    Spec(adamw, _grid(3e-5, 3e-2), torch.optim.AdamW, fused=True, decoupled=True, weight_decay=.01),
-    'nadam':    Spec(nadam, _grid(3e-5, 3e-2), torch.optim.NAdam),
+    'rmsprop':  Spec(rmsprop, _grid(1e-5, 1e-2), torch.optim.RMSprop, replays=True),
+    'adadelta': Spec(adadelta, _grid(.03, 30), torch.optim.Adadelta, replays=True),
+    'adam':     Spec(adam, _grid(3e-5, 3e-2), torch.optim.Adam, fused=True, replays=True),
+    'amsgrad':  Spec(amsgrad, _grid(3e-5, 3e-2), torch.optim.Adam, (('amsgrad', True),), fused=True, replays=True),
+    'adamw':    Spec(adamw, _grid(3e-5, 3e-2), torch.optim.AdamW, fused=True, decoupled=True, weight_decay=.01, replays=True),
+    'nadam':    Spec(nadam, _grid(3e-5, 3e-2), torch.optim.NAdam, replays=True),
     'signsgd':  Spec(signsgd, _grid(1e-5, 1e-2), decoupled=True),
     'lion':     Spec(lion, _grid(1e-5, 1e-2), decoupled=True),
     'muon':     Spec(muon, _grid(3e-4, .3), decoupled=True, weight_decay=.1),
@@ -365,10 +366,17 @@ class RuleOptimizer(torch.optim.Optimizer):
         return loss
 
 # %% ../nbs/04_optim.ipynb #66d88c93
+def _kernels(spec, replayed):
+    "Arguments of torch's optimizer that say how it computes."
+    fused = dict(fused=True) if spec.fused else {}
+    if not replayed: return fused
+    known = signature(spec.torch).parameters
+    return (fused or dict(foreach=True)) | (dict(capturable=True) if 'capturable' in known else {})
+
 def create(
     name: str,    # optimizer, a key of `OPTIMIZERS`; else a ValueError
     params,       # parameters, or parameter groups as torch takes them
-    lr: float,    # learning rate, >= 0
+    lr: float | torch.Tensor,  # learning rate, >= 0; a tensor on their device where steps shall be replayed, see `Spec`
     weight_decay: float | None = None,  # None: PyTorch's default (0, but .01 for adamw and .1 for muon)
     **options,    # the rule's options, e.g. betas, eps, momentum
 ) -> torch.optim.Optimizer:
@@ -378,12 +386,14 @@ def create(
     spec = OPTIMIZERS[check_choice(name, 'optimizer', OPTIMIZERS)]
     for key in options: check_choice(key, f'option of {name}', [*spec.options, 'lr', 'weight_decay'])
     if weight_decay is None: weight_decay = spec.weight_decay
-    lr = check_number(lr, 'lr', low=0)
+    replayed = torch.is_tensor(lr)
+    if replayed: require(spec.replays, 'lr', f'a tensor for {name}', 'a number, since its steps cannot be replayed')
+    check_number(float(lr) if replayed else lr, 'lr', low=0)
     weight_decay = check_number(weight_decay, 'weight_decay', low=0)
     options = spec.options | options
     if name == 'lbfgs' and weight_decay:
         raise ValueError(f'weight_decay: got {weight_decay!r}, accepted with lbfgs: 0 (add the penalty to the loss)')
     if name == 'lbfgs': return torch.optim.LBFGS(params, lr, **options)
     if spec.torch is None: return RuleOptimizer(params, name, lr, weight_decay, **options)
-    fused = dict(fused=True) if spec.fused else {}
-    return spec.torch(params, lr=lr, weight_decay=weight_decay, **options, **dict(spec.fixed), **fused)
+    how = _kernels(spec, replayed)
+    return spec.torch(params, lr=lr, weight_decay=weight_decay, **options, **dict(spec.fixed), **how)

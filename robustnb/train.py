@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
 from . import optim
@@ -26,6 +25,7 @@ from .core import keep_freed_memory, regular_file, require
 from .core import device as pick_device
 from .data import to_float
 from .dct import dct2
+from .replay import Replay, exact, memory_for, replays
 from .spectrum import band_masks
 
 # %% ../nbs/09_train.ipynb #008e91a4
@@ -45,44 +45,92 @@ def lr_factor(
     return decays[schedule]*min(1., (step + 1)/(warmup + 1))
 
 # %% ../nbs/09_train.ipynb #82a97b26
+def _draw_flips(n, shape, g): return torch.rand(n, generator=g) < .5
+
+def _flipped(x, mirrored): return torch.where(mirrored[:, None, None, None], x.flip(-1), x)
+
 def flip(
     x: torch.Tensor,  # images (N,C,H,W)
     g: torch.Generator | None = None,  # on the CPU; None: torch's global one
 ) -> torch.Tensor:
     "Mirror each image left to right with probability one half; same shape."
-    mirrored = torch.rand(len(x), generator=g) < .5
-    return torch.where(mirrored.to(x.device)[:, None, None, None], x.flip(-1), x)
+    return _flipped(x, _draw_flips(len(x), x.shape, g).to(x.device))
 
 # %% ../nbs/09_train.ipynb #b1b2eae1
+def _draw_crops(n, shape, g, pad=2): return torch.randint(0, 2*pad + 1, (2, n), generator=g).T
+
+def _cropped(x, offsets, pad=2):
+    n, _, h, w = x.shape
+    rows = offsets[:, :1] + torch.arange(h, device=x.device)
+    columns = offsets[:, 1:] + torch.arange(w, device=x.device)
+    image = torch.arange(n, device=x.device)[:, None, None]
+    padded = F.pad(x, (pad,)*4)
+    return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
 def crop(
     x: torch.Tensor,  # images (N,C,H,W)
     g: torch.Generator | None = None,  # on the CPU; None: torch's global one
     pad: int = 2,     # pixels of zero padding; the paper's older code uses 2
 ) -> torch.Tensor:
     "A window of the original size at a random place of each zero-padded image; same shape."
-    n, _, h, w = x.shape
-    offsets = torch.randint(0, 2*pad + 1, (2, n, 1), generator=g).to(x.device)
-    rows = offsets[0] + torch.arange(h, device=x.device)
-    columns = offsets[1] + torch.arange(w, device=x.device)
-    image = torch.arange(n, device=x.device)[:, None, None]
-    padded = F.pad(x, (pad,)*4)
-    return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return _cropped(x, _draw_crops(len(x), x.shape, g, pad).to(x.device), pad)
 
 # %% ../nbs/09_train.ipynb #2b3f882f
+def _window_sizes(u, h, w):
+    "Height and width (n, 10) of windows in images h x w, from uniform numbers (n, 10, 2) for area and aspect."
+    area = h*w*(.08 + .92*u[..., 0])
+    aspect = torch.exp(math.log(3/4) + math.log(16/9)*u[..., 1])
+    return (area/aspect).sqrt().round(), (area*aspect).sqrt().round()
+
+def _central_window(h, w):
+    "Height and width of the largest window whose aspect is accepted."
+    return min(h, round(w/(3/4))), min(w, round(h*(4/3)))
+
+def _draw_windows(n, shape, g):
+    "Windows (n, 4) in images (..., h, w): top, left, height, width."
+    h, w = shape[-2:]
+    u = torch.rand(n, 12, 2, generator=g, dtype=torch.float64)
+    heights, widths = _window_sizes(u[:, :10], h, w)
+    fits = (heights <= h) & (widths <= w) & (heights > 0) & (widths > 0)
+    first = fits.int().argmax(1, keepdim=True)
+    sizes = torch.stack([heights.gather(1, first), widths.gather(1, first)], 2).squeeze(1)
+    central = torch.tensor(_central_window(h, w), dtype=sizes.dtype)
+    sizes = torch.where(fits.any(1, keepdim=True), sizes, central)
+    room = torch.tensor([h, w]) - sizes
+    places = (u[:, 10]*(room + 1)).floor().minimum(room)
+    middle = (room/2).floor()
+    places = torch.where(fits.any(1, keepdim=True), places, middle)
+    return torch.cat([places, sizes], 1).float()
+
+# %% ../nbs/09_train.ipynb #b3d437e5
+def _samples(start, length, n):
+    "Where in an axis of n pixels the n samples of a window lie, as `grid_sample` counts: (images, n) from -1 to 1."
+    inside = (torch.arange(n, device=start.device) + .5)*(length/n)[:, None] - .5
+    inside = inside.clamp(min=0).minimum(length[:, None] - 1)
+    return (2*(start[:, None] + inside) + 1)/n - 1
+
+def _resized(x, windows):
+    n, _, h, w = x.shape
+    top, left, height, width = windows.unbind(1)
+    rows = _samples(top, height, h)[:, :, None].expand(n, h, w)
+    columns = _samples(left, width, w)[:, None, :].expand(n, h, w)
+    return F.grid_sample(x, torch.stack([columns, rows], 3), align_corners=False)
+
 def resized(
     x: torch.Tensor,  # images (N,C,H,W)
     g: torch.Generator | None = None,  # on the CPU; None: torch's global one
 ) -> torch.Tensor:
     """Random resized crop as torchvision's (8 to 100% of the area, aspect 3/4 to 4/3), another window for each image;
     same shape."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**62, (1,), generator=g)))
-        one = v2.RandomResizedCrop(x.shape[-2:], antialias=True)
-        return torch.stack([one(image) for image in x])
+    return _resized(x, _draw_windows(len(x), x.shape, g).to(x.device))
 
-# %% ../nbs/09_train.ipynb #e94ada59
+# %% ../nbs/09_train.ipynb #04652ece
 AUGMENTS = 'none flip crop flip+crop resized+flip'.split()
-_CHANGES = dict(flip=flip, crop=crop, resized=resized)
+_CHANGES = dict(flip=(_draw_flips, _flipped), crop=(_draw_crops, _cropped), resized=(_draw_windows, _resized))
+
+def _changes(name):
+    "The changes behind a name, each as a pair of functions: (number of images, shape, g) -> drawn, (x, drawn) -> x."
+    return [_CHANGES[part] for part in name.split('+')] if name != 'none' else []
 
 def augment(
     x: torch.Tensor,     # images (N,C,H,W)
@@ -91,25 +139,27 @@ def augment(
 ) -> torch.Tensor:
     "The named random changes, one after the other; same shape. A ValueError for another name."
     check_choice(name, 'augment', AUGMENTS)
-    if name == 'none': return x
-    for part in name.split('+'): x = _CHANGES[part](x, g)
+    for draw, change in _changes(name): x = change(x, draw(len(x), x.shape, g).to(x.device))
     return x
 
 # %% ../nbs/09_train.ipynb #ecabe111
-PRECISIONS = 'auto fp32 bf16'.split()
+PRECISIONS = 'auto fp32 tf32 bf16'.split()
 
 def _computes_in_bf16(device):
     "Whether the processor does: CUDA that supports it, or a CPU with avx512_bf16 or AMX."
-    if torch.device(device).type == 'cuda': return torch.cuda.is_bf16_supported()
+    if device.type == 'cuda': return torch.cuda.is_bf16_supported()
     can = getattr(torch.cpu, 'get_capabilities', dict)()
     return any(can.get(name) for name in ('avx512_bf16', 'amx_bf16'))
 
 def resolve_precision(
-    precision: str = 'fp32',  # 'auto', 'fp32' or 'bf16'
+    precision: str = 'fp32',  # 'auto', 'fp32', 'tf32' (CUDA only) or 'bf16'
     device='cpu',             # where the model is trained, a name or a torch.device
 ) -> str:
-    "'fp32' or 'bf16'; 'auto' is bf16 where the processor computes in it. A ValueError for another."
+    "'fp32', 'tf32' or 'bf16'; 'auto' is bf16 where the processor computes in it. A ValueError for another."
     check_choice(precision, 'precision', PRECISIONS)
+    device = torch.device(device)
+    possible = precision != 'tf32' or device.type == 'cuda'
+    require(possible, 'precision', f"'tf32' on the device {device.type!r}", "fp32, bf16 or auto; 'tf32' on CUDA")
     if precision != 'auto': return precision
     return 'bf16' if _computes_in_bf16(device) else 'fp32'
 
@@ -179,7 +229,7 @@ class Config:
     weight_decay: float | None = None  # None: .01 for adamw, .1 for muon, 0 for the others
     label_smoothing: float = 0.  # share of the target that is spread over all classes, 0 to 1
     augment: str = 'none'        # see `augment`
-    precision: str = 'fp32'      # of training: 'fp32', 'bf16' or 'auto'; everything else is fp32
+    precision: str = 'fp32'      # of training, see `resolve_precision`; everything else is fp32
     seed: int = 0                # order of the images, augmentation, dropout
     options: dict = field(default_factory=dict)  # the optimizer's, e.g. {'momentum': .9}
 
@@ -227,7 +277,8 @@ class Fit:
     curves: list            # a dict per epoch: epoch, loss, accuracy, weight_norm, lr; filters if asked for
     diverged: bool          # loss or weight norm was not finite; training stopped there
     cost: dict              # wall_s and cpu_s of this call
-    precision: str          # resolved: 'fp32' or 'bf16'
+    precision: str          # resolved: 'fp32', 'tf32' or 'bf16'
+    eager: str = ''         # why a GPU was told each kernel of each step; '' where it replayed a graph, and on a CPU
 
     def __repr__(self):
         c = self.config
@@ -235,17 +286,22 @@ class Fit:
         if self.diverged: return f'{at}: diverged'
         if not self.curves: return f'{at}: untrained'
         last = self.curves[-1]
-        return f'{at}: training loss {last["loss"]:.3g}, training accuracy {100*last["accuracy"]:.1f}%'
+        slow = f' (no CUDA graph: {self.eager})' if self.eager else ''
+        return f'{at}: training loss {last["loss"]:.3g}, training accuracy {100*last["accuracy"]:.1f}%{slow}'
 
 def _diverged(curves):
     "Whether loss or weight norm of the last epoch was not finite."
     return bool(curves) and not math.isfinite(curves[-1]['loss'] + curves[-1]['weight_norm'])
 
 # %% ../nbs/09_train.ipynb #370f67d2
+def _norms(model):
+    "Euclidean norm of each parameter, in double precision (parameters,)."
+    norms = [torch.linalg.vector_norm(p.detach(), dtype=torch.float64) for p in model.parameters()]
+    return torch.stack(norms) if norms else torch.zeros(0)
+
 def weight_norm(model: torch.nn.Module) -> float:
     "Euclidean norm of all parameters together."
-    norms = (torch.linalg.vector_norm(p.detach(), dtype=torch.float64).item() for p in model.parameters())
-    return math.hypot(*norms)
+    return math.hypot(*_norms(model).tolist())
 
 # %% ../nbs/09_train.ipynb #24e4af51
 def _training_set(data):
@@ -255,10 +311,10 @@ def _training_set(data):
     require(len(x) and y.shape == (len(x),), 'data', got, 'as many of both, at least one')
     return x, y
 
-def _layout(x, optimizer):
+def _layout(shape, device, optimizer):
     """Memory order of activations: channels last is faster for colour images, slower on a CPU where the first
     convolution sees one channel, and impossible with torch's L-BFGS."""
-    faster = x.shape[1] > 1 or x.is_cuda
+    faster = shape[1] > 1 or device.type != 'cpu'
     return torch.channels_last if faster and optimizer != 'lbfgs' else torch.contiguous_format
 
 # %% ../nbs/09_train.ipynb #51201b5e
@@ -266,37 +322,49 @@ def _has_batch_norm(model):
     norm = torch.nn.modules.batchnorm._BatchNorm
     return any(isinstance(m, norm) for m in model.modules())
 
-def _batches(order, size, model):
-    "Portions of `order`; one image left over, of which batch norm has no variance, joins the portion before it."
-    parts = list(order.split(size))
-    one_left_over = len(parts) > 1 and len(parts[-1]) == 1
-    if one_left_over and _has_batch_norm(model): parts[-2:] = [torch.cat(parts[-2:])]
-    return parts
+def _sizes(n, size, model):
+    "Images in each batch; one left over, of which batch norm has no variance, joins the batch before it."
+    sizes = [size]*(n//size) + [n % size]*(n % size > 0)
+    one_left_over = len(sizes) > 1 and sizes[-1] == 1
+    if one_left_over and _has_batch_norm(model): sizes[-2:] = [size + 1]
+    return sizes
 
 # %% ../nbs/09_train.ipynb #dca43c4b
 @dataclass
 class _Trainer:
     "What the steps of one run share."
-    model: torch.nn.Module  # as it is called: compiled or not
+    model: torch.nn.Module
     opt: torch.optim.Optimizer
     x: torch.Tensor         # all training images, on the device
     y: torch.Tensor         # their labels
     config: Config
-    precision: str          # 'fp32' or 'bf16'
+    precision: str          # 'fp32', 'tf32' or 'bf16'
 
-    def images(self, index, g):
-        "Those images as the model takes them: float, augmented, in the faster memory order."
-        x = augment(to_float(self.x[index], self.x.device), self.config.augment, g)
-        return x.contiguous(memory_format=_layout(self.x, self.config.optimizer))
+    def __post_init__(self):
+        device, size = self.x.device, self.config.batch_size
+        self.sizes = _sizes(len(self.x), size, self.model)
+        self.order = torch.arange(len(self.x), device=device)
+        self.drawn = []         # what augmentation draws for the images, in their order; a tensor for each change
+        self.rows = torch.arange(max(self.sizes), device=device)  # places of the batch in the order
+        self.number = torch.zeros(1, dtype=torch.long, device=device)  # of the batch
+        self.loss_sum = torch.zeros((), device=device)
+        self.right = torch.zeros((), dtype=torch.long, device=device)
+        self.rate = self.opt.param_groups[0]['lr']  # a tensor where steps are replayed
+        self.rates = torch.zeros(len(self.sizes), device=device)  # of the epoch's batches
+        self.full = Replay(lambda: self.batch(size), device, 'a training step', self.keeps_numbers())
+
+    def keeps_numbers(self):
+        "Why the steps of this optimizer cannot be replayed; empty where they can."
+        return '' if torch.is_tensor(self.rate) else f'{self.config.optimizer} keeps numbers in Python'
 
     def step(self, x, y):
         "Move the weights once; returns the loss before, and how many answers were right when it was last computed."
         logits = None  # no attribute of the closure: a function that holds itself outlives its batch
+        in_bf16 = dict(dtype=torch.bfloat16, enabled=self.precision == 'bf16', cache_enabled=False)
         def closure():
             nonlocal logits
             self.opt.zero_grad(set_to_none=True)
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == 'bf16'):
-                out = self.model(x)
+            with torch.autocast(x.device.type, **in_bf16): out = self.model(x)
             loss = F.cross_entropy(out.float(), y, label_smoothing=self.config.label_smoothing)
             loss.backward()
             logits = out.detach()
@@ -304,35 +372,73 @@ class _Trainer:
         loss = self.opt.step(closure).detach()
         return loss, (logits.argmax(1) == y).sum()
 
-    def set_rate(self, step, batches):
-        "Give the optimizer the learning rate of that step, of so many in each epoch."
-        c = self.config
-        factor = lr_factor(step, batches*c.epochs, c.schedule, round(c.warmup*batches))
-        for group in self.opt.param_groups: group['lr'] = c.lr*factor
+    def images(self, rows):
+        "The images at those places of the order as the model takes them: float, augmented, in the faster memory order."
+        x = to_float(self.x[self.order.index_select(0, rows)], self.x.device)
+        for (_, change), drawn in zip(_changes(self.config.augment), self.drawn): x = change(x, drawn.index_select(0, rows))
+        return x.contiguous(memory_format=_layout(x.shape, x.device, self.config.optimizer))
+
+    def batch(self, size):
+        "The step on the next images, so many; all it changes are tensors, in place."
+        rows = self.rows[:size]
+        if torch.is_tensor(self.rate): self.rate.copy_(self.rates.index_select(0, self.number).squeeze(0))
+        loss, hits = self.step(self.images(rows), self.y[self.order.index_select(0, rows)])
+        self.loss_sum += loss*size
+        self.right += hits
+        self.rows += self.config.batch_size
+        self.number += 1
+
+    def rates_of(self, epoch):
+        "The learning rates of an epoch's batches."
+        c, n = self.config, len(self.sizes)
+        warm = round(c.warmup*n)
+        return [c.lr*lr_factor(epoch*n + i, n*c.epochs, c.schedule, warm) for i in range(n)]
+
+    def begin(self, epoch):
+        "Put in place what the epoch needs: all random choices, and sums of zero."
+        seed, name = self.config.seed, self.config.augment
+        torch.manual_seed(derive_seed(seed, 'dropout', epoch))
+        self.order.copy_(torch.randperm(len(self.x), generator=generator(seed, 'order', epoch)))
+        g = generator(seed, 'augment', epoch)
+        parts = [[draw(size, self.x.shape, g) for draw, _ in _changes(name)] for size in self.sizes]
+        drawn = [torch.cat(rows).to(self.x.device) for rows in zip(*parts)]
+        if self.drawn: torch._foreach_copy_(self.drawn, drawn)
+        else: self.drawn = drawn
+        self.rates.copy_(torch.tensor(self.rates_of(epoch)))
+        self.rows.copy_(torch.arange(len(self.rows)))
+        for sums in self.number, self.loss_sum, self.right: sums.zero_()
 
     def epoch(self, epoch):
-        "One pass over the data; returns mean loss and running accuracy. It ends early once the loss is not finite."
-        seed = self.config.seed
-        torch.manual_seed(derive_seed(seed, 'dropout', epoch))
-        g = generator(seed, 'augment', epoch)
-        order = torch.randperm(len(self.x), generator=generator(seed, 'order', epoch))
-        batches = _batches(order.to(self.x.device), self.config.batch_size, self.model)
-        loss_sum, right, seen = 0., 0, 0
-        for i, index in enumerate(batches):
-            self.set_rate(epoch*len(batches) + i, len(batches))
-            loss, hits = self.step(self.images(index, g), self.y[index])
-            loss_sum = loss_sum + loss*len(index)
-            right = right + hits
-            seen += len(index)
-            if i % 20 == 0 and not math.isfinite(loss_sum): break
-        return float(loss_sum/seen), int(right)/seen
+        """One pass over the data; returns the line of the curves: mean loss, running accuracy, norm of the weights and
+        the last rate. On a CPU it ends early once the loss is not finite."""
+        self.begin(epoch)
+        seen = 0
+        for i, (size, rate) in enumerate(zip(self.sizes, self.rates_of(epoch))):
+            if not torch.is_tensor(self.rate):
+                for group in self.opt.param_groups: group['lr'] = rate
+            self.full() if size == self.config.batch_size else self.batch(size)
+            seen += size
+            looks = i % 20 == 0 and self.x.device.type == 'cpu'
+            if looks and not self.loss_sum.isfinite(): break
+        sums = torch.stack([(self.loss_sum/seen).double(), self.right.double()])
+        loss, right, *norms = torch.cat([sums, _norms(self.model)]).tolist()
+        return dict(epoch=epoch, loss=loss, accuracy=right/seen, weight_norm=math.hypot(*norms), lr=rate)
 
 # %% ../nbs/09_train.ipynb #45073f7f
 def _resume(checkpoint, model, opt, config):
-    "The curves so far, model and optimizer filled, where there is a checkpoint; else none."
+    """The curves so far, model and optimizer filled, where there is a checkpoint; else none. The optimizer goes on as it
+    was made here, whatever device the checkpoint comes from."""
     if not checkpoint or not Path(checkpoint).exists(): return []
-    return load_checkpoint(checkpoint, model, opt, config)
+    own = [{name: value for name, value in group.items() if name != 'params'} for group in opt.param_groups]
+    curves = load_checkpoint(checkpoint, model, opt, config)
+    for group, mine in zip(opt.param_groups, own):
+        group.update(mine)
+        if not torch.is_tensor(mine['lr']): continue
+        for p in group['params']:
+            for name, value in opt.state[p].items(): opt.state[p][name] = value.to(p.device)
+    return curves
 
+# %% ../nbs/09_train.ipynb #f6f4dbe6
 def fit(
     model: torch.nn.Module,      # images (N,C,H,W) in [0,1] -> logits (N,K); trained in place
     data,                        # has x_train (uint8 or float, N,C,H,W) and y_train (int64, N)
@@ -341,33 +447,32 @@ def fit(
     checkpoint=None,             # .safetensors file, written after each epoch, resumed where it exists
     progress: bool = False,      # show a bar over epochs
     on_epoch: Callable | None = None,  # called with (model, curves) after each epoch's checkpoint
-    compile: bool = False,       # torch.compile the model; it takes a while, so for long runs
     bands: int = 0,              # record `filter_bands` with so many bands in the curves; 0: don't
 ) -> Fit:
     """Train `model` by `config`; bit-exact on the CPU for equal inputs and threads, also when resumed.
-    A ValueError for data without a label for each image, and a checkpoint that is damaged or of another run."""
+    A ValueError for data without a label for each image, a checkpoint that is damaged or of another run, and batches
+    too large for the memory of a GPU."""
     device = pick_device(device)
     x, y = _training_set(data)
     precision = resolve_precision(config.precision, device)
-    model.to(device, memory_format=_layout(x, config.optimizer))
+    model.to(device, memory_format=_layout(x.shape, device, config.optimizer)).train()
     keep_freed_memory()
-    decay = config.weight_decay
-    opt = optim.create(config.optimizer, model.parameters(), config.lr, weight_decay=decay, **config.options)
+    steady = replays(device) and optim.OPTIMIZERS[config.optimizer].replays
+    lr = torch.tensor(config.lr, dtype=torch.float, device=device) if steady else config.lr
+    opt = optim.create(config.optimizer, model.parameters(), lr, weight_decay=config.weight_decay, **config.options)
     curves = _resume(checkpoint, model, opt, config)
-    run = torch.compile(model) if compile else model
-    run.train()
-    trainer = _Trainer(run, opt, x.to(device), y.to(device), config, precision)
+    trainer = _Trainer(model, opt, x.to(device), y.to(device), config, precision)
     gpus = [device] if device.type == 'cuda' else []
-    with Stopwatch() as watch, torch.random.fork_rng(devices=gpus):
+    with (Stopwatch() as watch, torch.random.fork_rng(devices=gpus), exact(precision != 'tf32'),
+          memory_for(config.batch_size, trainer.batch)):
         for epoch in tqdm(range(len(curves), config.epochs), disable=not progress, leave=False):
             if _diverged(curves): break
-            loss, accuracy = trainer.epoch(epoch)
-            line = dict(epoch=epoch, loss=loss, accuracy=accuracy, weight_norm=weight_norm(model))
-            curves.append(line | dict(lr=opt.param_groups[0]['lr']))
+            curves.append(trainer.epoch(epoch))
             if bands: curves[-1]['filters'] = filter_bands(model, tuple(x.shape[1:]), bands)
             if checkpoint: save_checkpoint(checkpoint, model, opt, config, curves)
             if on_epoch: on_epoch(model, curves)
-    return Fit(model.eval(), config, curves, _diverged(curves), watch.seconds(), precision)
+    eager = trainer.full.why_not if replays(device) else ''
+    return Fit(model.eval(), config, curves, _diverged(curves), watch.seconds(), precision, eager)
 
 # %% ../nbs/09_train.ipynb #8fa89728
 def _first_layer(model):
@@ -397,7 +502,7 @@ def _kind_of(tensor): return f'{tensor.dtype} {list(tensor.shape)}'
 def _pack_tensor(value, name, tensors):
     "Put a tensor into `tensors`; returns what JSON says of it: its memory order decides how later sums are rounded."
     order = sorted(range(value.ndim), key=lambda i: -value.stride(i))
-    tensors[name] = value.detach().permute(order).contiguous()
+    tensors[name] = value.detach().cpu().permute(order).contiguous()
     return {'tensor': name, 'order': order, 'kind': _kind_of(tensors[name])}
 
 def _pack(value, name, tensors):
@@ -435,7 +540,7 @@ def save_checkpoint(
     "Write weights, optimizer state and curves to one file."
     plain = torch.contiguous_format
     weights = model.state_dict().items()
-    tensors = {f'model.{k}': v.clone(memory_format=plain) for k, v in weights}  # a file can't hold shared weights
+    tensors = {f'model.{k}': v.cpu().clone(memory_format=plain) for k, v in weights}  # a file can't hold shared weights
     state = _pack(opt.state_dict(), 'optim', tensors)
     about = json.dumps(dict(config=asdict(config), curves=curves, optim=state))
     with atomic_path(path) as tmp: save_file(tensors, tmp, {'robustnb': about})
