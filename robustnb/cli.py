@@ -16,7 +16,7 @@ from functools import lru_cache
 from multiprocessing.util import get_temp_dir
 from pathlib import Path
 
-from .core import check_choice, check_number, cores, json_text, require, shipped
+from .core import check_choice, check_number, json_text, require, shipped
 
 # %% ../nbs/15_cli.ipynb #f54c72ef
 def _toml_value(text):
@@ -385,9 +385,10 @@ def _estimate(paths, to_do, workers):
 
 def show_plan(sweep, args) -> int:
     "Print the runs of a sweep, which are done, and how long the rest may take; nothing is run."
+    from robustnb.sweep import seats
     paths = _paths(sweep, args)
     to_do = sum(path is None for path in paths.values())
-    minutes, about = _estimate(paths.values(), to_do, args.workers or cores())
+    minutes, about = _estimate(paths.values(), to_do, len(seats(args.workers, args.per_gpu)))
     lines = [*_plan_lines(sweep.runs, paths), *_edited_line(sweep, paths),
              f'{sweep.name}: {len(sweep.runs)} runs, {to_do} to do; {about}']
     runs = [dict(id=run.id, done=bool(paths[run.id]), config=run.config) for run in sweep.runs]
@@ -401,28 +402,34 @@ def _can_report():
     except Exception: return False
     return True
 
+def _progress(sweep, paths):
+    "How many runs of a sweep are done and left, and what to do about it."
+    done = sum(map(bool, paths.values()))
+    n = len(sweep.runs)
+    return f'{done} of {n} runs are done, {n - done} left; the same command does the rest'
+
 def end_early(sweep, statuses, args, damaged, why, code) -> int:
     "Summary of a sweep that was ended; returns the exit code."
     if _can_report():
         with suppress(OSError): closing_summary(sweep, statuses, args, damaged)
-    done = sum(map(bool, _paths(sweep, args).values()))
-    said = f'\n{why}: {done} of {len(sweep.runs)} runs are done; the same command does the rest'
+    said = f'\n{why}: {_progress(sweep, _paths(sweep, args))}'
     with suppress(OSError): print(said, file=sys.stderr, flush=True)
     return code
 
 # %% ../nbs/15_cli.ipynb #02c9b0cd
-def read_asked(args):
-    "The sweep of the file, settled by this machine, or by the workers of a scheduler."
+def read_asked(args, limit=None):
+    "The sweep of the file, settled by this machine, or by the workers of a scheduler before the limit is over."
     from robustnb import sweep as sweeps
     file = find_sweep(args.file)
     overrides = parse_set(args.set)
     if not args.scheduler: return sweeps.read_sweep(file, overrides)
     sweeps.read_sweep(file, overrides, ask=None)  # mistakes in it come before the wait for workers
+    limit = limit or sweeps.NEVER
     with ExitStack() as connected:
         @lru_cache
         def workers():
-            connection = sweeps.connect(args.scheduler, sweeps.Patience(args.patience))
-            return sweeps.asked_workers(connected.enter_context(connection), args.patience)
+            connection = sweeps.connect(args.scheduler, sweeps.Patience(args.patience, limit))
+            return sweeps.asked_workers(connected.enter_context(connection), args.patience, limit)
         ask = lambda function, *values: workers()(function, *values)
         return sweeps.read_sweep(file, overrides, ask)
 
@@ -464,7 +471,8 @@ def _loose_output():
 def cmd_sweep(args) -> int:
     "Do the missing runs of a sweep, or print its plan."
     from robustnb import sweep as sweeps
-    sweep = read_asked(args)
+    limit = sweeps.Limit(args.limit)
+    sweep = read_asked(args, limit)
     if args.dry_run: return show_plan(sweep, args)
     if args.replay: return show_replay(sweep, args)
     memory = _memory(args)
@@ -475,11 +483,11 @@ def cmd_sweep(args) -> int:
         with _loose_output():
             sweeps.run_sweep(sweep, args.out, args.results, args.workers, args.engine, args.timeout,
                              memory, args.scheduler, resources, args.patience, progress=not args.json,
-                             dashboard=args.dashboard, each=statuses.append)
+                             dashboard=args.dashboard, each=statuses.append, per_gpu=args.per_gpu, limit=limit)
     except KeyboardInterrupt as e:
         return end_early(sweep, statuses, args, damaged, 'interrupted', exit_code(e))
     except sweeps.Stopped as e:
-        return end_early(sweep, statuses, args, damaged, f'stopped: {e}', 2)
+        return end_early(sweep, statuses, args, damaged, f'stopped: {e}', e.exit_code)
     if args.publish: _publish(sweep, args)
     return closing_summary(sweep, statuses, args, damaged)
 
@@ -494,7 +502,7 @@ def cmd_measure(args) -> int:
     name = f'measure-{sweeps.sweep_name(Path(args.conditions).stem, {})}'
     sweep, statuses, trained = measure_again(
         args.folders, conditions, args.out, name, workers=args.workers, engine=args.engine,
-        timeout=args.timeout, memory=_memory(args), progress=not args.json)
+        timeout=args.timeout, memory=_memory(args), progress=not args.json, per_gpu=args.per_gpu)
     lost = [s for s in trained if s['state'] == 'failed']
     for s in lost:
         print(f'not measured, its training failed: {s["id"]}: {last_error(s["error"])}', file=sys.stderr)
@@ -535,6 +543,8 @@ EXAMPLES = dict(
   robustnb sweep demo --dry-run                    what would be done
   robustnb sweep demo --workers 2                  do it; interrupted, the same command does the rest
   robustnb sweep demo --set dataset=fashionmnist   the same on another data set
+  robustnb sweep demo --limit 8m                   for eight minutes; the same command goes on
+  robustnb sweep my.toml --per-gpu 2               two runs at a time on each GPU
   robustnb sweep my.toml --scheduler tcp://10.0.0.1:8786 --resources GPU=1""",
     measure="""
   robustnb measure runs/fig01_robustness --conditions questions.toml
@@ -586,7 +596,11 @@ def _run_options(option):
 
 def _machine_options(option):
     "What sweeps and measuring take for all their runs."
-    option('--workers', type=int, help='processes (default: one per core); they share the cores')
+    option('--workers', type=int,
+           help='runs at a time (default: one per GPU, or one per core where there is none); they share '
+                'the cores, and take the GPUs in turn')
+    option('--per-gpu', type=int, metavar='N',
+           help='runs at a time on each GPU, for small models (default: 1)')
     option('--engine', default='warm', choices=['warm', 'nbclient'],
            help='warm: forked processes that have torch loaded; nbclient: an ordinary kernel '
                 'per run')
@@ -608,6 +622,9 @@ def _sweep_options(option):
     option('--patience', type=float, default=600, metavar='SECONDS',
            help='how long to wait for a scheduler, or for workers, that are not there (default: '
                 '600)')
+    option('--limit', metavar='TIME',
+           help='end after that time, e.g. 90s, 8m or 1h30m, with exit code 124 if runs are left; the '
+                'same command goes on, and begins anew the runs that were stopped')
     option('--scheduler', default='', metavar='ADDRESS',
            help='use the workers of a running Dask scheduler, e.g. tcp://10.0.0.1:8786')
     option('--resources', action='append', default=[], metavar='NAME=N',
@@ -762,7 +779,7 @@ def make_parser() -> argparse.ArgumentParser:
     "The command line's grammar and help."
     question = 'Does my optimizer make my model fragile, along which frequencies, and by how much?'
     codes = ('exit codes: 0 well, 1 a run failed, 2 wrong command or file, '
-             '130 interrupted (143, 129: by SIGTERM, SIGHUP)')
+             '124 time limit, 130 interrupted (143, 129: by SIGTERM, SIGHUP)')
     start = f'start here:{EXAMPLES["run"]}{EXAMPLES["sweep"]}\n\n{codes}\nrobustnb COMMAND --help explains a command'
     parser = argparse.ArgumentParser('robustnb', description=question, epilog=start,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -848,7 +865,8 @@ def main(
     argv=None,  # list of arguments; None takes those of the process
 ) -> int:
     """Entry point of the command `robustnb`; returns the exit code: 0, 1 if a run failed,
-    2 for a wrong argument or file, 128 + its number for a signal (a wrong option exits, with 2)."""
+    2 for a wrong argument or file, 124 for a sweep that ends by its limit, 128 + its number for a
+    signal (a wrong option exits, with 2)."""
     _open_output()
     args = make_parser().parse_args(argv)
     with suppress(OSError): _make_importable(os.getcwd())  # unless the folder was removed
@@ -859,7 +877,7 @@ def main(
     except BrokenPipeError: return 0  # the reader, such as head, has seen enough
     except (ValueError, RuntimeError, OSError) as e:
         with suppress(OSError): print(f'robustnb: {_what(e)}', file=sys.stderr)
-        return 2
+        return getattr(e, 'exit_code', 2)
     except KeyboardInterrupt as e:
         with suppress(OSError): print('\nrobustnb: interrupted', file=sys.stderr)
         return exit_code(e)

@@ -290,9 +290,9 @@ def temp_dir() -> str:
     finally: tempfile.tempdir = usual
 
 # %% ../nbs/14a_warm.ipynb #618359dd
-def _launch(call, log, tries=5):
-    "A process that does `call`, and our end of the pipe to it."
-    process, ours, theirs = _prepared(call, log)
+def _launch(call, log, environ, tries=5):
+    "A process that does `call` in this environment, and our end of the pipe to it."
+    process, ours, theirs = _prepared(call, log, environ)
     try:
         process.start()
         theirs.close()
@@ -304,15 +304,15 @@ def _launch(call, log, tries=5):
         if halt.is_set(): raise Halted from None
         if tries == 1: raise
     time.sleep(.5)  # the system needs a moment to know that the server is gone
-    return _launch(call, log, tries - 1)
+    return _launch(call, log, environ, tries - 1)
 
-def _prepared(call, log):
+def _prepared(call, log, environ):
     "A child of the server that is not started yet, and the two ends of its pipe."
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(PRELOAD)
     multiprocessing.current_process().daemon = False
     ours, theirs = context.Pipe()
-    args = theirs, str(log), dict(os.environ), temp_dir(), call
+    args = theirs, str(log), environ, temp_dir(), call
     return context.Process(target=_child, args=args, daemon=False), ours, theirs
 
 def end_server():
@@ -329,12 +329,13 @@ def run_isolated(
     log=os.devnull,                # file that receives what it prints
     timeout: float | None = None,  # seconds; None waits for ever
     memory: float | None = None,   # bytes, see `memory_of`; None is no limit
+    environ: dict = {},            # environment variables of its own, beside those of this process
 ) -> tuple:
     """Call `function` in a fresh process; returns ('ok', its value) or ('error', text), whatever it does to its
     process. `Halted` if `halt` is set meanwhile."""
     check_limits(timeout, memory)
     if halt.is_set(): raise Halted
-    process, conn = _launch(cloudpickle.dumps((function, args)), log)
+    process, conn = _launch(cloudpickle.dumps((function, args)), log, {**os.environ, **environ})
     try:
         outcome = _wait(process, conn, timeout, memory)
         process.join(2)  # it is about to end by itself, unless it was stopped

@@ -123,7 +123,7 @@ def test_a_full_disk_stops_a_sweep_and_is_named(tmp_path, experiment, robustnb, 
     experiment(FILLER), write_sweep(tmp_path, 5, 1)
     code, out, err = finish(robustnb('sweep', 'toy.toml', '--workers', '1', before=small_disk(500)))
     assert code == 2 and 'Traceback' not in err, err
-    assert re.search(r'stopped: .*/runs/toy/.*: No space left on device.*: [123] of 5 runs are done; the same command does the rest', err), err
+    assert re.search(r'stopped: .*/runs/toy/.*: No space left on device.*: [123] of 5 runs are done, [234] left; the same command does the rest', err), err
     assert re.search(r'5 runs, [123] done now, 0 done before, 0 failed, [234] to do', out), out
 
 
@@ -361,7 +361,7 @@ def test_signals_end_a_sweep_in_order(tmp_path, experiment, robustnb, monkeypatc
     code, out, err = finish(process)
     assert code == 128 + number
     assert '3 runs, 1 done now, 0 done before, 0 failed, 2 to do' in out and 'report.html' in out, out + err
-    assert 'interrupted: 1 of 3 runs are done; the same command does the rest' in err and 'leaked' not in err and 'Traceback' not in err, err
+    assert 'interrupted: 1 of 3 runs are done, 2 left; the same command does the rest' in err and 'leaked' not in err and 'Traceback' not in err, err
     assert not hidden(tmp_path) and not left_in(tmp_path/'tmp') and not survivors(tmp_path)
 
 

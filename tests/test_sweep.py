@@ -1,12 +1,12 @@
 "Sweeps as a user meets them: real processes, interrupted, restarted, given wrong files."
-import os, re, signal, subprocess, sys, time
+import json, os, re, signal, subprocess, sys, time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from robustnb.core import read_json
-from robustnb.sweep import Parameter, cluster, convert, dispatch, read_sweep
+from robustnb.sweep import Limit, Parameter, TimeUp, cluster, convert, dispatch, read_sweep, run_sweep
 
 SWEEP = 'experiment = "toy.ipynb"\n[[grid]]\nlr = [0.1, 0.2, 0.3]\nseed = [0, 1]\n'
 
@@ -146,3 +146,158 @@ def test_every_mistake_in_a_file_names_its_line(tmp_path, text, said):
 def test_a_file_in_another_encoding(tmp_path):
     (tmp_path/'sweep.toml').write_bytes('# Stärke\nexperiment = "fig01_robustness"'.encode('latin-1'))
     with pytest.raises(ValueError, match='sweep.toml:1: not valid TOML'): read_sweep(tmp_path/'sweep.toml')
+
+
+# --- who settles precision, and which GPU a run sees
+
+FAKE = '''
+# A machine with two GPUs, of which the second may be without bf16. Only processes forked for runs may initialise CUDA.
+import os, sys
+import torch
+seen = lambda: os.environ.get('CUDA_VISIBLE_DEVICES', '0,1').split(',')
+for_runs = 'multiprocessing.forkserver' in ' '.join(sys.orig_argv)
+def initialise():
+    assert for_runs, 'CUDA was initialised in a process that does no run'
+    return True
+torch.cuda.device_count = lambda: len(seen())
+torch.cuda.is_available = initialise
+torch.cuda.is_bf16_supported = lambda *args: initialise() and seen()[0] in os.environ['BF16_ON']
+torch.cpu.get_capabilities = dict
+'''
+
+@pytest.fixture
+def two_gpus(tmp_path):
+    "Function (numbers of the GPUs that compute in bf16) -> a command that runs another one on a machine with two GPUs."
+    (tmp_path/'fake').mkdir()
+    (tmp_path/'fake/sitecustomize.py').write_text(FAKE)
+    path = os.pathsep.join([str(tmp_path/'fake'), str(Path(__file__).resolve().parents[1])])
+    return lambda bf16: ['env', '-u', 'CUDA_VISIBLE_DEVICES', f'PYTHONPATH={path}', f'BF16_ON={bf16}']
+
+
+def settled(tmp_path, robustnb, before, *more):
+    "Exit code of a dry run with precision 'auto', the precisions of its runs, and what is said."
+    (tmp_path/'auto.toml').write_text('experiment = "fig01_robustness"\n[fixed]\nprecision = "auto"')
+    process = robustnb('sweep', 'auto.toml', '--dry-run', '--json', *more, before=before)
+    out, err = process.communicate()
+    runs = json.loads(out)['runs'] if out else []
+    return process.returncode, [run['config']['precision'] for run in runs], err
+
+
+@pytest.mark.parametrize('bf16, precision', [('01', 'bf16'), ('', 'fp32')])
+def test_precision_is_settled_by_the_gpu_of_a_run(tmp_path, robustnb, two_gpus, bf16, precision):
+    code, found, err = settled(tmp_path, robustnb, two_gpus(bf16))
+    assert (code, found) == (0, [precision]), err
+
+
+def test_gpus_that_differ_leave_precision_open(tmp_path, robustnb, two_gpus):
+    code, found, err = settled(tmp_path, robustnb, two_gpus('0'))
+    said = "precision: the workers answer 'bf16', 'fp32', accepted: the same on all; give a value in the sweep file"
+    assert code == 2 and said in err, err
+    assert settled(tmp_path, robustnb, two_gpus('0'), '--set', 'precision=fp32')[:2] == (0, ['fp32'])
+    one = [*two_gpus('0'), 'CUDA_VISIBLE_DEVICES=0']  # the others are hidden by the user
+    assert settled(tmp_path, robustnb, one)[:2] == (0, ['bf16'])
+
+
+BUSY = '''import os, time
+from pathlib import Path
+start = time.time()
+if lr == .1 and seed == 0 and not Path({there!r}, 'died').exists():
+    Path({there!r}, 'died').touch()
+    os.kill(os.getpid(), 9)
+time.sleep(1.5)
+value = lr
+gpu = os.environ.get('CUDA_VISIBLE_DEVICES')
+Path({there!r}, f'{{lr}}-{{seed}}').write_text(f'{{gpu}} {{start}} {{time.time()}}')'''
+
+
+def watched(tmp_path, experiment, robustnb, before, *more):
+    "A sweep whose first run dies: how many runs it did at a time on each GPU."
+    there = tmp_path/'seen'
+    there.mkdir()
+    experiment(BUSY.format(there=str(there)))
+    (tmp_path/'toy.toml').write_text(SWEEP)
+    process = robustnb('sweep', 'toy.toml', *more, before=before)
+    out, err = process.communicate()
+    assert process.returncode == 1 and '5 done now, 0 done before, 1 failed' in out, err
+    runs = [path.read_text().split() for path in there.glob('0.*')]
+    meeting = lambda run: [gpu for gpu, start, end in runs if float(start) <= float(run[1]) < float(end)]
+    return {gpu: max(meeting(run).count(gpu) for run in runs) for gpu in sorted({run[0] for run in runs})}
+
+
+@pytest.mark.parametrize('given, at_a_time', [
+    ([], {'0': 1, '1': 1}), (['--per-gpu', '2'], {'0': 2, '1': 2}),
+    (['--workers', '1'], {'0': 1}), (['--workers', '3'], {'0': 2, '1': 1})])
+def test_each_run_sees_one_gpu_and_one_that_dies_leaves_it(tmp_path, experiment, robustnb, two_gpus, given, at_a_time):
+    assert watched(tmp_path, experiment, robustnb, two_gpus('01'), *given) == at_a_time
+
+
+def test_gpus_that_the_user_names_are_shared_out(tmp_path, experiment, robustnb, two_gpus):
+    names = [*two_gpus('01'), 'CUDA_VISIBLE_DEVICES=GPU-5ebe,GPU-9cc1']
+    assert watched(tmp_path, experiment, robustnb, names) == {'GPU-5ebe': 1, 'GPU-9cc1': 1}
+
+
+def test_runs_for_each_gpu_need_one(tmp_path, experiment, robustnb):
+    experiment()
+    (tmp_path/'toy.toml').write_text(SWEEP)
+    hidden = ['env', 'CUDA_VISIBLE_DEVICES=']
+    for more in [], ['--dry-run']:
+        process = robustnb('sweep', 'toy.toml', '--per-gpu', '2', *more, before=hidden)
+        out, err = process.communicate()
+        assert process.returncode == 2 and not (tmp_path/'runs').exists()
+        assert 'per_gpu: got 2, accepted: a whole number >= 1 where torch sees a GPU, and here it sees none' in err
+
+
+# --- a sweep that is given a time
+
+def test_a_limit_ends_a_sweep_and_the_next_call_goes_on(tmp_path, experiment, robustnb):
+    begun = tmp_path/'begun'
+    begun.mkdir()
+    mark = f"open({str(begun)!r} + f'/{{lr}}-{{seed}}', 'a').write('x')"
+    experiment(f'{mark}; import time; time.sleep(6); value = lr')
+    (tmp_path/'toy.toml').write_text(SWEEP)
+    start = time.monotonic()
+    process = robustnb('sweep', 'toy.toml', '--workers', '1', '--limit', '30s')
+    out, err = process.communicate()
+    assert process.returncode == 124 and time.monotonic() - start < 60, err  # a busy machine takes its time to sum up
+    done = {p: p.stat().st_mtime_ns for p in results_of(tmp_path)}
+    n = len(done)
+    assert 0 < n < 6 and 'stopped: the time limit of 30s is over: ' in err, err
+    assert f'{n} of 6 runs are done, {6 - n} left; the same command does the rest' in err
+    assert f'{n} done now, 0 done before, 0 failed, {6 - n} to do' in out
+    assert {p.parent for p in done} == set(tmp_path.glob('runs/toy/[!.]*'))
+    assert not list(tmp_path.glob('runs/toy/.robustnb/work/*'))
+    again = robustnb('sweep', 'toy.toml', '--workers', '1', '--limit', '1h')  # longer than it takes
+    out, err = again.communicate()
+    assert again.returncode == 0 and f'{6 - n} done now, {n} done before' in out, err
+    assert all(p.stat().st_mtime_ns == t for p, t in done.items())
+    assert sum(len(p.read_text()) for p in begun.iterdir()) <= 7  # only what was stopped was begun again
+
+
+def test_a_limit_that_is_over_before_the_first_run_begins_none(tmp_path, experiment, robustnb):
+    experiment('import time; time.sleep(60); value = lr')
+    (tmp_path/'toy.toml').write_text(SWEEP)
+    process = robustnb('sweep', 'toy.toml', '--workers', '2', '--limit', '1s')
+    out, err = process.communicate()
+    assert process.returncode == 124 and '0 of 6 runs are done, 6 left' in err and '0 failed' in out, err
+    assert not list(tmp_path.glob('runs/toy/[!.]*')) and not list(tmp_path.glob('runs/toy/.robustnb/work/*'))
+
+
+def test_a_limit_ends_the_wait_for_a_scheduler(tmp_path, experiment, robustnb):
+    experiment()
+    (tmp_path/'toy.toml').write_text(SWEEP)
+    (tmp_path/'auto.toml').write_text('experiment = "fig01_robustness"\n[fixed]\nprecision = "auto"')
+    nobody = '--scheduler', 'tcp://127.0.0.1:9', '--limit', '5s'
+    for file in 'toy.toml', 'auto.toml':  # which asks the workers while it plans
+        process = robustnb('sweep', file, *nobody)
+        _, err = process.communicate()
+        assert process.returncode == 124 and 'the time limit of 5s is over' in err and 'Traceback' not in err, err
+
+
+def test_a_limit_from_python(tmp_path, experiment):
+    experiment('import time; time.sleep(1 if seed else 60); value = lr')
+    (tmp_path/'toy.toml').write_text('experiment = "toy.ipynb"\n[[grid]]\nseed = [1, 0]\n')
+    sweep, statuses = read_sweep(tmp_path/'toy.toml'), []
+    options = dict(workers=1, progress=False, each=statuses.append, limit=Limit('20s'))
+    with pytest.raises(TimeUp, match='the time limit of 20s is over'):
+        run_sweep(sweep, tmp_path/'runs', tmp_path/'none', **options)
+    assert [s['state'] for s in statuses] == ['done'] and len(results_of(tmp_path)) == 1
