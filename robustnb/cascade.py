@@ -204,7 +204,7 @@ def _answers(net, x):
     "Logits at the first images and at as many random ones: what the model computes, whatever its weights are called."
     some = x[:32].float()
     drawn = torch.rand(some.shape, generator=generator(0, 'state'))
-    with torch.no_grad(): z = [net._ask(images).cpu() for images in (some, drawn)]
+    with torch.no_grad(): z = [net.look(images).cpu() for images in (some, drawn)]
     return torch.cat(z).nan_to_num()
 
 def _same_function(a, b, dtype):

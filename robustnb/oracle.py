@@ -185,11 +185,11 @@ def _misled(net, x):
     """[images where the gradient misleads, all that were tried]: a small step inside [0,1], down the gradient of the
     lead of the first class, that should lower it by 1% of the logits' range, lowers it by less than half or more
     than twice that."""
-    z, lead, grad = net._slope(x, lambda z: -z.topk(2, 1).values.diff(dim=1).squeeze(1))
+    z, lead, grad = net.slope(x, lambda z: -z.topk(2, 1).values.diff(dim=1).squeeze(1))
     want = (.01 + 8*torch.finfo(net.dtype).eps)*(z.amax(1) - z.amin(1))
     there = _step_down(x, grad, want)
     said = (grad*(there - x)).flatten(1).sum(1)
-    with torch.no_grad(): first, second = net._ask(there).gather(1, z.topk(2, 1).indices).unbind(1)
+    first, second = net.look(there).gather(1, z.topk(2, 1).indices).unbind(1)
     share = (first - second - lead)/said
     tried = said.abs() > want/2  # else the box, or a gradient that vanishes, left no room for the step
     misled = tried & ~((share > .5) & (share < 2))
@@ -223,12 +223,16 @@ class Oracle:
             self.plain = self.device.type == 'cpu' and _conv_weights(model) < 2**16
             self.passes = Counter()
             self.vanished = {}
+            self.homes = {}  # what marches have captured, see `march.March`
             self.classes = check_model(self.model, plain_tensor(x[:32]).to(*self.at), y)
     def _ask(self, x):
         with ImageGradients(self.plain): return ask(self.model, x, self.at)
+    def look(self, x):
+        "Logits (n, classes) at `x`, not counted."
+        with torch.no_grad(): return self._ask(x)
     def logits(self, x):
         "Logits (n, classes) at `x`: a forward pass for each image."
-        with torch.no_grad(): z = self._ask(x)
+        z = self.look(x)
         self.passes['forward'] += len(x)
         return z
     def gradient(self,
@@ -238,8 +242,8 @@ class Oracle:
         "Logits, losses (n,) and the losses' gradients at `x`: a forward and a backward pass for each image."
         if STEP not in self.vanished: self.vanished[STEP] = _misled(self, x[:16])
         self.passes['gradient'] += len(x)
-        return self._slope(x, loss)
-    def _slope(self, x, loss):
+        return self.slope(x, loss)
+    def slope(self, x, loss):
         "What `gradient` returns, not counted."
         with torch.inference_mode(False), torch.enable_grad():
             x = plain_tensor(x).requires_grad_()

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from .core import check_choice, check_number
 from .evaluate import is_right
+from .march import March
 from .oracle import Oracle, on_correct
 from .threat import NORMS, TINY, Adversarial, Ball, Survivors, column, random_start, steepest
 
@@ -103,16 +104,23 @@ def fgsm(
 def pgd_batch(net, x, y, norm, eps, loss, start, steps, step):
     """Projected steepest ascent from `start`, for images that are classified correctly; the unfooled ones come back
     where they ended."""
-    s = Survivors(start, y=y, ball=Ball(x, eps, norm))
-    for k in range(steps + 1):
-        z, _, grad = net.gradient(s.at, lambda z: loss(z, s.y))
-        if k == 0: net.notice(grad, loss.__name__)
-        hit = ~is_right(z, s.y)
-        s.record(hit | (k == steps))
-        s.leave(hit)
-        if k == steps or not len(s.rows): break
-        s.at = s.ball.project_(s.at + step*steepest(grad[~hit], norm))
-    return s.found
+    def ask(s):
+        z, _, s.grad = net.slope(s.at, lambda z: loss(z, s.y))
+        s.mark(~is_right(z, s.y))
+    def move(s):
+        s.at = s.ball.project_(s.at + s.step*steepest(s.grad, norm))
+        ask(s)
+    z, _, grad = net.gradient(start, lambda z: loss(z, y))
+    net.notice(grad, loss.__name__)
+    ball = Ball(x, eps, norm)
+    s = Survivors(start, y=y, ball=ball, grad=grad, step=torch.full_like(ball.eps, step))
+    s.mark(~is_right(z, y))
+    march = March(net, s, move, dict(gradient=1), 'pgd', loss.__name__, norm)
+    for k in range(steps):
+        if not march: break
+        if k % 10 == 9: march.regroup()
+        march.step()
+    return march.end('at')
 
 def pgd(
     model,                      # callable or module in eval mode: images -> logits (n, classes), see `check_model`
@@ -164,12 +172,7 @@ class Ascent(Survivors):
         self.step = 2*ball.eps
         self.rises = torch.zeros_like(value)     # steps since the last checkpoint that raised the loss
         self.marked_value = value                # best loss at the last checkpoint
-        self.halved = torch.ones_like(y, dtype=torch.bool)  # whether the step was halved there
-    def part(self, z):
-        "Let the images leave that the logits `z` show to be fooled."
-        hit = ~is_right(z, self.y)
-        self.record(hit)
-        self.leave(hit)
+        self.halved = torch.ones_like(y, dtype=torch.bool)  # whether the step was halved there; True: none is idle yet
     def observe(self, value, grad):
         "Note the losses and gradients where the images are now."
         better = value > self.best_value
@@ -179,10 +182,10 @@ class Ascent(Survivors):
         self.best_value = torch.maximum(value, self.best_value)
         self.best = torch.where(column(better, self.at), self.at, self.best)
         self.best_grad = torch.where(column(better, self.at), grad, self.best_grad)
-    def adapt(self, enough):
-        "Halve the step and go back to the best point, where at most `enough` steps rose or nothing came of them."
+    def adapt(self, few):
+        "Halve the step and go back to the best point, where at most `few` steps rose or nothing came of them."
         idle = ~self.halved & (self.best_value <= self.marked_value)
-        stalled = (self.rises <= enough) | idle
+        stalled = (self.rises <= few) | idle
         self.halved = stalled
         self.marked_value = self.best_value
         self.rises = torch.zeros_like(self.rises)
@@ -191,7 +194,7 @@ class Ascent(Survivors):
         self.at = torch.where(back, self.best, self.at)
         self.grad = torch.where(back, self.best_grad, self.grad)
     def move(self, share):
-        "Take `share` of the steepest step and the rest from the step before."
+        "Take `share` s of the steepest step and the rest from the step before: x + s(z - x) + (1 - s)(x - before)."
         z = self.ball.project_(self.at + self.step*steepest(self.grad, self.ball.norm))
         z.mul_(share).add_(self.at, alpha=2 - 2*share).sub_(self.before, alpha=1 - share)
         self.before = self.at
@@ -211,27 +214,32 @@ def climb(
     rho: float = .75,      # share of steps that must raise the loss
 ) -> Adversarial:
     "One run of APGD (Croce and Hein 2020, Auto-PGD); the unfooled images come back at their highest loss."
-    marks = checkpoints(steps)
-    last = 0
-    z, value, grad = net.gradient(start, lambda z: loss(z, y, target))
-    s = Ascent(x, y, norm, eps, start, value, grad, target)
-    s.part(z)
-    if len(s.rows): net.notice(s.grad, loss.__name__)
-    for k in range(steps):
-        if not len(s.rows): break
-        if k in marks:
-            s.adapt(rho*(k - last))
-            last = k
-        s.move(.75 if k else 1.)
+    def ascend(s, share=.75, last=False):
+        s.move(share)
         climbed = lambda z: loss(z, s.y, s.target)
-        if k + 1 < steps: z, value, grad = net.gradient(s.at, climbed)
-        else:
-            z, grad = net.logits(s.at), s.grad
+        if last:
+            z, grad = net.look(s.at), s.grad
             value = climbed(z)
+        else: z, value, grad = net.slope(s.at, climbed)
         s.observe(value, grad)
-        s.part(z)
-    s.found.x_adv[s.rows] = s.best
-    return s.found
+        s.mark(~is_right(z, s.y))
+    marks = [0, *checkpoints(steps)]
+    z, value, grad = net.gradient(start, lambda z: loss(z, y, target))
+    right = is_right(z, y)
+    if right.any(): net.notice(grad[right], loss.__name__)
+    s = Ascent(x, y, norm, eps, start, value, grad, target)
+    s.mark(~right)
+    march = March(net, s, ascend, dict(gradient=1), 'apgd', loss.__name__, norm)
+    for k in range(steps):
+        if k in marks[1:]:
+            march.regroup()
+            few = rho*(k - marks[marks.index(k) - 1])
+            march.do(lambda s: s.adapt(few))
+        if not march: break
+        if k == steps - 1: march.do(lambda s: ascend(s, share=.75 if k else 1., last=True), forward=1)
+        elif k == 0: march.do(lambda s: ascend(s, share=1.), gradient=1)
+        else: march.step()
+    return march.end('best')
 
 # %% ../nbs/10b_pgd.ipynb #739ed3c2
 TARGETS = 9

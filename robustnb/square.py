@@ -14,7 +14,9 @@ import torch
 
 from .core import check_choice, check_number
 from .evaluate import is_right
+from .march import March
 from .oracle import Oracle, on_correct
+from .replay import replays
 from .threat import NORMS, TINY, Adversarial, Ball, Rows, Survivors, draw
 
 # %% ../nbs/10d_square.ipynb #796740d2
@@ -53,11 +55,11 @@ def places(
     return row.clamp_(max=h - s)*w + col.clamp_(max=w - s)
 
 @lru_cache
-def patch(s: int, w: int, channels: int, pixels: int):
+def patch(s: int, w: int, channels: int, pixels: int, device='cpu'):
     """Flat numbers (channels, s*s) of a patch's pixels relative to its top left one, for images of width `w` with
     `pixels` pixels a channel."""
     square = (torch.arange(s)[:, None]*w + torch.arange(s)).flatten()
-    return torch.arange(channels)[:, None]*pixels + square
+    return (torch.arange(channels)[:, None]*pixels + square).to(device)
 
 # %% ../nbs/10d_square.ipynb #7e565d79
 def repeats(
@@ -69,7 +71,26 @@ def repeats(
     return torch.full_like(order, -1).scatter_(1, order[:, 1:], before)
 
 # %% ../nbs/10d_square.ipynb #40cf4bbf
-class Stripes(Rows):
+class _Moves(Rows):
+    "Proposals for one block of queries; every image has its own, and a row that says which is next."
+    def __init__(self, sizes, shape, **rows):
+        start = next(iter(rows.values()))
+        self.next = torch.zeros(len(start), 1, dtype=torch.long, device=start.device)
+        self.sizes = sizes  # side of the patch of each query
+        self.shape = shape  # of an image
+        super().__init__(**rows)
+    def now(self, table):
+        "Of a table (n, queries, ...) the entries of the present query (n, ...)."
+        at = self.next.view(-1, 1, *[1]*(table.ndim - 2)).expand(-1, 1, *table.shape[2:])
+        return table.gather(1, at).squeeze(1)
+    def fresh(self):
+        "The rows whose answer to the present query is not known already."
+        return torch.arange(len(self.next), device=self.next.device)
+    def accept(self, rows, better):
+        "Take note that the proposals for some of the rows were better."
+
+# %% ../nbs/10d_square.ipynb #123e9888
+class Stripes(_Moves):
     "linf proposals for one block of queries: patches that move to one side of the ball."
     def __init__(self, x, eps, keys, seed, first, last, run):
         n, c, h, w = x.shape
@@ -80,10 +101,9 @@ class Stripes(Rows):
         up = u[:, :, 2:] > .5
         colour = (up*2**torch.arange(c, device=x.device)).sum(2)
         ask = (torch.tensor(sizes, device=x.device)*2**c + colour)*h*w + place
-        super().__init__(ends=torch.cat([ball.low, ball.high], 1), place=place, up=up*c*h*w, before=repeats(ask))
-        self.changed = torch.zeros(n, dtype=torch.long, device=x.device)
-        self.sizes = sizes
-        self.shape = c, h, w
+        changed = torch.zeros(n, dtype=torch.long, device=x.device)  # the query that changed the image last
+        super().__init__(sizes, (c, h, w), ends=torch.cat([ball.low, ball.high], 1), place=place, up=up*c*h*w,
+                         before=repeats(ask), changed=changed)
     def start(self, keys, seed):
         "Vertical stripes, one random side per column and channel."
         c, h, w = self.shape
@@ -91,18 +111,23 @@ class Stripes(Rows):
         up = up.to(self.ends.device).expand(-1, c, h, w).flatten(1)
         low, high = self.ends.chunk(2, 1)
         return torch.where(up, high, low)
-    def propose(self, k, at):
-        "Query number `k` of the block: the rows whose answer is not known already, and their images."
+    def fresh(self):
+        if replays(self.next.device): return super().fresh()
+        return (self.now(self.before) < self.changed).nonzero().squeeze(1)
+    def propose(self, size, at):
+        "The rows that are asked for, and their images with the patch of that size at the other end."
         c, h, w = self.shape
-        rows = (self.before[:, k] < self.changed).nonzero().squeeze(1)
-        pixels = self.place[rows, k][:, None, None] + patch(self.sizes[k], w, c, h*w).to(at.device)
-        ends = pixels + self.up[rows, k][:, :, None] + (rows*2*c*h*w)[:, None, None]
+        rows = self.fresh()
+        pixels = self.now(self.place)[rows][:, None, None] + patch(size, w, c, h*w, at.device)
+        ends = pixels + self.now(self.up)[rows][:, :, None] + (rows*2*c*h*w)[:, None, None]
         new = self.ends.take(ends.flatten(1))
         pixels = pixels.flatten(1)
-        moves = (at.take(pixels + (rows*c*h*w)[:, None]) != new).any(1)
-        rows = rows[moves]
-        return rows, at[rows].scatter_(1, pixels[moves], new[moves])
-    def accept(self, k, rows, images): self.changed[rows] = k
+        if not replays(at.device):
+            moves = (at.take(pixels + (rows*c*h*w)[:, None]) != new).any(1)
+            rows, pixels, new = rows[moves], pixels[moves], new[moves]
+        return rows, at[rows].scatter_(1, pixels, new)
+    def accept(self, rows, better):
+        self.changed[rows] = torch.where(better, self.next[rows, 0], self.changed[rows])
 
 # %% ../nbs/10d_square.ipynb #65706c8c
 def _pyramid(h, w):
@@ -116,14 +141,15 @@ def _pyramid(h, w):
 @lru_cache
 def eta(
     s: int,  # side in pixels
+    device='cpu',
 ):
     "Two pyramids of opposite signs, one above the other, and the same side by side, as (2, s*s), each of norm 1."
-    if s < 2: return -torch.ones(2, 1)
+    if s < 2: return -torch.ones(2, 1, device=device)
     e = torch.cat([_pyramid(s//2, s), -_pyramid(s - s//2, s)])
-    return torch.stack([e, e.T]).flatten(1)/e.norm()
+    return (torch.stack([e, e.T]).flatten(1)/e.norm()).to(device)
 
 # %% ../nbs/10d_square.ipynb #2ab0106c
-class Pyramids(Rows):
+class Pyramids(_Moves):
     "l2 proposals for one block of queries: one patch takes over the mass of another."
     def __init__(self, x, eps, keys, seed, first, last, run):
         n, c, h, w = x.shape
@@ -132,10 +158,9 @@ class Pyramids(Rows):
         def corners(i): return torch.stack([places(u[:, k, i:i+2], s, h, w) for k, s in enumerate(sizes)], 1)
         turned = (u[:, :, 4] > .5).long()
         sign = (u[:, :, 5:, None] > .5)*2. - 1
-        super().__init__(x=x.flatten(1), to=corners(0), source=corners(2), turned=turned, sign=sign)
-        self.sizes = sizes
-        self.shape = c, h, w
-        self.eps = eps
+        radius = torch.full((n, 1), eps, device=x.device)
+        super().__init__(sizes, (c, h, w), x=x.flatten(1), to=corners(0), source=corners(2), turned=turned, sign=sign,
+                         eps=radius)
     def _inside(self, d):
         "The images at `d`, brought to the surface of the ball, from the clean ones."
         return (self.x + d*(self.eps/(d.norm(dim=1, keepdim=True) + TINY))).clamp_(0, 1)
@@ -150,25 +175,23 @@ class Pyramids(Rows):
         top, left = (h - rows*s)//2, (w - cols*s)//2
         d[:, :, top:top + rows*s, left:left + cols*s] = tiles
         return self._inside(d.flatten(1).to(self.x.device))
-    def propose(self, k, at):
-        "Query number `k` of the block: all rows, and their images."
+    def propose(self, size, at):
+        "All rows, and their images with patches of that size changed."
         c, h, w = self.shape
-        if k == 0 or not hasattr(self, 'd'): self.d = at - self.x
-        pixels = patch(self.sizes[k], w, c, h*w).to(at.device)
-        to, source = ((place[:, k, None, None] + pixels) for place in (self.to, self.source))
+        pixels = patch(size, w, c, h*w, at.device)
+        to, source = (self.now(place)[:, None, None] + pixels for place in (self.to, self.source))
         flat = to.flatten(1)
-        d = self.d.clone()
+        d = at - self.x
+        spare = (self.eps[:, 0]**2 - (d**2).sum(1)).clamp_(min=0)[:, None]/c
         old = d.gather(1, flat).view(to.shape)
         d.scatter_(1, flat, 0)
         given = d.gather(1, source.flatten(1)).view(to.shape)
         mass = (old**2).sum(2) + (given**2).sum(2)
-        spare = (self.eps**2 - (self.d**2).sum(1)).clamp_(min=0)[:, None]/c
-        shape = eta(self.sizes[k]).to(at.device)[self.turned[:, k]][:, None]*self.sign[:, k]
+        shape = eta(size, at.device)[self.now(self.turned)][:, None]*self.now(self.sign)
         new = shape + old/(old.norm(dim=2, keepdim=True) + TINY)
         new *= ((spare + mass).sqrt()/(new.norm(dim=2) + TINY))[:, :, None]
         d.scatter_(1, source.flatten(1), 0).scatter_(1, flat, new.flatten(1))
-        return torch.arange(len(at), device=at.device), self._inside(d)
-    def accept(self, k, rows, images): self.d[rows] = images - self.x[rows]
+        return self.fresh(), self._inside(d)
 
 # %% ../nbs/10d_square.ipynb #057a3a0f
 def margin(
@@ -184,23 +207,15 @@ def margin(
 # %% ../nbs/10d_square.ipynb #6f397e6e
 class _Search(Survivors):
     "Square's images, flat, their margins, and the moves that are proposed for them."
-    def part(self):
-        "Let the fooled images leave."
-        hit = self.margin <= 0
-        if not hit.any(): return
-        self.record(hit)
-        self.leave(hit)
-    def try_out(self, k, rows, images, found):
+    def try_out(self, rows, images, found):
         "Take the proposed images of some rows where their margins, `found`, are smaller."
         better = found < self.margin[rows]
-        if not better.any(): return
-        rows = rows[better]
-        images = images[better]
-        self.at[rows] = images
-        self.margin[rows] = found[better]
-        self.moves.accept(k, rows, images)
-
-
+        if not replays(self.at.device):  # only these need be touched, which a GPU would wait for
+            if not better.any(): return
+            rows, images, found, better = rows[better], images[better], found[better], better[better]
+        self.at[rows] = torch.where(better[:, None], images, self.at[rows])
+        self.margin[rows] = torch.where(better, found, self.margin[rows])
+        self.moves.accept(rows, better)
 
 # %% ../nbs/10d_square.ipynb #385b7446
 def square_run(net, x, y, keys, run, norm, eps, queries=5000, seed=0, best=None):
@@ -210,14 +225,21 @@ def square_run(net, x, y, keys, run, norm, eps, queries=5000, seed=0, best=None)
     moves = (Stripes if norm == 'linf' else Pyramids)(x, eps, keys, seed, first, last, run)
     at = moves.start(keys, seed) if best is None else best.flatten(1).clone()
     s = _Search(at, y=y, moves=moves, margin=margin(net.logits(at.view_as(x)), y))
-    for k in range(last - first):
-        s.part()
-        if not len(s.rows): break
-        rows, images = s.moves.propose(k, s.at)
-        if len(rows): s.try_out(k, rows, images, margin(net.logits(images.view(-1, *x.shape[1:])), s.y[rows]))
-    s.part()
-    s.found.x_adv[s.rows] = s.at
-    return Adversarial(s.found.x_adv.view_as(x), s.found.fooled)
+    s.mark(s.margin <= 0)
+    on_card = replays(x.device)  # there all are asked, and counted by the march
+    ask = net.look if on_card else net.logits
+    def query(s, size):
+        rows, images = s.moves.propose(size, s.at)
+        if len(rows): s.try_out(rows, images, margin(ask(images.view(-1, *x.shape[1:])), s.y[rows]))
+        s.moves.next = s.moves.next + 1
+        s.mark(s.margin <= 0)
+    march = March(net, s, query, dict(forward=1) if on_card else {}, 'square', norm, last - first)
+    for k, size in enumerate(moves.sizes):
+        if not march: break
+        if k % 25 == 24: march.regroup()
+        march.step(size)
+    found = march.end('at')
+    return Adversarial(found.x_adv.view_as(x), found.fooled)
 
 # %% ../nbs/10d_square.ipynb #6e2b3063
 def square(
@@ -241,10 +263,9 @@ def square(
         s = Survivors(x, x=x, y=y)
         for block in range(len(blocks(queries))):
             best = s.at if block else None
-            mine = [keys[i] for i in s.rows]
+            mine = [keys[i] for i in s.rows.tolist()]
             s.at, hit = square_run(net, s.x, s.y, mine, block, norm, eps, queries, seed, best)
-            s.found.x_adv[s.rows] = s.at
-            s.leave(hit)
-            if not len(s.rows): break
-        return s.found
+            s.mark(hit)
+            if not len(s.regroup().rows): break
+        return s.end('at')
     return on_correct(net, x, y, attack, batch_size)

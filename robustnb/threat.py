@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import torch
 
 from .core import check_choice, generator, leads_on, require
+from .replay import replays
 
 # %% ../nbs/10a_threat.ipynb #aa8ec1be
 NORMS = 'linf', 'l2'
@@ -144,20 +145,36 @@ class Survivors(Rows):
         **more,  # what else belongs to the images, a row each
     ):
         rows = torch.arange(len(at), device=at.device)
-        super().__init__(rows=rows, at=at, **more)
-        self.found = Adversarial(at.clone(), torch.zeros_like(rows, dtype=torch.bool))
+        gone = torch.zeros_like(rows, dtype=torch.bool)  # fooled, or belongs to no image
+        super().__init__(rows=rows, at=at, kept=at, gone=gone, **more)
+        self.found = Adversarial(at.clone(), gone.clone())
     def record(self,
         which,  # (n,) bool
     ):
         "Keep where some of the images are now as what was found for them."
-        if which.any(): self.found.x_adv[self.rows[which]] = self.at[which]
-    def leave(self,
+        if not replays(self.at.device) and not which.any(): return
+        self.kept = torch.where(column(which & ~self.gone, self.at), self.at, self.kept)
+    def mark(self,
         fooled,  # (n,) bool
     ):
-        "Let the fooled images go."
-        if not fooled.any(): return
-        self.found.fooled[self.rows[fooled]] = True
-        self.keep(~fooled)
+        "Record where the fooled images are; they count as gone."
+        self.record(fooled)
+        self.gone = self.gone | fooled
+    def regroup(self):
+        "Let go who is gone."
+        if not self.gone.any(): return self
+        went = self.gone & (self.rows >= 0)
+        rows = self.rows[went]
+        self.found.x_adv[rows] = self.kept[went]
+        self.found.fooled[rows] = True
+        return self.keep(~self.gone)
+    def end(self,
+        left: str = 'kept',  # name of the images that are handed back for those who are not fooled
+    ) -> Adversarial:
+        "What was found for all."
+        self.regroup()
+        self.found.x_adv[self.rows] = getattr(self, left)
+        return self.found
 
 # %% ../nbs/10a_threat.ipynb #f08b930c
 def batches(

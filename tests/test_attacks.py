@@ -121,9 +121,9 @@ def rounded_detached(net): return lambda x: net((x*255).round()/255).detach()
 
 class EveryQuery(square.Stripes):
     "linf proposals that ask every question, known or not."
-    def propose(self, k, at):
+    def propose(self, size, at):
         self.before = torch.full_like(self.before, -1)
-        return super().propose(k, at)
+        return super().propose(size, at)
 
 def test_square_skips_only_what_is_known():
     "With whole-number weights and grey levels all sums are exact, so asking everything must give exactly the same images."
