@@ -202,6 +202,13 @@ def test_the_limits_of_bounds_and_searches():
     bounds = [lip.lip_product(cnn, (1, 8, 8), seconds=s) for s in (0, 10)]
     assert bounds[0].value <= bounds[1].upper <= bounds[0].upper and bounds[1].upper <= 1.001*bounds[1].value
 
+def test_a_search_stopped_at_once_has_its_witness_inside_a_piece():
+    "In a symmetric box the middle of the two points that `lip_lower` finds is the origin, where a net without biases has its kinks."
+    line = hinge((1, -1), (0, 0), (1, -1))  # relu(x) - relu(-x) = x
+    known = lip.lip_exact(line, (-1, 1), math.inf, seconds=0)
+    assert known.status == 'time limit' and known.lower == pytest.approx(1, rel=1e-6)
+    assert known.witness.shape == (1,) and known.witness != 0
+
 def test_witnesses_attain_what_is_claimed():
     net = normal_net(3, 4, 7, 7, 2)
     x = torch.rand(30, 4, generator=generator(0, 'x'))
