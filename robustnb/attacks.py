@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .cascade import ATTACKS, QUERIES, Bar, Cascade, Evaluation, SavedState, adopt, begin, fingerprint, share, stages
+from .cascade import ATTACKS, QUERIES, Bar, Cascade, Evaluation, SavedState, adopt, begin, check_workers, fingerprint, share, stages
 from .certify import certify, plain_layers
 from .core import check_choice, check_number, require
 from .evaluate import plain_mode, plain_tensor
@@ -51,17 +51,20 @@ def autoattack(
     check_number(batch_size, 'batch_size', low=1, integer=True)
     check_number(workers, 'workers', low=1, integer=True)
     net = Oracle(model, x, y)
-    x, y = plain_tensor(x), plain_tensor(y)
+    images_at = x.device
+    x, y = plain_tensor(x).cpu(), plain_tensor(y).cpu()
     if certify: plain_layers(model)
     if version == 'standard': require(x.ndim == 4, 'x', f'shape {tuple(x.shape)}', 'images (n, c, h, w)')
     settings = dict(norm=norm, eps=eps, version=version, seed=seed, certify=certify)
     ev = begin(x=x, classes=net.classes, **settings)
-    if known is not None: adopt(ev, known, x)
+    if known is not None: adopt(ev, known, net, x, y)
     workers = min(workers, len(x))
+    check_workers(state, workers)
     if workers > 1: share(model, x, y, ev, workers, state, batch_size, progress, **settings)
     else:
         saved = SavedState(state, fingerprint(model, x, y, **settings) if state else {}, net, x)
         Cascade(net, x, y, ev, saved, batch_size, Bar(progress)).run()
+    ev.x_adv = ev.x_adv.to(images_at)
     for doubt in ev.doubts: warnings.warn(doubt, stacklevel=3)
     return ev
 

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ATTACKS', 'QUERIES', 'Stage', 'stages', 'Evaluation', 'begin', 'adopt', 'part', 'join', 'fingerprint', 'SavedState',
-           'Bar', 'charged', 'run_stage', 'Cascade', 'share']
+           'Bar', 'charged', 'run_stage', 'Cascade', 'check_workers', 'share']
 
 # %% ../nbs/10ea_cascade.ipynb #43c15111
-import hashlib, json, threading, time
+import hashlib, json, re, threading, time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
 from .certify import certify_batch
-from .core import Stopwatch, atomic_path, check_choice, cores, generator, keep_freed_memory, set_threads
+from .core import Stopwatch, atomic_path, check_choice, cores, generator, keep_freed_memory, require, set_threads
 from .fab import fab_run
 from .oracle import Oracle, confirmed, masked
 from .pgd import TARGETS, apgd_run
@@ -36,7 +36,7 @@ QUERIES = 5000
 class Stage(NamedTuple):
     "One run of an attack."
     attack: str  # 'apgd-ce', 'apgd-t', 'fab-t' or 'square'
-    run: int     # towards the run-th likeliest wrong class, or the run-th block of queries
+    run: int     # from 0: towards the run-th likeliest wrong class, or the run-th block of queries
     price: int   # forward passes of a surviving image; a gradient counts three
 
 def stages(
@@ -92,10 +92,10 @@ class Evaluation:
         "Share of images proved robust, a lower bound of robust accuracy; nan if proofs were not asked for."
         return self.certified.float().mean().item() if self.certify else float('nan')
     def left(self,
-        stages: int,  # that the images have been through; 0: none yet
+        number: int,  # stages that the images have been through; 0: none yet
     ) -> int:
         "Images that are still classified correctly after so many stages."
-        return int(((self.by < 0) | (self.by > stages)).sum())
+        return int(((self.by < 0) | (self.by > number)).sum())
     @property
     def survivors(self) -> dict:
         "Images still classified correctly before any attack and after each."
@@ -103,9 +103,9 @@ class Evaluation:
         return {attack: self.left(number) for attack, number in {'clean': 0, **last}.items()}
     @property
     def by_square(self) -> tuple:
-        "Images that Square fooled, and images that it was given: those that no gradient had led to."
+        "Images that Square fooled, and images that it was given: those that no gradient had led to, and no proof spared."
         before = sum(stage.attack != 'square' for stage in stages(self.version, self.classes))
-        return int((self.by > before).sum()), self.left(before)
+        return int((self.by > before).sum()), self.left(before) - int(self.certified.sum())
     @property
     def doubts(self) -> tuple:
         """Sentences: why the robust accuracy may be too high. Cross-entropy that saturates is none, since the targeted
@@ -147,16 +147,22 @@ def begin(
 def adopt(
     ev: Evaluation,
     known: Evaluation,  # of the same images at a smaller radius
+    net: Oracle,        # the model
     x,                  # the images (n, ...)
+    y,                  # their labels (n,)
 ):
-    "Take over what is fooled at a smaller radius; a ValueError if `known` is of something else."
+    """Take over what is fooled at a smaller radius, if this model is fooled by it; a ValueError if `known` is of another
+    norm, version or other images, or of a larger radius."""
     same = known.norm == ev.norm and known.version == ev.version
     fits = same and known.eps <= ev.eps and known.x_adv.shape == x.shape
     if not fits or (distance(known.x_adv, x.float(), ev.norm) > known.eps + 1e-5).any():
         raise ValueError(f'known: got {known.name}, {known.norm} eps {known.eps:.4g} of {len(known.by)} images, '
                          f'accepted: {ev.version!r} on the same images, {ev.norm} eps at most {ev.eps:.4g}')
-    ev.by[known.by > 0] = known.by[known.by > 0]
-    ev.x_adv = known.x_adv.clone()
+    rows = (known.by > 0).nonzero().squeeze(1)
+    if not len(rows): return
+    rows = rows[net.wrong(known.x_adv[rows], y[rows])]
+    ev.by[rows] = known.by[rows]
+    ev.x_adv[rows] = known.x_adv[rows].to(ev.x_adv)
 
 # %% ../nbs/10ea_cascade.ipynb #112ebc16
 def part(
@@ -341,7 +347,7 @@ class Cascade:
         self.keys = image_keys(self.x)
         self.best = self.x.detach().clone().float()  # Square's images
         self.state.load(self.ev, self.best)
-        self.net.vanished = self.ev.vanished
+        self.net.vanished = self.ev.vanished  # the model notes right there, also after `load`, which brings another dict
 
     def waiting(self):
         "Which images are still to be attacked, (n,) bool."
@@ -371,7 +377,7 @@ class Cascade:
     def attack(self, number, rows):
         "Let the stage of that number, from 1, attack these images."
         ev, net, stage = self.ev, self.net, self.plan[number - 1]
-        clean, labels, best = (part[rows].to(net.device) for part in (self.x, self.y, self.best))
+        clean, labels, best = (tensor[rows].to(net.device) for tensor in (self.x, self.y, self.best))
         with charged(net, ev, stage.attack):
             found = run_stage(stage, net, ev, clean.float(), labels, [self.keys[i] for i in rows], best)
             found = confirmed(net, found, labels)
@@ -397,6 +403,19 @@ class Cascade:
         self.state.save(self.ev, self.best, now=True)
         self.bar.close()
         return self.ev
+
+# %% ../nbs/10ea_cascade.ipynb #32dffb6b
+def check_workers(
+    path,          # of the state, or None
+    workers: int,  # processes that shall share the images
+):
+    "A ValueError if the state was kept by another number of processes."
+    if not path: return
+    path = Path(path)
+    parts = [re.fullmatch(re.escape(path.name) + r'\.\d+of(\d+)', file.name) for file in path.parent.glob('*.*of*')]
+    kept = {int(part[1]) for part in parts if part} | ({1} if path.exists() else set())
+    others = ' or '.join(map(str, sorted(kept - {workers})))
+    require(not others, path, f'the state of {others} workers', f'workers={others} to go on with it, or another path')
 
 # %% ../nbs/10ea_cascade.ipynb #3c081fb6
 def _begin_process(queue, threads):

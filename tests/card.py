@@ -35,6 +35,7 @@ class OnCard(torch.Tensor):
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None): return _run(func, args, kwargs or {})
     def tolist(self): return self.cpu().tolist()  # torch's own looks at the memory
+    def __format__(self, spec): return format(self.cpu(), spec)
 
 
 class _Mode(TorchDispatchMode):

@@ -7,7 +7,8 @@ import torch
 from torch.testing import assert_close
 
 import card
-from robustnb import data, models, optim, replay, train, train_many
+from robustnb import attacks, data, models, optim, replay, train
+from robustnb.oracle import Oracle
 from robustnb.core import seed_all
 
 REPLAYED = [name for name, spec in optim.OPTIMIZERS.items() if spec.replays]
@@ -190,3 +191,70 @@ def test_a_model_that_looks_at_its_numbers_trains_eagerly(device, digits):
         ours = train.fit(Looks(), digits, train.Config('sgd', .1, 2, batch_size=64), device=device)
     assert ours.eager
     assert ours.curves[-1]['loss'] < ours.curves[0]['loss']
+
+
+# Attacks
+
+@pytest.fixture(scope='module')
+def victim(digits): return train.fit(net(), digits, train.Config('adam', 3e-3, 6, batch_size=64), device='cpu').model
+
+
+@pytest.fixture
+def images(digits): return digits.x_test.float()/255, digits.y_test
+
+
+def quick(model, x, y, norm, eps): return attacks.autoattack(model, x[:20], y[:20], norm, eps, 'quick', progress=False, batch_size=12)
+def apgd_dlr(model, x, y, norm, eps): return attacks.apgd(model, x, y, norm, eps, 'dlr', steps=30, runs=2)
+def apgd_targeted(model, x, y, norm, eps): return attacks.apgd(model, x, y, norm, eps, 'dlr-targeted', steps=30, runs=3)
+def fab(model, x, y, norm, eps): return attacks.fab(model, x, y, norm, eps, targets=2, steps=30)
+def fab_anywhere(model, x, y, norm, eps): return attacks.fab(model, x[:20], y[:20], norm, targets=2, steps=30)
+def square(model, x, y, norm, eps): return attacks.square(model, x, y, norm, eps, queries=120, batch_size=30)
+def nearest(model, x, y, norm, eps): return attacks.minimal_norm(model, x[:6], y[:6], norm, steps=8)
+def in_portions(model, x, y, norm, eps): return attacks.pgd(model, x, y, norm, eps, restarts=2, steps=12, batch_size=13)
+
+
+ATTACKS = [attacks.fgsm, attacks.pgd, attacks.apgd, attacks.deepfool, apgd_dlr, apgd_targeted, fab, fab_anywhere, square, quick, nearest, in_portions]
+
+
+def found_by(attack, model, x, y, norm):
+    found = attack(model, x, y, norm, .1 if norm == 'linf' else .6)
+    hit = found.robust if hasattr(found, 'robust') else found.radius if hasattr(found, 'radius') else found.fooled
+    return found.x_adv, hit
+
+
+def agree(ours, theirs, device):
+    "All but one image in 200 have the same verdict; paths part where a step's sign hangs on the last bit, so only most end at one place."
+    (x_adv, hit), (x_cpu, hit_cpu) = ours, theirs
+    hit, x_adv = hit.cpu(), x_adv.cpu()
+    if hit.dtype == torch.bool: assert (hit != hit_cpu).sum() <= max(1, len(hit)/200)
+    else: assert ((hit - hit_cpu).abs() <= .05*hit_cpu).all()
+    assert x_adv.shape == x_cpu.shape and ((x_adv - x_cpu).flatten(1).abs().amax(1) < .01).float().mean() > .5
+
+
+@pytest.mark.parametrize('norm', ['linf', 'l2'])
+@pytest.mark.parametrize('attack', ATTACKS, ids=lambda a: a.__name__)
+def test_attacks_agree_with_the_cpu(device, victim, images, attack, norm):
+    x, y = images
+    theirs = found_by(attack, victim, x, y, norm)
+    model = copy.deepcopy(victim).to(device)
+    agree(found_by(attack, model, x, y, norm), theirs, device)
+    ours = found_by(attack, model, x.to(device), y.to(device), norm)
+    assert ours[0].device.type == device.type
+    agree(ours, theirs, device)
+
+
+@pytest.mark.parametrize('norm', ['linf', 'l2'])
+@pytest.mark.parametrize('attack', [apgd_targeted, fab, square, attacks.pgd], ids=lambda a: a.__name__)
+def test_replayed_attacks_are_the_same_attacks(victim, images, attack, norm, monkeypatch):
+    "On the pretended card to the last bit: what a step asks for is all there is to it."
+    replayed = []
+    again = card.Tape.replay
+    monkeypatch.setattr(card.Tape, 'replay', lambda self: replayed.append(again(self)))
+    x, y = images
+    with card.plugged_in():
+        model = copy.deepcopy(victim).to(card.CARD)
+        ours = [part.cpu() for part in found_by(attack, model, x, y, norm)]
+        assert len(replayed) > 10
+        monkeypatch.setattr(replay.Replay, 'plain', 10**9)
+        plain = [part.cpu() for part in found_by(attack, model, x, y, norm)]
+    assert torch.equal(ours[0], plain[0]) and torch.equal(ours[1], plain[1])
