@@ -48,7 +48,7 @@ class _Home:
     "Memory for the survivors of one attack on one rung, and the steps that are replayed there."
     def __init__(self, s):
         self.s = _twin(s)
-        self.slots = [Slots(part) for part in _parts(self.s)]
+        self.slots = [Slots(vars(part)) for part in _parts(self.s)]
         self.steps = {}
 
     def enter(self, s):

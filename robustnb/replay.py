@@ -98,19 +98,21 @@ class Replay:
 
 # %% ../nbs/00a_replay.ipynb #dad962a3
 class Slots:
-    "The tensors of an object, in memory that they keep."
+    "Named tensors in memory that they keep."
     def __init__(self,
-        thing,  # an object; its attributes that are tensors are meant
+        table: dict,  # names and tensors; for the attributes of an object, its `vars`
     ):
-        self.thing = thing
-        self.places = {name: value for name, value in vars(thing).items() if torch.is_tensor(value)}
+        self.table = table
+        self.places = {}
+        self.settle()
 
     def settle(self):
-        "Put the values of the object's tensors into their places, and the places back into the object."
-        now = {name: getattr(self.thing, name) for name in self.places}
-        moved = [name for name, place in self.places.items() if now[name] is not place]
-        if moved: torch._foreach_copy_([self.places[name] for name in moved], [now[name] for name in moved])
-        for name in moved: setattr(self.thing, name, self.places[name])
+        "Put the values of all tensors into their places, and the places back into the table; what is new stays where it is."
+        now = {name: value for name, value in self.table.items() if torch.is_tensor(value)}
+        moved = [name for name, value in now.items() if self.places.setdefault(name, value) is not value]
+        places = [self.places[name] for name in moved]
+        if moved: torch._foreach_copy_(places, [now[name] for name in moved])
+        self.table.update(zip(moved, places))
 
 # %% ../nbs/00a_replay.ipynb #837096f0
 @contextmanager

@@ -17,6 +17,7 @@ from . import optim
 from .core import Stopwatch, check_choice, digest, generator, require
 from .core import device as pick_device
 from .data import to_float
+from .replay import Replay, Slots, exact, memory_for, replays
 from .train import Fit, _diverged, _training_set, lr_factor, resolve_precision
 
 # %% ../nbs/09a_train_many.ipynb #c95928d5
@@ -72,17 +73,30 @@ def _decay(config):
 @dataclass
 class _Group:
     "Models that one call of an update rule moves."
-    index: torch.Tensor  # their places among all models
+    index: torch.Tensor  # their places among all models, on the device
     configs: list        # theirs, of one optimizer and equal options
 
     def __post_init__(self):
+        device = self.index.device
         self.states = defaultdict(dict)  # the rule's, by the parameter's name
         decays = [_decay(c) for c in self.configs]
-        self.decays = torch.tensor(decays) if any(decays) else 0.
+        self.decays = torch.tensor(decays, device=device) if any(decays) else 0.
+        self.lr = torch.tensor([c.lr for c in self.configs], dtype=torch.float64, device=device)
+        self.slots = {}
+
+    def begin(self, names):
+        "Have the rules count their steps in tensors, so that they can be replayed."
+        for name in names: self.states[name]['t'] = torch.zeros((), dtype=torch.float64, device=self.index.device)
+
+    def settle(self):
+        "Put the rule's state back into its place."
+        for name, state in self.states.items():
+            if name in self.slots: self.slots[name].settle()
+            else: self.slots[name] = Slots(state)
 
     def move(self, weights, grads, new, factor):
         "Write their weights after one step, at the rates of the configs times `factor`, into `new`."
-        rates = torch.tensor([c.lr*factor for c in self.configs])
+        rates = (self.lr*factor).float()
         common, at = self.configs[0], self.index
         for name, w in weights.items():
             numbers = _like(rates, w), _like(self.decays, w)
@@ -90,11 +104,11 @@ class _Group:
             new[name][at] = optim.update(common.optimizer, w[at], grads[name][at], state, *numbers, stacked=1,
                                          **common.options)
 
-def _groups(configs):
+def _groups(configs, device):
     "The `_Group`s of a pass."
     found = defaultdict(list)
     for i, c in enumerate(configs): found[c.optimizer, digest(c.options)].append(i)
-    return [_Group(torch.tensor(index), [configs[i] for i in index]) for index in found.values()]
+    return [_Group(torch.tensor(index, device=device), [configs[i] for i in index]) for index in found.values()]
 
 # %% ../nbs/09a_train_many.ipynb #1697bc81
 def _orders(configs, n, epoch):
@@ -105,7 +119,7 @@ def _orders(configs, n, epoch):
 
 def _losses(model, params, x, y, smoothing, precision):
     "Mean loss of each model (M,) and whether its answers are right (M,B)."
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == 'bf16'):
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == 'bf16', cache_enabled=False):
         out = vmap(lambda p, x: functional_call(model, p, (x,)))(params, x).float()
     losses = F.cross_entropy(out.flatten(0, 1), y.flatten(), reduction='none', label_smoothing=smoothing)
     return losses.view_as(y).mean(1), out.detach().argmax(2) == y
@@ -121,7 +135,30 @@ class _Stack:
     y: torch.Tensor            # their labels
     precision: str             # 'fp32' or 'bf16'
 
-    def __post_init__(self): self.groups = _groups(self.configs)
+    def __post_init__(self):
+        device, n, size = self.x.device, len(self.x), self.configs[0].batch_size
+        self.groups = _groups(self.configs, device)
+        self.fixed = replays(device)
+        self.slots = Slots(self.params)
+        self.sizes = [len(part) for part in torch.arange(n).split(size)]
+        self.orders = torch.zeros(len(self.configs), n, dtype=torch.long, device=device)  # of the images, for each model
+        self.rows = torch.arange(max(self.sizes), device=device)           # places of the batch in the orders
+        self.number = torch.zeros(1, dtype=torch.long, device=device)      # of the batch
+        self.factors = torch.zeros(len(self.sizes), dtype=torch.float64, device=device)  # of the epoch's rates
+        self.loss_sum, self.right = torch.zeros(2, len(self.configs), device=device)
+        counts = any(c.optimizer == 'soap' for c in self.configs)
+        self.full = Replay(lambda: self.batch(size), device, 'a step of all models', 'soap looks at its count' if counts else '')
+        if self.fixed and not counts:
+            for group in self.groups: group.begin(self.params)
+
+    def batch(self, size):
+        "The step on the next images, so many for each model; all that it changes are tensors, in place on a GPU."
+        index = self.orders.index_select(1, self.rows[:size])
+        losses, hits = self.step(index, self.factors.index_select(0, self.number))
+        self.loss_sum += losses*size
+        self.right += hits.sum(1)
+        self.rows += self.configs[0].batch_size
+        self.number += 1
 
     def step(self, index, factor):
         "Move all models once by images `index` (M,B); returns losses before (M,) and which answers are right (M,B)."
@@ -135,8 +172,12 @@ class _Stack:
     def move(self, grads, factor):
         "Put new weights in the place of the old."
         weights = {name: w.detach() for name, w in self.params.items()}
-        self.params = {name: torch.empty_like(w) for name, w in weights.items()}
-        for group in self.groups: group.move(weights, grads, self.params, factor)
+        new = {name: torch.empty_like(w) for name, w in weights.items()}
+        for group in self.groups: group.move(weights, grads, new, factor)
+        self.params.update(new)
+        if not self.fixed: return
+        self.slots.settle()
+        for group in self.groups: group.settle()
 
     def state_of(self, j):
         "State of the model at place j, as a module loads it."
@@ -148,17 +189,16 @@ class _Stack:
 
     def epoch(self, epoch):
         "One pass over the data; a line of the curves for each model."
-        common, n = self.configs[0], len(self.x)
-        batches = _orders(self.configs, n, epoch).to(self.x.device).split(common.batch_size, 1)
-        total, warm = len(batches)*common.epochs, round(common.warmup*len(batches))
-        loss_sum = right = torch.zeros(len(self.configs), device=self.x.device)
-        for i, index in enumerate(batches):
-            factor = lr_factor(epoch*len(batches) + i, total, common.schedule, warm)
-            losses, hits = self.step(index, factor)
-            loss_sum = loss_sum + losses*index.shape[1]
-            right = right + hits.sum(1)
-        columns = [values.tolist() for values in (loss_sum/n, right/n, self.norms())]
-        return [dict(epoch=epoch, loss=loss, accuracy=accuracy, weight_norm=norm, lr=c.lr*factor)
+        common, n, batches = self.configs[0], len(self.x), len(self.sizes)
+        total, warm = batches*common.epochs, round(common.warmup*batches)
+        factors = [lr_factor(epoch*batches + i, total, common.schedule, warm) for i in range(batches)]
+        self.factors.copy_(torch.tensor(factors, dtype=torch.float64))
+        self.orders.copy_(_orders(self.configs, n, epoch))
+        self.rows.copy_(torch.arange(len(self.rows)))
+        for sums in self.number, self.loss_sum, self.right: sums.zero_()
+        for size in self.sizes: self.full() if size == common.batch_size else self.batch(size)
+        columns = torch.stack([(self.loss_sum/n).double(), (self.right/n).double(), self.norms()]).tolist()
+        return [dict(epoch=epoch, loss=loss, accuracy=accuracy, weight_norm=norm, lr=c.lr*factors[-1])
                 for c, loss, accuracy, norm in zip(self.configs, *columns)]
 
 # %% ../nbs/09a_train_many.ipynb #14288213
@@ -187,11 +227,12 @@ def fit_many(
     params = {name: w.detach() for name, w in weights.items()}
     stack = _Stack(skeleton, params, configs, to_float(x, device), y.to(device), precision)
     curves = [[] for _ in models]
-    with Stopwatch() as watch:
+    with Stopwatch() as watch, exact(precision != 'tf32'), memory_for(configs[0].batch_size, stack.batch):
         for epoch in range(epochs): _record(curves, stack.epoch(epoch))
     cost = {name: seconds/len(models) for name, seconds in watch.seconds().items()}
+    eager = stack.full.why_not if replays(device) else ''
     fits = []
     for j, (model, config, curve) in enumerate(zip(models, configs, curves)):
         model.load_state_dict(stack.state_of(j))
-        fits.append(Fit(model.eval(), config, curve, _diverged(curve), cost, precision))
+        fits.append(Fit(model.eval(), config, curve, _diverged(curve), cost, precision, eager))
     return fits

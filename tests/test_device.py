@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 import card
-from robustnb import attacks, data, models, optim, replay, train
+from robustnb import attacks, data, models, optim, replay, train, train_many
 from robustnb.oracle import Oracle
 from robustnb.core import seed_all
 
@@ -169,6 +169,29 @@ def test_a_run_goes_on_on_another_device(digits, name, first, tmp_path):
         second = 'cpu' if first == 'card' else 'card'
         with pytest.raises(KeyboardInterrupt): train.fit(net(), digits, config, device=first, checkpoint=path, on_epoch=interrupt)
         same_course(train.fit(net(7), digits, config, device=second, checkpoint=path), whole)
+
+
+def many(device, digits, names):
+    configs = [train.Config(name, optim.default_grid(name)[i], 3, batch_size=64, seed=i, weight_decay=.01*i)
+               for i, name in enumerate(names)]
+    seed_all(0)
+    return train_many.fit_many([models.MLP() for _ in configs], digits, configs, device=device)
+
+
+@pytest.mark.parametrize('names', [['sgd', 'sgd', 'adam'], ['momentum', 'nesterov', 'rmsprop', 'adagrad', 'adadelta'],
+                                   ['amsgrad', 'adamw', 'nadam', 'lion', 'signsgd', 'muon']], ids=' '.join)
+def test_many_models_in_one_graph(device, digits, names, monkeypatch):
+    ours, plain = many(device, digits, names), many('cpu', digits, names)
+    assert not any(fit.eager for fit in ours)
+    for a, b in zip(ours, plain): same_course(a, b)
+    monkeypatch.setattr(replay.Replay, 'plain', 10**9)
+    for a, b in zip(ours, many(device, digits, names)): same_steps(device, a, b)
+
+
+def test_soap_counts_in_python(device, digits):
+    ours, plain = many(device, digits, ['sgd', 'soap']), many('cpu', digits, ['sgd', 'soap'])
+    assert ours[0].eager == 'soap looks at its count'
+    for a, b in zip(ours, plain): same_course(a, b)
 
 
 def test_an_epoch_waits_once(digits):
