@@ -7,7 +7,7 @@ DATASET ?= digits
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help demo test test-all test-oldest docs bench check execute readme clean
+.PHONY: help demo test test-all test-gpu test-oldest docs bench check execute readme clean
 
 help:            ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,9 @@ test: $(BIN)/.installed     ## all notebooks by nbdev_test, and what notebooks c
 
 test-all: $(BIN)/.installed ## the same with the long cross-checks
 	OMP_NUM_THREADS=1 pytest -n $(WORKERS) -m ''
+
+test-gpu: $(BIN)/.installed ## on a machine with a GPU: tests and speed there, in under eight minutes
+	bash tools/gpu.sh
 
 OLDEST := .venv-oldest
 test-oldest:     ## the tests with the oldest libraries that settings.ini allows, in an environment of their own (6 GB)

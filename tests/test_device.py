@@ -223,20 +223,22 @@ def victim(digits): return train.fit(net(), digits, train.Config('adam', 3e-3, 6
 
 
 @pytest.fixture
-def images(digits): return digits.x_test.float()/255, digits.y_test
+def images(digits): return digits.x_test[:24].float()/255, digits.y_test[:24]
 
 
-def quick(model, x, y, norm, eps): return attacks.autoattack(model, x[:20], y[:20], norm, eps, 'quick', progress=False, batch_size=12)
-def apgd_dlr(model, x, y, norm, eps): return attacks.apgd(model, x, y, norm, eps, 'dlr', steps=30, runs=2)
-def apgd_targeted(model, x, y, norm, eps): return attacks.apgd(model, x, y, norm, eps, 'dlr-targeted', steps=30, runs=3)
-def fab(model, x, y, norm, eps): return attacks.fab(model, x, y, norm, eps, targets=2, steps=30)
-def fab_anywhere(model, x, y, norm, eps): return attacks.fab(model, x[:20], y[:20], norm, targets=2, steps=30)
-def square(model, x, y, norm, eps): return attacks.square(model, x, y, norm, eps, queries=120, batch_size=30)
+def quick(model, x, y, norm, eps): return attacks.autoattack(model, x[:9], y[:9], norm, eps, 'quick', progress=False, batch_size=8)
+def apgd(model, x, y, norm, eps): return attacks.apgd(model, x, y, norm, eps, steps=20)
+def apgd_dlr(model, x, y, norm, eps): return attacks.apgd(model, x, y, norm, eps, 'dlr', steps=12, runs=2)
+def deepfool(model, x, y, norm, eps): return attacks.deepfool(model, x, y, norm, eps, steps=5)
+def apgd_targeted(model, x, y, norm, eps): return attacks.apgd(model, x, y, norm, eps, 'dlr-targeted', steps=14, runs=2)
+def fab(model, x, y, norm, eps): return attacks.fab(model, x, y, norm, eps, targets=2, steps=14)
+def fab_anywhere(model, x, y, norm, eps): return attacks.fab(model, x[:12], y[:12], norm, targets=2, steps=14)
+def square(model, x, y, norm, eps): return attacks.square(model, x, y, norm, eps, queries=60, batch_size=13)
 def nearest(model, x, y, norm, eps): return attacks.minimal_norm(model, x[:6], y[:6], norm, steps=8)
-def in_portions(model, x, y, norm, eps): return attacks.pgd(model, x, y, norm, eps, restarts=2, steps=12, batch_size=13)
+def in_portions(model, x, y, norm, eps): return attacks.pgd(model, x, y, norm, eps, restarts=2, steps=8, batch_size=13)
 
 
-ATTACKS = [attacks.fgsm, attacks.pgd, attacks.apgd, attacks.deepfool, apgd_dlr, apgd_targeted, fab, fab_anywhere, square, quick, nearest, in_portions]
+ATTACKS = [attacks.fgsm, attacks.pgd, apgd, deepfool, apgd_dlr, apgd_targeted, fab, fab_anywhere, square, quick, nearest, in_portions]
 
 
 def found_by(attack, model, x, y, norm):
@@ -277,7 +279,7 @@ def test_replayed_attacks_are_the_same_attacks(victim, images, attack, norm, mon
     with card.plugged_in():
         model = copy.deepcopy(victim).to(card.CARD)
         ours = [part.cpu() for part in found_by(attack, model, x, y, norm)]
-        assert len(replayed) > 10
+        assert len(replayed) > 5
         monkeypatch.setattr(replay.Replay, 'plain', 10**9)
         plain = [part.cpu() for part in found_by(attack, model, x, y, norm)]
     assert torch.equal(ours[0], plain[0]) and torch.equal(ours[1], plain[1])
