@@ -107,12 +107,20 @@ class Slots:
         self.settle()
 
     def settle(self):
-        "Put the values of all tensors into their places, and the places back into the table; what is new stays where it is."
-        now = {name: value for name, value in self.table.items() if torch.is_tensor(value)}
-        moved = [name for name, value in now.items() if self.places.setdefault(name, value) is not value]
+        """Put the values of all tensors into their places, and the places back into the table; what is new stays where it
+        is, unless that is another's place."""
+        for name, value in self.table.items():
+            if torch.is_tensor(value) and name not in self.places: self.places[name] = self._own(value)
+        moved = [name for name, place in self.places.items() if self.table[name] is not place]
         places = [self.places[name] for name in moved]
-        if moved: torch._foreach_copy_(places, [now[name] for name in moved])
+        values = [self._own(self.table[name]) for name in moved]
+        if moved: torch._foreach_copy_(places, values)
         self.table.update(zip(moved, places))
+
+    def _own(self, value):
+        "The values themselves, not a place that is about to change."
+        taken = any(value is place for place in self.places.values())
+        return value.clone() if taken else value
 
 # %% ../nbs/00a_replay.ipynb #837096f0
 @contextmanager

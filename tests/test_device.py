@@ -183,7 +183,9 @@ def many(device, digits, names):
 def test_many_models_in_one_graph(device, digits, names, monkeypatch):
     ours, plain = many(device, digits, names), many('cpu', digits, names)
     assert not any(fit.eager for fit in ours)
-    for a, b in zip(ours, plain): same_course(a, b)
+    for a, b in zip(ours, plain):
+        same_course(a, b)
+        if device == card.CARD: assert_close(weights(a.model), weights(b.model), rtol=1e-3, atol=1e-5)
     monkeypatch.setattr(replay.Replay, 'plain', 10**9)
     for a, b in zip(ours, many(device, digits, names)): same_steps(device, a, b)
 
@@ -248,12 +250,13 @@ def found_by(attack, model, x, y, norm):
 
 
 def agree(ours, theirs, device):
-    "All but one image in 200 have the same verdict; paths part where a step's sign hangs on the last bit, so only most end at one place."
+    "All but one image in 200 have the same verdict; paths part where a sign hangs on the last bit, which on the pretended card is rare."
     (x_adv, hit), (x_cpu, hit_cpu) = ours, theirs
     hit, x_adv = hit.cpu(), x_adv.cpu()
     if hit.dtype == torch.bool: assert (hit != hit_cpu).sum() <= max(1, len(hit)/200)
     else: assert ((hit - hit_cpu).abs() <= .05*hit_cpu).all()
-    assert x_adv.shape == x_cpu.shape and ((x_adv - x_cpu).flatten(1).abs().amax(1) < .01).float().mean() > .5
+    assert x_adv.shape == x_cpu.shape
+    if device == card.CARD: assert ((x_adv - x_cpu).flatten(1).abs().amax(1) < .01).float().mean() > .8
 
 
 @pytest.mark.parametrize('norm', ['linf', 'l2'])
