@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['again', 'attacks', 'audit', 'audit_page', 'bands', 'cascade', 'certify', 'conditions', 'conv_norm', 'core', 'data',
            'dct', 'evaluate', 'fab', 'interop', 'layers', 'limits', 'linear', 'lip_bounds', 'lip_exact', 'lip_lower',
-           'lipschitz', 'models', 'optim', 'oracle', 'paper', 'pgd', 'plots', 'report', 'results', 'shell', 'spectrum',
-           'square', 'stats', 'sweep', 'threat', 'train', 'train_many', 'warm']
+           'lipschitz', 'march', 'models', 'optim', 'oracle', 'paper', 'pgd', 'plots', 'replay', 'report', 'results',
+           'shell', 'spectrum', 'square', 'stats', 'sweep', 'threat', 'train', 'train_many', 'warm']
 
 # %% ../nbs/16_all.ipynb #f8fca1b9
 from . import (
     again, attacks, audit, audit_page, bands, cascade, certify, conditions, conv_norm, core, data, dct, evaluate, fab,
-    interop, layers, limits, linear, lip_bounds, lip_exact, lip_lower, lipschitz, models, optim, oracle, paper, pgd, plots, report,
-    results, shell, spectrum, square, stats, sweep, threat, train, train_many, warm)
+    interop, layers, limits, linear, lip_bounds, lip_exact, lip_lower, lipschitz, march, models, optim, oracle, paper, pgd, plots,
+    replay, report, results, shell, spectrum, square, stats, sweep, threat, train, train_many, warm)
 
 _all_ = [
     'again', 'attacks', 'audit', 'audit_page', 'bands', 'cascade', 'certify', 'conditions', 'conv_norm', 'core', 'data', 'dct',
     'evaluate', 'fab', 'interop', 'layers', 'limits', 'linear', 'lip_bounds', 'lip_exact', 'lip_lower', 'lipschitz',
-    'models', 'optim', 'oracle', 'paper', 'pgd', 'plots', 'report', 'results', 'shell', 'spectrum', 'square', 'stats',
+    'march', 'models', 'optim', 'oracle', 'paper', 'pgd', 'plots', 'replay', 'report', 'results', 'shell', 'spectrum', 'square', 'stats',
     'sweep', 'threat', 'train', 'train_many', 'warm']
