@@ -152,20 +152,43 @@ def seed_all(
     return seed
 
 # %% ../nbs/00_core.ipynb #aec7745f
+_DRIVER = Path('/proc/driver/nvidia/version')  # the driver's file, on Linux
+
+def _cuda_here(
+    driver=_DRIVER,  # file that tells its version
+) -> str:
+    "In words: the CUDA of this PyTorch, and the driver of this machine."
+    import torch
+    built = f'built for CUDA {torch.version.cuda}' if torch.version.cuda else 'built without CUDA'
+    try: found = re.search(r'\d+\.\d[\d.]*', driver.read_text())
+    except OSError: found = None
+    has = f"NVIDIA's driver {found[0]}" if found else "no driver of NVIDIA's"
+    return f'torch {torch.__version__} is {built}, the machine has {has}'
+
+# %% ../nbs/00_core.ipynb #e153be1c
+@lru_cache
+def _best() -> str:
+    "CUDA where torch can use it; a machine with a GPU that it cannot use is told once."
+    import torch
+    if torch.cuda.is_available(): return 'cuda'
+    if _DRIVER.exists(): warnings.warn(f'computing on the CPU: {_cuda_here()}', stacklevel=3)
+    return 'cpu'
+
 def device(
     name: str = 'auto',  # 'auto', 'cpu', 'cuda', 'cuda:1', ...
 ):
     """The torch.device to compute on; 'auto' takes CUDA where there is one. A ValueError for a CUDA device that torch
     does not see."""
     import torch
-    if name == 'auto': name = 'cuda' if torch.cuda.is_available() else 'cpu'
+    if name == 'auto': name = _best()
     kind, colon, index = str(name).partition(':')
     check_choice(kind, 'device', ['auto', 'cpu', 'cuda'])
     numbered = kind != 'auto' and index.isdecimal()
     require(not colon or numbered, 'device', repr(name), 'auto, cpu, cuda or cuda:<number>')
     if kind == 'cuda':
         there = torch.cuda.device_count()
-        require(int(index or 0) < there, 'device', f'{name!r}, but torch sees {there} CUDA devices', 'cpu or a visible one')
+        sees = f'{name!r}, but torch sees {there} CUDA devices ({_cuda_here()})'
+        require(int(index or 0) < there, 'device', sees, 'cpu or a visible one')
     return torch.device(name)
 
 # %% ../nbs/00_core.ipynb #5498911e
