@@ -7,6 +7,7 @@ __all__ = ['autoattack', 'Nearest', 'minimal_norm', 'accuracy_curve', 'fgsm', 'p
            'certify', 'ATTACKS', 'QUERIES', 'Evaluation', 'stages']
 
 # %% ../nbs/10f_attacks.ipynb #81251802
+import math
 import warnings
 from dataclasses import dataclass
 
@@ -16,11 +17,11 @@ from .cascade import ATTACKS, QUERIES, Bar, Cascade, Evaluation, SavedState, ado
 from .certify import certify, plain_layers
 from .core import check_choice, check_number, require
 from .evaluate import plain_mode, plain_tensor
-from .fab import deepfool, fab
-from .oracle import Oracle, confirmed
-from .pgd import apgd, climb, dlr_targeted, fgsm, gap, pgd
+from .fab import deepfool, fab, hyperplane_step
+from .oracle import Oracle
+from .pgd import apgd, fgsm, pgd
 from .square import square
-from .threat import NORMS, batches, distance, image_keys, random_start
+from .threat import NORMS, TINY, Ball, Rows, batches, column, distance, image_keys, length, random_start, steepest
 
 _all_ = ['fgsm', 'pgd', 'apgd', 'deepfool', 'fab', 'square', 'certify', 'ATTACKS', 'QUERIES', 'Evaluation', 'stages']
 
@@ -69,6 +70,82 @@ def autoattack(
     return ev
 
 # %% ../nbs/10f_attacks.ipynb #f9da6215
+def _lead(net, z, y):
+    "Lead of the likeliest wrong class over the right one, less a few roundings of the logits `z`, (n,)."
+    sure = 8*torch.finfo(net.dtype).eps*z.detach().abs().amax(1)
+    return z.scatter(1, y[:, None], -torch.inf).amax(1) - z.gather(1, y[:, None]).squeeze(1) - sure
+
+class _Near(Rows):
+    "Images `x` that are classified correctly as `y`, the nearest misclassified points found, and how far they are."
+    def __init__(self, net, x, y, best, norm):
+        super().__init__(net=net, x=x, y=y, best=best, norm=norm, far=distance(best, x, norm))
+    def see(self, at):
+        "Leads (n,) and their gradients at `at`, which is kept where it is misclassified and nearer."
+        _, lead, grad = self.net.gradient(at, lambda z: _lead(self.net, z, self.y))
+        self.offer(at, ~(lead <= 0))
+        return lead, grad
+    def offer(self, at, wrong):
+        "Keep the points `at` that are `wrong` and nearer."
+        far = distance(at, self.x, self.norm)
+        nearer = wrong & (far < self.far)
+        self.best = torch.where(column(nearer, at), at, self.best)
+        self.far = torch.where(nearer, far, self.far)
+    def bisect(self, halvings=16):
+        "Go back along the lines to the clean images, as far as the points stay misclassified."
+        way = self.best - self.x
+        low, high = torch.zeros_like(self.far), torch.ones_like(self.far)
+        for _ in range(halvings):
+            middle = (low + high)/2
+            at = self.x + column(middle, way)*way
+            wrong = ~(_lead(self.net, self.net.logits(at), self.y) <= 0)
+            self.offer(at, wrong)
+            low, high = torch.where(wrong, low, middle), torch.where(wrong, middle, high)
+
+# %% ../nbs/10f_attacks.ipynb #9b76b4a3
+def _walk(near, start, steps, stride):
+    "Long steps, the first `stride` times the best perturbation's length, in a ball that closes in on the boundary."
+    at, radius = start, near.far
+    first = column(stride*length(near.best - near.x, 'l2'), at)
+    for k in range(steps):
+        cooling = (1 + math.cos(math.pi*k/steps))/2
+        lead, grad = near.see(at)
+        wrong = ~(lead <= 0)
+        radius = torch.where(wrong, torch.minimum(radius, distance(at, near.x, near.norm)), radius)
+        radius = radius*(1 + torch.where(wrong, -.05, .05)*cooling)
+        step = max(cooling, .01)*first*steepest(grad, 'l2')
+        at = Ball(near.x, radius, near.norm).project_(at + step)
+
+# %% ../nbs/10f_attacks.ipynb #4fff97b0
+def _inside_box(at, clean, f, w, radius, relax):
+    "The step to the linearised boundary within the linf ball of `radius` (n,); all points (n, d)."
+    low, high = (clean - radius[:, None]).clamp_(min=0), (clean + radius[:, None]).clamp_(max=1)
+    size = (high - low).clamp_min_(TINY)
+    inside = at.clamp(low, high)
+    lead = f + torch.linalg.vecdot(w, inside - at)
+    unit = ((inside - low)/size).clamp_(0, 1)
+    step = hyperplane_step(unit, w*size, lead, 'l2')
+    return (inside + relax*size*step).clamp_(low, high)
+
+def _inside_ball(at, clean, f, w, radius, relax):
+    "A step to the linearised boundary that ends within the l2 ball of `radius` (n,) if there is such a place."
+    there = at + relax*hyperplane_step(at, w, f, 'l2')
+    back = clean + 1.0005*hyperplane_step(clean, w, f - torch.linalg.vecdot(w, at - clean), 'l2')
+    a, b = (length(z - clean, 'l2') for z in (there, back))
+    share = ((a - radius)/(a - b).clamp_min(TINY)).clamp_(0, 1)
+    return there.lerp(back, share[:, None]).clamp_(0, 1)
+
+def _descend(near, steps, relax):
+    "From the best points along the boundary, asking for less and less than the best radius."
+    onto = dict(linf=_inside_box, l2=_inside_ball)[near.norm]
+    at = near.best
+    clean = near.x.flatten(1)
+    for k in range(steps):
+        lead, grad = near.see(at)
+        radius = near.far*(1 - .05*2e-5**(k/steps))
+        at = onto(at.flatten(1), clean, lead, grad.flatten(1), radius, relax).view_as(at)
+    near.bisect()
+
+# %% ../nbs/10f_attacks.ipynb #d7780b8a
 @dataclass
 class Nearest:
     "Nearest misclassified images found, and how far they are."
@@ -82,40 +159,42 @@ def minimal_norm(
     x,                      # images (n, ...), float in [0,1]
     y,                      # labels (n,), int64
     norm: str = 'linf',     # 'linf' or 'l2'
-    rounds: int = 6,        # bisections after FAB
-    steps: int = 50,        # steps of APGD in each
+    rounds: int = 4,        # walks after FAB; 0 only bisects the line to FAB's point
+    steps: int = 130,       # gradients in a walk, and in a descent
     seed: int = 0,          # of the random starts
     batch_size: int = 128,  # images in one batch
 ) -> Nearest:
-    "The smallest perturbation found for each image: FAB towards all classes (up to 9), then APGD on bisected radii."
+    "The nearest misclassified image found for each: FAB towards up to 9 classes, then walks and descents."
     check_number(rounds, 'rounds', low=0, integer=True)
     check_number(steps, 'steps', low=1, integer=True)
     x = x.float() if torch.is_tensor(x) else x
     net = Oracle(model, x, y)
     x, y = plain_tensor(x), plain_tensor(y)
-    found = fab(net, x, y, norm, batch_size=batch_size)
+    found = fab(net, x, y, norm, steps=20, batch_size=batch_size)
     radius = distance(found.x_adv, x, norm).masked_fill(~found.fooled, torch.inf)
-    near = Nearest(found.x_adv, radius, found.doubts)
-    low = radius/2
+    for rows in batches((radius > 0) & radius.isfinite(), batch_size):
+        clean, labels, start = (part[rows].to(net.device) for part in (x, y, found.x_adv))
+        near = _approach(net, clean, labels, start, norm, rounds, steps, seed)
+        sure = net.wrong(near.best, labels).to(x.device)
+        found.x_adv[rows[sure]] = near.best.to(x.device)[sure]
+        radius[rows[sure]] = near.far.to(x.device)[sure]
+    return Nearest(found.x_adv, radius, found.doubts)
+
+def _approach(net, x, y, start, norm, rounds, steps, seed):
+    "The nearest misclassified points found in some rounds from the misclassified points `start`."
+    near = _Near(net, x, y, start, norm)
+    near.bisect()
+    first, far = near.best, near.far
     keys = image_keys(x)
     for number in range(rounds):
-        for rows in batches((near.radius > 0) & near.radius.isfinite(), batch_size):
-            middle = (low[rows] + near.radius[rows])/2
-            closer = _closer(net, x, y, near, rows, keys, norm, middle, steps, seed, number)
-            low[rows[~closer]] = middle[~closer]
+        walk = _Near(net, x, y, first, norm)
+        begin = random_start(x, keys, far, norm, seed, 'walk', number) if number else x
+        _walk(walk, begin, steps, .3 if number else 1.)
+        walk.bisect(8)
+        _descend(walk, steps, 1.3 + .1*number)
+        near.offer(walk.best, walk.far < far)
+    if rounds: _descend(near, steps, 1.6)
     return near
-
-def _closer(net, x, y, near, rows, keys, norm, middle, steps, seed, number):
-    "Look for nearer images within the radii `middle`, and keep them; returns where there are some, (rows,) bool."
-    clean, labels, eps = (part.to(net.device) for part in (x[rows], y[rows], middle))
-    target = net.logits(near.x_adv[rows]).argmax(1)
-    start = random_start(clean, [keys[i] for i in rows], eps, norm, seed, 'bisect', number)
-    loss = dlr_targeted if net.classes > 3 else gap
-    found = confirmed(net, climb(net, clean, labels, start, norm, eps, loss, target, steps), labels)
-    hit = found.fooled.to(rows.device)
-    near.x_adv[rows[hit]] = found.x_adv[found.fooled].to(x.device)
-    near.radius[rows[hit]] = distance(found.x_adv, clean, norm)[found.fooled].to(x.device)
-    return hit
 
 # %% ../nbs/10f_attacks.ipynb #df564318
 def accuracy_curve(

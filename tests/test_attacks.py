@@ -424,3 +424,33 @@ def test_complex_logits_and_labels_that_are_no_numbers_of_classes(digits):
 
 class Imaginary(nn.Module):
     def forward(self, z): return z + 0j
+
+
+# --- the nearest misclassified image
+
+def shares(net, x, y, norm, peers):
+    "Where `minimal_norm` is no farther than each of foolbox's attacks but for rounding, and both means."
+    foolbox = pytest.importorskip('foolbox')
+    right = net(x).argmax(1) == y
+    x, y = x[right], y[right]
+    near = attacks.minimal_norm(net, x, y, norm)
+    assert (net(near.x_adv).argmax(1) != y).all() and near.x_adv.min() >= 0 and near.x_adv.max() <= 1
+    model = foolbox.PyTorchModel(net, bounds=(0, 1), device='cpu')
+    for name, options in peers:
+        x_adv, _, found = getattr(foolbox.attacks, name)(**options)(model, x, y, epsilons=None)
+        theirs = distance(x_adv, x, norm).masked_fill(~found, torch.inf)
+        yield (near.radius <= theirs*(1 + 1e-5) + 1e-7).float().mean(), near.radius.mean(), theirs.mean()
+
+FOOLBOX = dict(l2=[('DDNAttack', {}), ('DDNAttack', dict(steps=1000)), ('L2CarliniWagnerAttack', dict(steps=1000)), ('L2FMNAttack', {})], linf=[('LInfFMNAttack', {})])
+
+@pytest.mark.slow
+@pytest.mark.parametrize('norm', NORMS)
+@pytest.mark.parametrize('optimizer, rows', [('sgd', slice(60)), ('adam', slice(60, 120))])
+def test_minimal_norm_is_nearer_than_foolbox(fashion, norm, optimizer, rows):
+    nets, x, y = fashion
+    for share, ours, theirs in shares(nets[optimizer], x[rows], y[rows], norm, FOOLBOX[norm]): assert share >= .9 and ours < theirs
+
+@pytest.mark.slow
+@pytest.mark.parametrize('norm', NORMS)
+def test_minimal_norm_is_nearer_than_foolbox_on_digits(digits, norm):
+    for share, ours, theirs in shares(*digits, norm, FOOLBOX[norm]): assert share >= .9 and ours < theirs
