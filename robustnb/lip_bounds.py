@@ -251,7 +251,8 @@ def _can_be_refined(f, norm):
 
 def _refine(leaves, norms, seconds, watch):
     "Replace circulant bounds by the band's, the largest gain per second first, while the estimated cost fits."
-    rate = flops_per_second()
+    places = [f.weight.device for f in leaves if f.kind == 'conv']
+    rate = flops_per_second(*places[:1])
     plans = []
     for f in leaves:
         if not _can_be_refined(f, norms[id(f)]): continue
@@ -397,6 +398,7 @@ def chain_apply(
     x,      # inputs (N, features), float64
 ):
     "The chain's outputs, float64 (N, outputs)."
+    x = x.to(pairs[0][0].device)
     for i, (W, b) in enumerate(pairs): x = (x if i == 0 else x.relu())@W.T + b
     return x
 
