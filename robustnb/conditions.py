@@ -20,7 +20,7 @@ from .bands import band_accuracy
 from .certify import certify_batch, plain_layers
 from .core import check_choice, check_number, find_named, parse_number, read_toml, require
 from .data import to_float
-from .evaluate import correct, eval_mode, is_right, noise_correct, plain_mode, takes
+from .evaluate import correct, eval_mode, is_right, noise_correct, plain_mode
 from .results import accuracy_row, row
 from .oracle import Oracle
 from .threat import NORMS
@@ -248,8 +248,8 @@ class _Balls:
 
 def _judge_balls(group, model, x, y, seed, topk, batch_size, progress):
     "`Judged` for each attack and proof of one norm on the same images."
-    x = to_float(x).to(takes(model, x)[0])
-    balls = _Balls(model, x, y, seed, topk, batch_size, progress)
+    x = to_float(x)
+    balls = _Balls(model, x, y.cpu(), seed, topk, batch_size, progress)
     for eps in sorted({c.eps for c in group}): balls.judge([c for c in group if c.eps == eps])
     return [balls.judged[c] for c in group]
 

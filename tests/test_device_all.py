@@ -49,8 +49,8 @@ def given():
 # The table: name -> (function of a Given, where its tensors lie: 'cpu', or the device of the 'model' or the 'images')
 
 VAR = .05
-CONDITIONS = [conditions.Gaussian(VAR, draws=2), conditions.Band(VAR, 2, 4), conditions.Attack('quick', 'linf', .05, n=20),
-              conditions.Attack('quick', 'l2', .3, n=10), conditions.Proof('linf', .01, n=20), conditions.Proof('l2', .05, n=20)]
+CONDITIONS = [conditions.Gaussian(VAR, draws=2), conditions.Band(VAR, 2, 4), conditions.Attack('quick', 'linf', .2, n=4),
+              conditions.Proof('linf', .01, n=20), conditions.Proof('l2', .05, n=20)]
 STILL = dict(seconds=0)  # no proof that depends on how fast the machine is
 
 
@@ -80,7 +80,7 @@ def program(g):
 def direction(J): return lip_lower.worst_direction(J[0])
 
 
-def attack(name, **kw): return lambda g: (lambda a: (a.x_adv, a.fooled))(getattr(attacks, name)(g.model, g.x[:12], g.y[:12], eps=.08, **kw))
+def attack(name, **kw): return lambda g: (lambda a: (a.x_adv, a.fooled))(getattr(attacks, name)(g.model, g.x[:6], g.y[:6], eps=.08, **kw))
 
 
 def crown(g):
@@ -188,13 +188,13 @@ CASES = {
     'audit.shuffled': (lambda g: audit.shuffled(g.x, g.y, 0), 'cpu'),
     # attacks
     'attacks.autoattack': (lambda g: (lambda ev: (ev.robust, ev.x_adv))(attacks.autoattack(
-        g.model, g.x[:10], g.y[:10], eps=.05, version='quick', progress=False)), 'images'),
-    'attacks.minimal_norm': (lambda g: attacks.minimal_norm(g.model, g.x[:6], g.y[:6], 'l2', rounds=1, steps=5).radius, 'images'),
+        g.model, g.x[:4], g.y[:4], eps=.2, version='quick', progress=False)), 'images'),
     'pgd.fgsm': (attack('fgsm'), 'images'), 'pgd.pgd': (attack('pgd', steps=5, restarts=2), 'images'),
     'pgd.apgd': (attack('apgd', steps=8), 'images'), 'fab.deepfool': (attack('deepfool'), 'images'),
     'fab.fab': (attack('fab', steps=5), 'images'), 'square.square': (attack('square', queries=20), 'images'),
 }
 
+KNOWN = {}      # the CPU's answers
 PROGRAMS = []  # one, exported on the CPU: the exporter does not know the pretended card
 
 
@@ -251,12 +251,18 @@ def lying(leaf): return leaf.device.type if isinstance(leaf, torch.Tensor) else 
 PLACES = dict(both=(True, True), model=(True, False), images=(False, True))
 
 
+@pytest.fixture
+def expected(given, name):
+    "The CPU's answer, made before a card is plugged in."
+    if name not in KNOWN: KNOWN[name] = leaves(CASES[name][0](given.put('cpu', 'cpu')))
+    return KNOWN[name]
+
+
 @pytest.mark.parametrize('name', CASES)
 @pytest.mark.parametrize('moved', PLACES)
-def test_any_device(device, given, name, moved):
+def test_any_device(given, name, expected, device, moved):
     call, where = CASES[name]
     with_model, with_images = (torch.device(device if there else 'cpu') for there in PLACES[moved])
-    expected = leaves(call(given.put('cpu', 'cpu')))
     found = leaves(call(given.put(with_model, with_images)))
     assert len(found) == len(expected)
     for a, b in zip(found, expected): assert close(a, b, device != card.CARD), (a, b)
