@@ -17,8 +17,8 @@ import torch, torch.nn.functional as F
 from scipy.linalg import eigh_tridiagonal
 from scipy.stats import beta
 
+from . import replay
 from .core import Stopwatch, check_choice, check_number, generator, require
-from .replay import exact
 
 # %% ../nbs/11a_conv_norm.ipynb #efe41a37
 @dataclass(frozen=True)
@@ -301,7 +301,7 @@ def _lanczos(apply, n, tol, delta, max_rounds=500, device='cpu'):
     return space.vector(weights), upper
 
 # %% ../nbs/11a_conv_norm.ipynb #b71bb2ff
-@exact()
+@replay.exact()
 def _conv_norm_lanczos(conv, tol=5e-4, delta=1e-6):
     "Interval of the l2 norm: the lower end is proven (float64), the upper end fails with probability <= delta."
     weight = conv.weight
