@@ -62,6 +62,7 @@ def relabelling(
     n_outputs: int,           # outputs of the model
 ) -> tuple:
     "(accuracy after the best one-to-one relabelling, {label: output})."
+    predicted, y = predicted.cpu(), y.cpu()
     counts = torch.zeros(n_outputs, n_outputs)
     counts.index_put_((y, predicted), torch.ones(len(y)), accumulate=True)
     rows, columns = linear_sum_assignment(-counts.numpy())

@@ -179,7 +179,7 @@ class Crown:
         self.layers = plain_layers(model)
         self.lines = {}
         self.shapes = []
-        self.x = x
+        self.x = x = x.to(*takes(model, x))
         self.norm = norm
         self.eps = eps
         self.low, self.high = (x - eps).clamp(min=0), (x + eps).clamp(max=1)
@@ -238,6 +238,7 @@ class Crown:
 
     def margins(self, y):
         "Lower bound of each image's margin: logit of the label minus the largest other."
+        y = y.to(self.x.device)
         n, classes = self.out[0].shape
         signs = F.one_hot(y, classes).to(self.x)[:, None] - torch.eye(classes).to(self.x)
         rows = torch.arange(n, device=y.device).repeat_interleave(classes)
@@ -247,7 +248,7 @@ class Crown:
 # %% ../nbs/10e_certify.ipynb #9725f04c
 SLACK = 1e-4
 
-@torch.no_grad()
+@plain_mode()
 def certify_batch(
     model,      # nn.Sequential of layers that can be bounded, in eval mode, see `plain_layers`
     x,          # images (n, ...) in [0,1]
@@ -255,7 +256,7 @@ def certify_batch(
     norm: str,  # 'linf' or 'l2'
     eps: float, # radius of the ball, in units of the pixels
 ):
-    "Which images are classified correctly and provably stay so in the ball, as (n,) bool."
+    "Which images are classified correctly and provably stay so in the ball, as (n,) bool on the device of the model."
     bounds = Crown(model, x, norm, eps)
     size = torch.maximum(*bounds.out).abs().amax(1).clamp_min(1)
     return bounds.margins(y) > SLACK*size
@@ -270,8 +271,8 @@ def certify(
     eps: float = 8/255,    # radius of the ball, in units of the pixels
     batch_size: int = 50,  # images in one batch
 ):
-    """Which images are classified correctly and provably stay so in the ball, as (n,) bool: a lower bound of robust
-    accuracy, whatever the attack. A ValueError for a model or images that it cannot judge, see `check_model`,
+    """Which images are classified correctly and provably stay so in the ball, as (n,) bool on the CPU: a lower bound of
+    robust accuracy, whatever the attack. A ValueError for a model or images that it cannot judge, see `check_model`,
     `check_images`, `plain_layers`."""
     check_choice(norm, 'norm', NORMS)
     check_number(eps, 'eps', above=0)
@@ -281,4 +282,4 @@ def certify(
     x, y = plain_tensor(x).to(*takes(model, x)), plain_tensor(y)
     check_model(model, x, y)
     batches = zip(x.split(batch_size), y.split(batch_size))
-    return torch.cat([certify_batch(model, *batch, norm, eps) for batch in batches])
+    return torch.cat([certify_batch(model, *batch, norm, eps) for batch in batches]).cpu()

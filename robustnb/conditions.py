@@ -20,7 +20,7 @@ from .bands import band_accuracy
 from .certify import certify_batch, plain_layers
 from .core import check_choice, check_number, find_named, parse_number, read_toml, require
 from .data import to_float
-from .evaluate import correct, eval_mode, is_right, noise_correct, takes
+from .evaluate import correct, eval_mode, is_right, noise_correct, plain_mode
 from .results import accuracy_row, row
 from .oracle import Oracle
 from .threat import NORMS
@@ -248,8 +248,8 @@ class _Balls:
 
 def _judge_balls(group, model, x, y, seed, topk, batch_size, progress):
     "`Judged` for each attack and proof of one norm on the same images."
-    x = to_float(x).to(takes(model, x)[0])
-    balls = _Balls(model, x, y, seed, topk, batch_size, progress)
+    x = to_float(x)
+    balls = _Balls(model, x, y.cpu(), seed, topk, batch_size, progress)
     for eps in sorted({c.eps for c in group}): balls.judge([c for c in group if c.eps == eps])
     return [balls.judged[c] for c in group]
 
@@ -269,8 +269,7 @@ def _remarks(found):
 def _proved(proof, model, x, y):
     "Which images are proved, (n,) bool."
     plain_layers(model)
-    device, dtype = takes(model)
-    def prove(a, b): return certify_batch(model, a.to(device, dtype), b.to(device), proof.norm, proof.eps).cpu()
+    def prove(a, b): return certify_batch(model, a, b, proof.norm, proof.eps).cpu()
     return torch.cat(list(map(prove, x.split(50), y.split(50))))
 
 # %% ../nbs/10g_conditions.ipynb #2da5a05b
@@ -291,7 +290,7 @@ def measure(
     conditions = with_clean(parse(conditions))
     if diverged: return [_no_row(c, len(x), split) for c in conditions]
     how, judged = dict(seed=seed, topk=topk, batch_size=batch_size, progress=progress), {}
-    with eval_mode(model) if isinstance(model, torch.nn.Module) else torch.no_grad():
+    with eval_mode(model) if isinstance(model, torch.nn.Module) else plain_mode():
         for group in _groups(conditions):
             n = _images(group[0]) or len(x)
             judged.update(zip(map(id, group), _judge(group, model, x[:n], y[:n], how)))

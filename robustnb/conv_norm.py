@@ -9,6 +9,7 @@ __all__ = ['UNIT', 'SAFETY', 'Interval', 'check_ord', 'conv_norm_reshaped', 'cer
 
 # %% ../nbs/11a_conv_norm.ipynb #24b979ee
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ import torch, torch.nn.functional as F
 from scipy.linalg import eigh_tridiagonal
 from scipy.stats import beta
 
+from . import replay
 from .core import Stopwatch, check_choice, check_number, generator, require
 
 # %% ../nbs/11a_conv_norm.ipynb #efe41a37
@@ -150,6 +152,14 @@ def _pair(value, name, low):
     require(len(pair) == 2, name, repr(value), 'one number or two')
     return tuple(int(check_number(v, name, low=low, integer=True)) for v in pair)
 
+@contextmanager
+def _plain_sums():
+    "Inside the block convolutions on CUDA are sums of products, and no Fourier transform, whose rounding is another."
+    before = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = False
+    try: yield
+    finally: torch.backends.cudnn.enabled = before
+
 class Convolution(NamedTuple):
     "A convolution with zero padding, as a linear operator on images of one size. Pairs are (height, width)."
     weight: torch.Tensor  # kernel (out, in, h, w), float64
@@ -160,14 +170,15 @@ class Convolution(NamedTuple):
 
     def forward(self, x, weight):
         "Outputs for images `x`; `weight` is the kernel or one of its shape."
-        return F.conv2d(x, weight, stride=self.stride, padding=self.padding)
+        with _plain_sums(): return F.conv2d(x, weight, stride=self.stride, padding=self.padding)
 
     def adjoint(self, y, weight):
         "The transposed operator: images from outputs `y`."
         each = zip(self.out, self.stride, self.padding, weight.shape[2:])
         cover = [(m - 1)*s - 2*p + k for m, s, p, k in each]
         missing = [n - c for n, c in zip(self.size, cover)]
-        return F.conv_transpose2d(y, weight, stride=self.stride, padding=self.padding, output_padding=missing)
+        how = dict(stride=self.stride, padding=self.padding, output_padding=missing)
+        with _plain_sums(): return F.conv_transpose2d(y, weight, **how)
 
     @property
     def disjoint(self) -> bool:
@@ -200,10 +211,11 @@ def conv_matrix(
     padding=0,    # zeros added on each side, one number or two
 ):
     "The operator as a dense float64 matrix (out*height*width, in*height*width); for small images."
-    weight, size, stride, padding, _ = conv_geometry(weight, input_size, stride, padding)
-    pixels = weight.shape[1]*math.prod(size)
-    units = torch.eye(pixels).to(weight).view(pixels, weight.shape[1], *size)
-    return F.conv2d(units, weight, stride=stride, padding=padding).flatten(1).T
+    conv = conv_geometry(weight, input_size, stride, padding)
+    channels = conv.weight.shape[1]
+    pixels = channels*math.prod(conv.size)
+    units = torch.eye(pixels).to(conv.weight).view(pixels, channels, *conv.size)
+    return conv.forward(units, conv.weight).flatten(1).T
 
 # %% ../nbs/11a_conv_norm.ipynb #3645534a
 def _conv_norm_sums(conv, ord):
@@ -239,7 +251,7 @@ def _probable_upper(alphas, betas, theta, g):
 
 # %% ../nbs/11a_conv_norm.ipynb #dc8dc9ff
 def _ritz(alphas, betas, g, closed):
-    "Largest Ritz value, its vector in the basis, and the probable upper bound of the largest eigenvalue."
+    "Largest Ritz value, its vector in the basis (on the CPU), and the probable upper bound of the largest eigenvalue."
     k = len(alphas) - 1
     values, vectors = eigh_tridiagonal(alphas, betas[:-1], select='i', select_range=(k, k))
     theta = values[-1]
@@ -248,10 +260,10 @@ def _ritz(alphas, betas, g, closed):
 
 class _Krylov:
     "Lanczos' basis of R^n for `apply`, vector by vector; alphas and betas are its tridiagonal matrix."
-    def __init__(self, apply, n, rounds):
+    def __init__(self, apply, n, rounds, device='cpu'):
         self.apply = apply
-        self.v = F.normalize(torch.randn(n, generator=generator(0, 'lanczos', n)), dim=0)
-        self.basis = torch.empty(rounds, n)
+        self.v = F.normalize(torch.randn(n, generator=generator(0, 'lanczos', n)), dim=0).to(device)
+        self.basis = torch.empty(rounds, n, device=device)
         self.alphas = []
         self.betas = []
 
@@ -271,15 +283,15 @@ class _Krylov:
 
     def vector(self, weights):
         "The vector of R^n with these coordinates."
-        return weights@self.basis[:len(self.alphas)]
+        return weights.to(self.basis.device)@self.basis[:len(self.alphas)]
 
 # %% ../nbs/11a_conv_norm.ipynb #78b9fb06
-def _lanczos(apply, n, tol, delta, max_rounds=500):
-    """Largest eigenvalue of `apply` (symmetric, positive semidefinite, float32) on R^n:
+def _lanczos(apply, n, tol, delta, max_rounds=500, device='cpu'):
+    """Largest eigenvalue of `apply` (symmetric, positive semidefinite, float32) on R^n, on that device:
     Ritz vector, and an upper bound that fails with probability <= delta."""
     g = math.sqrt(beta.ppf(delta, .5, (n - 1)/2)) if n > 1 else 1.
     rounds = min(n, max_rounds)
-    space = _Krylov(apply, n, rounds)
+    space = _Krylov(apply, n, rounds, device)
     for k in range(rounds):
         space.grow()
         last = space.closed or k + 1 == rounds
@@ -289,6 +301,7 @@ def _lanczos(apply, n, tol, delta, max_rounds=500):
     return space.vector(weights), upper
 
 # %% ../nbs/11a_conv_norm.ipynb #b71bb2ff
+@replay.exact()
 def _conv_norm_lanczos(conv, tol=5e-4, delta=1e-6):
     "Interval of the l2 norm: the lower end is proven (float64), the upper end fails with probability <= delta."
     weight = conv.weight
@@ -300,7 +313,7 @@ def _conv_norm_lanczos(conv, tol=5e-4, delta=1e-6):
     else: first, second, start = conv.adjoint, conv.forward, there
     slim = (weight/scale).float()
     apply = lambda v: second(first(v.view(start), slim), slim).flatten()
-    y, upper = _lanczos(apply, math.prod(start), tol, delta)
+    y, upper = _lanczos(apply, math.prod(start), tol, delta, device=weight.device)
     y = y.double().view(start)
     rounding = SAFETY*UNIT*(weight[0].numel() + len(weight))
     lower = (first(y, weight).norm()/y.norm()).item()*(1 - rounding)
@@ -453,12 +466,18 @@ def conv_norm_band(
     return _banded_cholesky(rest, plan.rows, plan.band)
 
 # %% ../nbs/11a_conv_norm.ipynb #6db421f9
-def flops_per_second() -> float:
-    "Floating-point operations of float64 matrix products that one CPU second buys here, measured in some 20 ms."
-    x = torch.ones(512, 512, dtype=torch.float64)
+def flops_per_second(
+    device='cpu',  # where
+) -> float:
+    """Floating-point operations of float64 matrix products that one CPU second buys here, or one second on another
+    device; measured in some 20 ms."""
+    x = torch.ones(512, 512, dtype=torch.float64, device=device)
+    on_cpu = x.device.type == 'cpu'
+    if not on_cpu: (x@x).sum().item()  # the first product there takes long
     with Stopwatch() as watch:
-        for _ in range(4): x@x
-    return 8*512**3/max(watch.cpu, 1e-4)
+        for _ in range(4): product = x@x
+        if not on_cpu: product.sum().item()  # it waits for them
+    return 8*512**3/max(watch.cpu if on_cpu else watch.wall, 1e-4)
 
 def _by_circulant(conv):
     "Interval of the l2 norm from Lanczos below and the circulant above; exact where patches are disjoint."
@@ -487,7 +506,7 @@ def conv_norm_certified(
     known = _by_circulant(conv) if known is None else known
     guess = known.lower*(1 + 2e-4)
     if guess >= known.upper or seconds <= 0: return known
-    if _band_plan(conv).flops > seconds*flops_per_second()/2: return known
+    if _band_plan(conv).flops > seconds*flops_per_second(conv.weight.device)/2: return known
     better = _tried(conv, known, guess)
     if better is not known: return better
     careful = _conv_norm_lanczos(conv).lower  # the first may have stopped short

@@ -836,6 +836,7 @@ def resize(
     check_number(size, 'size', low=1, integer=True)
     n, c, h, w = x.shape
     if (h, w) == (size, size): return x
+    x = x.cpu()
     _check_extent(w, h)
     _fits(n*c*size*size, 'images')
     out = torch.empty(n, c, size, size, dtype=torch.uint8)

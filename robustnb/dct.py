@@ -12,6 +12,7 @@ from functools import lru_cache
 import torch
 
 from .core import check_choice, check_number
+from .replay import exact
 
 # %% ../nbs/01_dct.ipynb #a62ecd24
 @lru_cache(maxsize=64)
@@ -64,7 +65,7 @@ def _along(x, dim, inverse):
     x = check_float(check_float(x, 1).movedim(dim, -1), 1)
     C = _matrix(x.shape[-1], x.dtype, x.device)
     right = C if inverse else C.T
-    with torch.autocast(x.device.type, enabled=False):
+    with torch.autocast(x.device.type, enabled=False), exact():
         return (x @ right).movedim(-1, dim)
 
 def dct(
@@ -122,7 +123,7 @@ def sandwich(
     "left @ plane @ right for all planes of `x`, (...,A,B), in full precision."
     batch, (h, w) = x.shape[:-2], x.shape[-2:]
     planes = x.reshape(math.prod(batch), h, w)
-    with torch.autocast(x.device.type, enabled=False):
+    with torch.autocast(x.device.type, enabled=False), exact():
         return _Sandwich.apply(left, planes, right).view(*batch, left.shape[0], right.shape[1])
 
 # %% ../nbs/01_dct.ipynb #89fb4112

@@ -14,14 +14,16 @@ import torch
 
 from .core import check_number, generator, require
 from .data import to_float
+from .replay import exact
 
 # %% ../nbs/08_evaluate.ipynb #c749000d
 @contextmanager
 def eval_mode(model):
-    "Inside the block `model` is in evaluation mode without gradients; afterwards every part has its own mode again."
+    """Inside the block `model` is in evaluation mode without gradients, and products on CUDA are exact; afterwards every
+    part has its own mode again."""
     modes = [(m, m.training) for m in model.modules()]
     try:
-        with torch.no_grad(): yield model.eval()
+        with torch.no_grad(), exact(): yield model.eval()
     finally:
         for m, training in modes: m.training = training
 
@@ -71,8 +73,9 @@ def ask(
 # %% ../nbs/08_evaluate.ipynb #31f9cc5d
 @contextmanager
 def plain_mode():
-    "Inside the block (or the decorated function) neither inference mode nor recording of gradients is on."
-    with torch.inference_mode(False), torch.no_grad(): yield
+    """Inside the block (or the decorated function) neither inference mode nor recording of gradients is on, and products
+    on CUDA are exact, not of TF32."""
+    with torch.inference_mode(False), torch.no_grad(), exact(): yield
 
 def plain_tensor(
     x,  # a tensor

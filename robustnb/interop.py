@@ -22,6 +22,7 @@ from torch.utils.flop_counter import flop_registry
 
 from . import data, models
 from .core import check_choice, check_number, generator, regular_file, require
+from .evaluate import plain_mode, takes
 from .layers import TABLE
 
 # %% ../nbs/13b_interop.ipynb #517a42be
@@ -1428,8 +1429,8 @@ def _chain(program) -> list:
 # %% ../nbs/13b_interop.ipynb #7833f007
 def _agree(model, program) -> bool:
     "Whether layers and program give the same logits."
-    x = torch.rand(program.form.example, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
+    x = torch.rand(program.form.example, generator=torch.Generator().manual_seed(0)).to(program.like.device)
+    with plain_mode():
         wanted = program(x)
         try: return torch.allclose(model(x), wanted, rtol=1e-4, atol=1e-5)
         except RuntimeError: return False  # layers are stricter in types than their operations
@@ -1508,7 +1509,7 @@ def prepared(
     mean, std = mean or [0.]*n, std or [1.]*n
     require(len(mean) == len(std), 'std', f'{len(std)} values for {len(mean)} of mean', 'as many, one per channel')
     for v in std: check_number(v, 'std', above=0)
-    return nn.Sequential(_normalisation(mean, std), model).eval()
+    return nn.Sequential(_normalisation(mean, std).to(takes(model)[0]), model).eval()
 
 # %% ../nbs/13b_interop.ipynb #b252b818
 def _here(text) -> Path | None:
@@ -1601,7 +1602,7 @@ def mapped(
     names.pop(None, None)
     if not names: raise ValueError('label_map: leaves every class out, accepted: an output for one class at least')
     output_of = torch.tensor([-1 if output is None else output for output in outputs])
-    return output_of[y], tuple(names.get(i, str(i)) for i in range(max(names) + 1))
+    return output_of.to(y.device)[y], tuple(names.get(i, str(i)) for i in range(max(names) + 1))
 
 # %% ../nbs/13b_interop.ipynb #736f12e8
 @dataclass(frozen=True)

@@ -314,6 +314,7 @@ def from_images(
     """Regression with the spectrum of real images and a target +1 for labels above the middle of their range, else -1;
     d = side^2, row-major frequencies."""
     check_number(keep, 'keep', above=0, high=1)
+    x, y = x.cpu(), y.cpu()
     X = dct2(x.mean(1)).flatten(1).numpy()
     energy = (X**2).mean(0, dtype=np.float64)
     if not (energy > 0).any():

@@ -251,7 +251,8 @@ def _can_be_refined(f, norm):
 
 def _refine(leaves, norms, seconds, watch):
     "Replace circulant bounds by the band's, the largest gain per second first, while the estimated cost fits."
-    rate = flops_per_second()
+    places = [f.weight.device for f in leaves if f.kind == 'conv']
+    rate = flops_per_second(*places[:1])
     plans = []
     for f in leaves:
         if not _can_be_refined(f, norms[id(f)]): continue
@@ -397,6 +398,7 @@ def chain_apply(
     x,      # inputs (N, features), float64
 ):
     "The chain's outputs, float64 (N, outputs)."
+    x = x.to(pairs[0][0].device)
     for i, (W, b) in enumerate(pairs): x = (x if i == 0 else x.relu())@W.T + b
     return x
 
@@ -421,8 +423,8 @@ def _sdp_matrix(weights, taus):
     sizes = [weights[0].shape[1], *(len(t) for t in taus)]
     at = np.concatenate([[0], np.cumsum(sizes)])
     blocks = [slice(a, b) for a, b in zip(at, at[1:])]
-    P = torch.zeros(at[-1], at[-1], dtype=torch.float64)
-    P.diagonal().copy_(torch.cat([torch.ones(sizes[0]).double(), *[2*t for t in taus]]))
+    P = weights[0].new_zeros(at[-1], at[-1])
+    P.diagonal().copy_(torch.cat([weights[0].new_ones(sizes[0]), *[2*t for t in taus]]))
     for before, here, W, tau in zip(blocks, blocks[1:], weights, taus):
         coupling = -tau[:, None]*W
         P[here, before] = coupling
@@ -455,8 +457,9 @@ class _Descent:
     "Gradient descent on the logarithms of the weights; `taus` and `best` are the best so far, (None, inf) at first."
     def __init__(self, weights, rate):
         self.weights = weights
-        self.thetas = [torch.zeros(len(W)).double().requires_grad_() for W in weights[:-1]]
-        self.sizes = [torch.zeros(()).double().requires_grad_() for _ in weights[:-1]]
+        start = lambda *shape: weights[0].new_zeros(shape).requires_grad_()
+        self.thetas = [start(len(W)) for W in weights[:-1]]
+        self.sizes = [start() for _ in weights[:-1]]
         self.optimizer = torch.optim.Adam(self.thetas + self.sizes, lr=rate)
         self.best = math.inf
         self.taus = None

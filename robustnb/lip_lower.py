@@ -15,6 +15,7 @@ from torch import nn
 from .core import Stopwatch, check_number, generator, require
 from .layers import in_flux
 from .evaluate import plain_mode, plain_tensor, takes
+from .replay import exact
 from .conv_norm import UNIT, Interval, check_ord
 from .lip_bounds import relu_chain, selector
 
@@ -44,11 +45,12 @@ def jacobians(
     output=None,       # None: all outputs; k: logit k; (i, j): the difference of two logits
     batch: int = 128,  # points per pass
 ) -> torch.Tensor:
-    "Jacobians at `x`: (N, rows, features), one row per selected output."
+    "Jacobians at `x`: (N, rows, features), one row per selected output; on the device of the model."
     found = []
+    x = x.to(takes(model, x)[0])
     for part in x.split(batch):
         plain = torch.autocast(x.device.type, enabled=False)
-        with torch.inference_mode(False), torch.enable_grad(), plain:
+        with torch.inference_mode(False), torch.enable_grad(), plain, exact():
             part = plain_tensor(part).requires_grad_()
             y = model(part)
             rows = selector(output, y.shape[1])
@@ -93,7 +95,7 @@ def _segments(x, v, box, steps):
     return torch.minimum(torch.maximum(ends, low), high)
 
 # %% ../nbs/11c_lip_lower.ipynb #490c0fda
-@torch.no_grad()
+@plain_mode()
 def _answers(model, points):
     "Outputs (N, outputs) in float64, and an estimate of their rounding error."
     plain, exact = copy.deepcopy(model).float(), copy.deepcopy(model).double()
@@ -112,7 +114,7 @@ def quotient(
 ) -> tuple:
     "(largest difference quotient along `v` less an estimate of its rounding error, its two points (2, ...))."
     ord = check_ord(ord)
-    ends = _segments(x, v, box, steps)
+    ends = _segments(x.to(takes(model, x)[0]), v, box, steps)
     y, noise = _answers(model, ends.flatten(0, 1))
     rows = selector(output, y.shape[1])
     rows = torch.eye(y.shape[1]).to(y) if rows is None else rows.to(y)

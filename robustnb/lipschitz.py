@@ -182,7 +182,7 @@ def lip_local(
     ord = check_ord(ord)
     if not isinstance(model, nn.Module): model = chain_module(model)
     with Stopwatch() as watch:
-        x = torch.as_tensor(x).detach().double()
+        x = torch.as_tensor(x).detach().cpu().double()
         low, high = (torch.as_tensor(b).to(x) for b in box)
         low, high = torch.maximum(x - radius, low), torch.minimum(x + radius, high)
         known = lip_lower(model, x[None], ord, output, box=box, ball=(x, radius, norm), seed=seed)

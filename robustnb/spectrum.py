@@ -89,7 +89,7 @@ def filter_freq(
 # %% ../nbs/02_spectrum.ipynb #4c4a435d
 def _kth(values, k):
     "The k-th smallest, counted from 0, along the last axis."
-    if values.is_cuda: return values.kthvalue(k + 1).values
+    if values.device.type != 'cpu': return values.kthvalue(k + 1).values
     return torch.from_numpy(np.partition(values.numpy(), k)[..., k])
 
 # %% ../nbs/02_spectrum.ipynb #cf741901

@@ -36,6 +36,12 @@ class OnCard(torch.Tensor):
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None): return _run(func, args, kwargs or {})
     def tolist(self): return self.cpu().tolist()  # torch's own looks at the memory
     def __format__(self, spec): return format(self.cpu(), spec)
+    @property
+    def data(self): return self.detach()
+    @data.setter
+    def data(self, value):
+        torch.Tensor.data.__set__(self, value)
+        self.inner = value.inner
 
 
 class _Mode(TorchDispatchMode):
@@ -46,6 +52,7 @@ class _Makers(TorchFunctionMode):
     "torch.tensor and its like make their numbers on the CPU, out of reach of `_Mode`."
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
+        if func is torch.Tensor.new_tensor and isinstance(args[0], OnCard): return torch.tensor(args[1], dtype=args[0].dtype).to(CARD)
         if func not in (torch.tensor, torch.as_tensor, torch.asarray): return func(*args, **kwargs)
         device = kwargs.pop('device', None)
         made = func(*args, **kwargs)
@@ -84,7 +91,7 @@ def _run(func, args, kwargs):
         if _tape is not None: raise RuntimeError(f'{func}: not permitted while the card captures')
         waits.append(f'{func} {"down" if on and not (func is aten.copy_.default and off) else "up"}')
     plain_args, plain_kwargs = tree_map(_inner, (args, kwargs))
-    if device is not None: plain_kwargs['device'] = torch.device('cpu')
+    if target == CARD.type: plain_kwargs['device'] = torch.device('cpu')
     if _tape is not None and on: out = _tape.record(func, plain_args, plain_kwargs)
     elif _tape is not None and target == CARD.type: out = _tape.record(func, plain_args, plain_kwargs)
     else: out = func(*plain_args, **plain_kwargs)

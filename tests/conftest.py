@@ -1,10 +1,13 @@
 "Shared by all tests: experiments of one line, and the command line as a user starts it."
 import os, signal, subprocess, sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import nbformat
 import pytest
 import torch
+
+import card
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -13,6 +16,16 @@ ROOT = Path(__file__).resolve().parents[1]
 def seeded():
     "PyTorch begins each process with another seed: a test that fails must fail again."
     torch.manual_seed(0)
+
+
+CUDA = pytest.param('cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA'))
+
+
+@pytest.fixture(params=['card', CUDA])
+def device(request):
+    "A device that is no CPU; the test runs with the card plugged in where it is the pretended one."
+    with card.plugged_in() if request.param == 'card' else nullcontext():
+        yield card.CARD if request.param == 'card' else torch.device('cuda')
 
 
 @pytest.fixture

@@ -1,7 +1,4 @@
 """Everything on a card: real where there is one, pretended everywhere (see card.py)."""
-import copy
-from contextlib import nullcontext
-
 import pytest
 import torch
 from torch.testing import assert_close
@@ -12,14 +9,6 @@ from robustnb.oracle import Oracle
 from robustnb.core import seed_all
 
 REPLAYED = [name for name, spec in optim.OPTIMIZERS.items() if spec.replays]
-CUDA = pytest.param('cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA'))
-
-
-@pytest.fixture(params=['card', CUDA])
-def device(request):
-    "A device that is no CPU; the test runs with the card plugged in where it is the pretended one."
-    with card.plugged_in() if request.param == 'card' else nullcontext():
-        yield card.CARD if request.param == 'card' else torch.device('cuda')
 
 
 @pytest.fixture(scope='module')
