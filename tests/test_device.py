@@ -1,11 +1,12 @@
 """Everything on a card: real where there is one, pretended everywhere (see card.py)."""
+import copy
+
 import pytest
 import torch
 from torch.testing import assert_close
 
 import card
 from robustnb import attacks, data, models, optim, replay, train, train_many
-from robustnb.oracle import Oracle
 from robustnb.core import seed_all
 
 REPLAYED = [name for name, spec in optim.OPTIMIZERS.items() if spec.replays]
@@ -217,7 +218,7 @@ def victim(digits): return train.fit(net(), digits, train.Config('adam', 3e-3, 6
 def images(digits): return digits.x_test[:24].float()/255, digits.y_test[:24]
 
 
-def quick(model, x, y, norm, eps): return attacks.autoattack(model, x[:9], y[:9], norm, eps, 'quick', progress=False, batch_size=8)
+def quick(model, x, y, norm, eps): return attacks.autoattack(model, x[:5], y[:5], norm, eps, 'quick', progress=False, batch_size=8)
 def apgd(model, x, y, norm, eps): return attacks.apgd(model, x, y, norm, eps, steps=20)
 def apgd_dlr(model, x, y, norm, eps): return attacks.apgd(model, x, y, norm, eps, 'dlr', steps=12, runs=2)
 def deepfool(model, x, y, norm, eps): return attacks.deepfool(model, x, y, norm, eps, steps=5)
@@ -225,7 +226,7 @@ def apgd_targeted(model, x, y, norm, eps): return attacks.apgd(model, x, y, norm
 def fab(model, x, y, norm, eps): return attacks.fab(model, x, y, norm, eps, targets=2, steps=14)
 def fab_anywhere(model, x, y, norm, eps): return attacks.fab(model, x[:12], y[:12], norm, targets=2, steps=14)
 def square(model, x, y, norm, eps): return attacks.square(model, x, y, norm, eps, queries=60, batch_size=13)
-def nearest(model, x, y, norm, eps): return attacks.minimal_norm(model, x[:6], y[:6], norm, steps=8)
+def nearest(model, x, y, norm, eps): return attacks.minimal_norm(model, x[:4], y[:4], norm, rounds=1, steps=10)
 def in_portions(model, x, y, norm, eps): return attacks.pgd(model, x, y, norm, eps, restarts=2, steps=8, batch_size=13)
 
 

@@ -246,7 +246,6 @@ def close(a, b, real):
 def lying(leaf): return leaf.device.type if isinstance(leaf, torch.Tensor) else 'cpu'
 
 
-WAITING = {'attacks.autoattack': 'the cascade keeps its marks on the CPU, and indexes them by what the images on a card answer'}
 PLACES = dict(both=(True, True), model=(True, False), images=(False, True))
 
 
@@ -269,7 +268,6 @@ def expected(given, name):
 @pytest.mark.parametrize('moved', PLACES)
 def test_any_device(given, name, expected, device, moved):
     call, where = CASES[name]
-    if name in WAITING and PLACES[moved][1]: pytest.xfail(WAITING[name])
     with_model, with_images = (torch.device(device if there else 'cpu') for there in PLACES[moved])
     found = leaves(call(given.put(with_model, with_images)))
     assert len(found) == len(expected)
