@@ -183,7 +183,7 @@ CASES = {
     'audit.suspicions': (lambda g: audit.suspicions(9 - g.y, g.y, 10), 'cpu'),
     'audit.shuffled': (lambda g: audit.shuffled(g.x, g.y, 0), 'cpu'),
     # attacks
-    'attacks.autoattack': (lambda g: (lambda ev: (ev.robust, ev.x_adv))(attacks.autoattack(
+    'attacks.autoattack': (lambda g: (lambda ev: (ev.robust.tolist(), ev.x_adv))(attacks.autoattack(
         g.model, g.x[:4], g.y[:4], eps=.2, version='quick', progress=False)), 'images'),
     'pgd.fgsm': (attack('fgsm'), 'images'), 'pgd.pgd': (attack('pgd', steps=5, restarts=2), 'images'),
     'pgd.apgd': (attack('apgd', steps=8), 'images'), 'fab.deepfool': (attack('deepfool'), 'images'),
