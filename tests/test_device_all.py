@@ -283,7 +283,7 @@ TAKEN = {'model', 'net', 'x', 'X', 'images', 'image', 'module', 'layer', 'weight
 ELSEWHERE = dict(
     train='test_device.py', train_many='test_device.py', optim='test_device.py: its steps are those of training',
     threat='parts of attacks, which see images on the model\'s device only', oracle='likewise', pgd='likewise', fab='likewise',
-    square='likewise', cascade='likewise', sweep='no tensors', cli='no tensors')
+    square='likewise', march='likewise', cascade='likewise', sweep='no tensors', cli='no tensors')
 EXCEPT = {
     'attacks.minimal_norm': 'made of fab and apgd, which are in the table; it takes half a minute on the pretended card',
     'audit.audit': 'a test of its own',
