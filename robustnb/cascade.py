@@ -51,8 +51,33 @@ def stages(
     return [Stage(attack, run, price) for attack in ATTACKS[version] for run, price in enumerate(prices[attack])]
 
 # %% ../nbs/10ea_cascade.ipynb #8cdc7e5a
+class _Verdicts:
+    "What follows of each image from which stage fooled it (`by`), and from what became of its proof (`proof`)."
+    @property
+    def robust(self):
+        "(n,) bool: classified correctly, and no attack found anything."
+        return self.by < 0
+    @property
+    def accuracy(self) -> float:
+        "Robust accuracy: an upper bound, attacks may miss what exists."
+        return self.robust.float().mean().item()
+    @property
+    def certified(self):
+        "(n,) bool: proved robust."
+        return self.proof > 0
+    @property
+    def certified_accuracy(self) -> float:
+        "Share of images proved robust, a lower bound of robust accuracy; nan if proofs were not asked for."
+        return self.certified.float().mean().item() if self.certify else float('nan')
+    def left(self,
+        number: int,  # stages that the images have been through; 0: none yet
+    ) -> int:
+        "Images that are still classified correctly after so many stages."
+        return int(((self.by < 0) | (self.by > number)).sum())
+
+# %% ../nbs/10ea_cascade.ipynb #74a9f9c2
 @dataclass
-class Evaluation:
+class Evaluation(_Verdicts):
     "Result of `autoattack`; images in the order they were given."
     norm: str                      # 'linf' or 'l2'
     eps: float                     # radius of the ball, in units of the pixels
@@ -75,27 +100,6 @@ class Evaluation:
         label = 'quick (APGD-CE + APGD-T, not AutoAttack)' if quick else 'AutoAttack'
         if self.classes <= 3: return f'{label}, not standard: logit difference instead of DLR, {self.classes} classes'
         return label if quick else f'{label} standard'
-    @property
-    def robust(self):
-        "(n,) bool: classified correctly, and no attack found anything."
-        return self.by < 0
-    @property
-    def accuracy(self) -> float:
-        "Robust accuracy: an upper bound, attacks may miss what exists."
-        return self.robust.float().mean().item()
-    @property
-    def certified(self):
-        "(n,) bool: proved robust."
-        return self.proof > 0
-    @property
-    def certified_accuracy(self) -> float:
-        "Share of images proved robust, a lower bound of robust accuracy; nan if proofs were not asked for."
-        return self.certified.float().mean().item() if self.certify else float('nan')
-    def left(self,
-        number: int,  # stages that the images have been through; 0: none yet
-    ) -> int:
-        "Images that are still classified correctly after so many stages."
-        return int(((self.by < 0) | (self.by > number)).sum())
     @property
     def survivors(self) -> dict:
         "Images still classified correctly before any attack and after each."
@@ -120,18 +124,22 @@ class Evaluation:
     def doubt(self) -> dict:
         "The doubts as a field of a metric row, for `results.row`; empty where there are none."
         return {'doubt': '; '.join(self.doubts)} if self.doubts else {}
-    def __str__(self):
-        "A small table."
-        head = f'{self.name}, {self.norm} eps {self.eps:.4g}: {self.accuracy:.1%} of {len(self.by)} robust'
-        if self.certify: head += f', {self.certified_accuracy:.1%} proved'
-        names = f'{"":9}{"survivors":>10}{"forward":>10}{"gradient":>10}{"CPU s":>8}'
-        attacks = [*self.survivors, *(['certify'] if 'certify' in self.passes else [])]
-        return '\n'.join([head, names, *map(self._line, attacks), *(f'in doubt: {doubt}' for doubt in self.doubts)])
-    def _line(self, attack):
-        "What one attack left and cost."
-        spent = Counter(self.passes.get(attack, {}))
-        passes = f'{spent["forward"]:>10}{spent["gradient"]:>10}'
-        return f'{attack:9}{self.survivors.get(attack, ""):>10}{passes}{self.cpu_s.get(attack, 0):>8.2f}'
+    def __str__(self): return _table(self)
+
+# %% ../nbs/10ea_cascade.ipynb #ed8a0677
+def _table(ev):
+    "What each attack left and cost, as text."
+    head = f'{ev.name}, {ev.norm} eps {ev.eps:.4g}: {ev.accuracy:.1%} of {len(ev.by)} robust'
+    if ev.certify: head += f', {ev.certified_accuracy:.1%} proved'
+    names = f'{"":9}{"survivors":>10}{"forward":>10}{"gradient":>10}{"CPU s":>8}'
+    attacks = [*ev.survivors, *(['certify'] if 'certify' in ev.passes else [])]
+    lines = [_line(ev, attack) for attack in attacks]
+    return '\n'.join([head, names, *lines, *(f'in doubt: {doubt}' for doubt in ev.doubts)])
+
+def _line(ev, attack):
+    spent = Counter(ev.passes.get(attack, {}))
+    passes = f'{spent["forward"]:>10}{spent["gradient"]:>10}'
+    return f'{attack:9}{ev.survivors.get(attack, ""):>10}{passes}{ev.cpu_s.get(attack, 0):>8.2f}'
 
 # %% ../nbs/10ea_cascade.ipynb #796efec2
 def begin(
@@ -368,9 +376,8 @@ class Cascade:
         "Try to prove that nothing fools these images."
         ev, net = self.ev, self.net
         with charged(net, ev, 'certify'):
-            clean, labels = self.x[rows].to(net.device, net.dtype), self.y[rows].to(net.device)
-            ev.proof[rows] = certify_batch(net.model, clean, labels, ev.norm, ev.eps).long().to(ev.proof.device)
-        proved = rows[(ev.proof[rows] > 0).to(rows.device)]
+            ev.proof[rows] = certify_batch(net.model, self.x[rows], self.y[rows], ev.norm, ev.eps).long().cpu()
+        proved = rows[ev.proof[rows] > 0]
         self.state.save(ev, self.best)
         self.bar.advance(sum(map(self.ahead, ev.done[proved].tolist())), 0)
 

@@ -46,8 +46,9 @@ def _twin(rows):
 
 class _Home:
     "Memory for the survivors of one attack on one rung, and the steps that are replayed there."
-    def __init__(self, s):
+    def __init__(self, s, net):
         self.s = _twin(s)
+        self.net = net
         self.slots = [Slots(vars(part)) for part in _parts(self.s)]
         self.steps = {}
 
@@ -60,6 +61,15 @@ class _Home:
     def settle(self):
         "Put all values into their places."
         for slots in self.slots: slots.settle()
+
+    def step(self, name, take, more):
+        "The step `take` of those who live here; each kind of step, by what `more` says, has a replay of its own."
+        def work():
+            take(self.s, *more)
+            self.settle()
+        if more not in self.steps:
+            self.steps[more] = Replay(work, self.net.device, f'a step of {name}', family=self.net.family)
+        self.steps[more]()
 
 # %% ../nbs/10ab_march.ipynb #ab7fc027
 class March:
@@ -91,7 +101,7 @@ class March:
         _fill(self.s)
         key = *self.kind, self.s.at.shape
         homes = self.net.homes
-        if key not in homes: homes[key] = _Home(self.s)
+        if key not in homes: homes[key] = _Home(self.s, self.net)
         self.home = homes[key]
         self.home.enter(self.s)
         self.s = self.home.s
@@ -99,22 +109,13 @@ class March:
     def step(self, *more):
         "The usual step; `more` says which, if there are several."
         self._count(self.cost)
-        if self.fixed: self._replayed(*more)()
+        if self.fixed: self.home.step(self.kind[0], self.take, more)
         else:
             self.take(self.s, *more)
             self.s.regroup()
 
     def _count(self, passes):
         for kind, number in passes.items(): self.net.passes[kind] += number*len(self.s.rows)
-
-    def _replayed(self, *more):
-        "The replay of such a step."
-        def work():
-            self.take(home.s, *more)
-            home.settle()
-        home = self.home
-        if more not in home.steps: home.steps[more] = Replay(work, self.net.device, f'a step of {self.kind[0]}')
-        return home.steps[more]
 
     def do(self,
         work,      # function of the survivors

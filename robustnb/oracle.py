@@ -223,7 +223,8 @@ class Oracle:
             self.plain = self.device.type == 'cpu' and _conv_weights(model) < 2**16
             self.passes = Counter()
             self.vanished = {}
-            self.homes = {}  # what marches have captured, see `march.March`
+            self.homes = {}   # where marches keep what they have captured, see `march.March`
+            self.family = []  # all these graphs
             self.classes = check_model(self.model, plain_tensor(x[:32]).to(*self.at), y)
     def _ask(self, x):
         with ImageGradients(self.plain): return ask(self.model, x, self.at)

@@ -7,6 +7,8 @@ __all__ = ['LOSSES', 'TARGETS', 'ce', 'dlr', 'dlr_targeted', 'gap', 'rank_target
            'checkpoints', 'Ascent', 'climb', 'apgd_run', 'apgd']
 
 # %% ../nbs/10b_pgd.ipynb #3b6fff2c
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 
@@ -223,7 +225,7 @@ def climb(
         else: z, value, grad = net.slope(s.at, climbed)
         s.observe(value, grad)
         s.mark(~is_right(z, s.y))
-    marks = [0, *checkpoints(steps)]
+    waits = {mark: mark - before for before, mark in pairwise([0, *checkpoints(steps)])}
     z, value, grad = net.gradient(start, lambda z: loss(z, y, target))
     right = is_right(z, y)
     if right.any(): net.notice(grad[right], loss.__name__)
@@ -231,10 +233,9 @@ def climb(
     s.mark(~right)
     march = March(net, s, ascend, dict(gradient=1), 'apgd', loss.__name__, norm)
     for k in range(steps):
-        if k in marks[1:]:
+        if k in waits:
             march.regroup()
-            few = rho*(k - marks[marks.index(k) - 1])
-            march.do(lambda s: s.adapt(few))
+            march.do(lambda s: s.adapt(rho*waits[k]))
         if not march: break
         if k == steps - 1: march.do(lambda s: ascend(s, share=.75 if k else 1., last=True), forward=1)
         elif k == 0: march.do(lambda s: ascend(s, share=1.), gradient=1)

@@ -20,10 +20,11 @@ def replays(
 
 class Graph:
     "What a piece of work asks a CUDA device for."
-    def capture(self, work):
-        "Write it down without doing it."
+    def capture(self, work, family=()):
+        "Write it down without doing it, in the memory of the family, of which one graph is done at a time."
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, capture_error_mode='thread_local'): work()
+        pool = family[0].graph.pool() if family else None
+        with torch.cuda.graph(self.graph, pool, capture_error_mode='thread_local'): work()
 
     def replay(self):
         "Do it."
@@ -61,10 +62,12 @@ class Replay:
         device,  # that it computes on
         name: str = 'a step',  # for the message, where it cannot be captured
         why_not: str = '',     # why it cannot, if that is known
+        family: list | None = None,  # of graphs that share memory for what is needed within a step; this one joins
     ):
         self.work = work
         self.device = torch.device(device)
         self.name = name
+        self.family = [] if family is None else family
         self.calls = 0
         self.graph = None
         self.why_not = why_not if replays(device) else f'no graphs on the device {self.device.type!r}'
@@ -86,11 +89,13 @@ class Replay:
     def _capture(self):
         "Write down what the work asks for; where that fails, do it plainly."
         graph = Graph()
-        try: graph.capture(self.work)
+        try: graph.capture(self.work, self.family)
         except RuntimeError as e:
             self._give_up(f'{type(e).__name__}: {e}')
             self.work()
-        else: self.graph = graph
+        else:
+            self.graph = graph
+            self.family.append(graph)
 
     def _give_up(self, why):
         self.why_not = ' '.join(why.split())[:200]

@@ -228,9 +228,10 @@ def square_run(net, x, y, keys, run, norm, eps, queries=5000, seed=0, best=None)
     s.mark(s.margin <= 0)
     on_card = replays(x.device)  # there all are asked, and counted by the march
     ask = net.look if on_card else net.logits
+    shape = x.shape[1:]
     def query(s, size):
         rows, images = s.moves.propose(size, s.at)
-        if len(rows): s.try_out(rows, images, margin(ask(images.view(-1, *x.shape[1:])), s.y[rows]))
+        if len(rows): s.try_out(rows, images, margin(ask(images.view(-1, *shape)), s.y[rows]))
         s.moves.next = s.moves.next + 1
         s.mark(s.margin <= 0)
     march = March(net, s, query, dict(forward=1) if on_card else {}, 'square', norm, last - first)

@@ -330,6 +330,52 @@ def _sizes(n, size, model):
     return sizes
 
 # %% ../nbs/09_train.ipynb #dca43c4b
+class _Course:
+    "The batches of an epoch, on the device: which images come next, and at what rate. What changes, changes in place."
+    def __init__(self, sizes, shape, device):
+        self.sizes = sizes  # images in each batch
+        self.order = torch.zeros(*shape, sum(sizes), dtype=torch.long, device=device)  # of the images, for each model
+        self.rates = torch.zeros(len(sizes), dtype=torch.float64, device=device)
+        self.rows = torch.arange(max(sizes), device=device)            # places of the batch in the order
+        self.number = torch.zeros(1, dtype=torch.long, device=device)  # of the batch
+
+    def begin(self, order, rates):
+        "Go to the first batch of another epoch."
+        self.order.copy_(order)
+        self.rates.copy_(torch.tensor(rates, dtype=torch.float64))
+        self.rows.copy_(torch.arange(len(self.rows)))
+        self.number.zero_()
+
+    def index(self, size):
+        "Numbers of the images in the present batch, (..., size)."
+        return self.order.index_select(-1, self.rows[:size])
+
+    def rate(self):
+        "What was put down as the batch's rate, (1,)."
+        return self.rates.index_select(0, self.number)
+
+    def advance(self, size):
+        "Go on by a batch of that size."
+        self.rows += size
+        self.number += 1
+
+# %% ../nbs/09_train.ipynb #055586af
+def _step(model, opt, x, y, config, in_bf16):
+    "Move the weights once; returns the loss before, and how many answers were right when it was last computed."
+    logits = None
+    def closure():
+        nonlocal logits
+        opt.zero_grad(set_to_none=True)
+        autocast = torch.autocast(x.device.type, torch.bfloat16, enabled=in_bf16, cache_enabled=False)
+        with autocast: out = model(x)
+        loss = F.cross_entropy(out.float(), y, label_smoothing=config.label_smoothing)
+        loss.backward()
+        logits = out.detach()
+        return loss
+    loss = opt.step(closure).detach()
+    return loss, (logits.argmax(1) == y).sum()
+
+# %% ../nbs/09_train.ipynb #ef5573d0
 @dataclass
 class _Trainer:
     "What the steps of one run share."
@@ -342,78 +388,55 @@ class _Trainer:
 
     def __post_init__(self):
         device, size = self.x.device, self.config.batch_size
-        self.sizes = _sizes(len(self.x), size, self.model)
-        self.order = torch.arange(len(self.x), device=device)
-        self.drawn = []         # what augmentation draws for the images, in their order; a tensor for each change
-        self.rows = torch.arange(max(self.sizes), device=device)  # places of the batch in the order
-        self.number = torch.zeros(1, dtype=torch.long, device=device)  # of the batch
+        self.course = _Course(_sizes(len(self.x), size, self.model), (), device)
+        self.drawn = []  # what augmentation draws for the images, in their order; a tensor for each change
         self.loss_sum = torch.zeros((), device=device)
         self.right = torch.zeros((), dtype=torch.long, device=device)
         self.rate = self.opt.param_groups[0]['lr']  # a tensor where steps are replayed
-        self.rates = torch.zeros(len(self.sizes), device=device)  # of the epoch's batches
-        self.full = Replay(lambda: self.batch(size), device, 'a training step', self.keeps_numbers())
+        counts = '' if torch.is_tensor(self.rate) else f'{self.config.optimizer} keeps numbers in Python'
+        self.full = Replay(lambda: self.batch(size), device, 'a training step', counts)
 
-    def keeps_numbers(self):
-        "Why the steps of this optimizer cannot be replayed; empty where they can."
-        return '' if torch.is_tensor(self.rate) else f'{self.config.optimizer} keeps numbers in Python'
-
-    def step(self, x, y):
-        "Move the weights once; returns the loss before, and how many answers were right when it was last computed."
-        logits = None  # no attribute of the closure: a function that holds itself outlives its batch
-        in_bf16 = dict(dtype=torch.bfloat16, enabled=self.precision == 'bf16', cache_enabled=False)
-        def closure():
-            nonlocal logits
-            self.opt.zero_grad(set_to_none=True)
-            with torch.autocast(x.device.type, **in_bf16): out = self.model(x)
-            loss = F.cross_entropy(out.float(), y, label_smoothing=self.config.label_smoothing)
-            loss.backward()
-            logits = out.detach()
-            return loss
-        loss = self.opt.step(closure).detach()
-        return loss, (logits.argmax(1) == y).sum()
-
-    def images(self, rows):
-        "The images at those places of the order as the model takes them: float, augmented, in the faster memory order."
-        x = to_float(self.x[self.order.index_select(0, rows)], self.x.device)
+    def images(self, index, rows):
+        "Those images as the model takes them: float, augmented, in the faster memory order; `rows` are their places."
+        x = to_float(self.x[index], self.x.device)
         for (_, change), drawn in zip(_changes(self.config.augment), self.drawn): x = change(x, drawn.index_select(0, rows))
         return x.contiguous(memory_format=_layout(x.shape, x.device, self.config.optimizer))
 
     def batch(self, size):
-        "The step on the next images, so many; all it changes are tensors, in place."
-        rows = self.rows[:size]
-        if torch.is_tensor(self.rate): self.rate.copy_(self.rates.index_select(0, self.number).squeeze(0))
-        loss, hits = self.step(self.images(rows), self.y[self.order.index_select(0, rows)])
+        "The step on the next images, so many."
+        index = self.course.index(size)
+        if torch.is_tensor(self.rate): self.rate.copy_(self.course.rate().squeeze(0))
+        x = self.images(index, self.course.rows[:size])
+        loss, hits = _step(self.model, self.opt, x, self.y[index], self.config, self.precision == 'bf16')
         self.loss_sum += loss*size
         self.right += hits
-        self.rows += self.config.batch_size
-        self.number += 1
-
-    def rates_of(self, epoch):
-        "The learning rates of an epoch's batches."
-        c, n = self.config, len(self.sizes)
-        warm = round(c.warmup*n)
-        return [c.lr*lr_factor(epoch*n + i, n*c.epochs, c.schedule, warm) for i in range(n)]
+        self.course.advance(size)
 
     def begin(self, epoch):
-        "Put in place what the epoch needs: all random choices, and sums of zero."
-        seed, name = self.config.seed, self.config.augment
-        torch.manual_seed(derive_seed(seed, 'dropout', epoch))
-        self.order.copy_(torch.randperm(len(self.x), generator=generator(seed, 'order', epoch)))
-        g = generator(seed, 'augment', epoch)
-        parts = [[draw(size, self.x.shape, g) for draw, _ in _changes(name)] for size in self.sizes]
+        "Put in place what the epoch needs: all random choices, and sums of zero; returns its learning rates."
+        c, n = self.config, len(self.course.sizes)
+        rates = [c.lr*lr_factor(epoch*n + i, n*c.epochs, c.schedule, round(c.warmup*n)) for i in range(n)]
+        torch.manual_seed(derive_seed(c.seed, 'dropout', epoch))
+        self.course.begin(torch.randperm(len(self.x), generator=generator(c.seed, 'order', epoch)), rates)
+        g = generator(c.seed, 'augment', epoch)
+        parts = [[draw(size, self.x.shape, g) for draw, _ in _changes(c.augment)] for size in self.course.sizes]
         drawn = [torch.cat(rows).to(self.x.device) for rows in zip(*parts)]
         if self.drawn: torch._foreach_copy_(self.drawn, drawn)
         else: self.drawn = drawn
-        self.rates.copy_(torch.tensor(self.rates_of(epoch)))
-        self.rows.copy_(torch.arange(len(self.rows)))
-        for sums in self.number, self.loss_sum, self.right: sums.zero_()
+        self.loss_sum.zero_()
+        self.right.zero_()
+        return rates
+
+    def try_out(self, size):
+        "A step on so many images, to see whether there is memory for it."
+        self.begin(0)
+        self.batch(size)
 
     def epoch(self, epoch):
         """One pass over the data; returns the line of the curves: mean loss, running accuracy, norm of the weights and
         the last rate. On a CPU it ends early once the loss is not finite."""
-        self.begin(epoch)
         seen = 0
-        for i, (size, rate) in enumerate(zip(self.sizes, self.rates_of(epoch))):
+        for i, (rate, size) in enumerate(zip(self.begin(epoch), self.course.sizes)):
             if not torch.is_tensor(self.rate):
                 for group in self.opt.param_groups: group['lr'] = rate
             self.full() if size == self.config.batch_size else self.batch(size)
@@ -435,7 +458,8 @@ def _resume(checkpoint, model, opt, config):
         group.update(mine)
         if not torch.is_tensor(mine['lr']): continue
         for p in group['params']:
-            for name, value in opt.state[p].items(): opt.state[p][name] = value.to(p.device)
+            kept = opt.state[p]
+            kept.update({name: value.to(p.device) for name, value in kept.items() if torch.is_tensor(value)})
     return curves
 
 # %% ../nbs/09_train.ipynb #f6f4dbe6
@@ -463,11 +487,10 @@ def fit(
     curves = _resume(checkpoint, model, opt, config)
     trainer = _Trainer(model, opt, x.to(device), y.to(device), config, precision)
     gpus = [device] if device.type == 'cuda' else []
-    with (Stopwatch() as watch, torch.random.fork_rng(devices=gpus), exact(precision != 'tf32'),
-          memory_for(config.batch_size, trainer.batch)):
+    with Stopwatch() as watch, torch.random.fork_rng(devices=gpus), exact(precision != 'tf32'):
         for epoch in tqdm(range(len(curves), config.epochs), disable=not progress, leave=False):
             if _diverged(curves): break
-            curves.append(trainer.epoch(epoch))
+            with memory_for(config.batch_size, trainer.try_out): curves.append(trainer.epoch(epoch))
             if bands: curves[-1]['filters'] = filter_bands(model, tuple(x.shape[1:]), bands)
             if checkpoint: save_checkpoint(checkpoint, model, opt, config, curves)
             if on_epoch: on_epoch(model, curves)

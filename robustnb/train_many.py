@@ -18,7 +18,7 @@ from .core import Stopwatch, check_choice, digest, generator, require
 from .core import device as pick_device
 from .data import to_float
 from .replay import Replay, Slots, exact, memory_for, replays
-from .train import Fit, _diverged, _training_set, lr_factor, resolve_precision
+from .train import Fit, _Course, _diverged, _training_set, lr_factor, resolve_precision
 
 # %% ../nbs/09a_train_many.ipynb #c95928d5
 COMMON = 'epochs batch_size schedule warmup label_smoothing augment precision'.split()
@@ -136,29 +136,24 @@ class _Stack:
     precision: str             # 'fp32' or 'bf16'
 
     def __post_init__(self):
-        device, n, size = self.x.device, len(self.x), self.configs[0].batch_size
+        device, common, models = self.x.device, self.configs[0], len(self.configs)
+        sizes = [len(part) for part in torch.arange(len(self.x)).split(common.batch_size)]
+        self.course = _Course(sizes, (models,), device)
         self.groups = _groups(self.configs, device)
         self.fixed = replays(device)
         self.slots = Slots(self.params)
-        self.sizes = [len(part) for part in torch.arange(n).split(size)]
-        self.orders = torch.zeros(len(self.configs), n, dtype=torch.long, device=device)  # of the images, for each model
-        self.rows = torch.arange(max(self.sizes), device=device)           # places of the batch in the orders
-        self.number = torch.zeros(1, dtype=torch.long, device=device)      # of the batch
-        self.factors = torch.zeros(len(self.sizes), dtype=torch.float64, device=device)  # of the epoch's rates
-        self.loss_sum, self.right = torch.zeros(2, len(self.configs), device=device)
-        counts = any(c.optimizer == 'soap' for c in self.configs)
-        self.full = Replay(lambda: self.batch(size), device, 'a step of all models', 'soap looks at its count' if counts else '')
+        self.loss_sum, self.right = torch.zeros(2, models, device=device)
+        counts = 'soap looks at its count' if any(c.optimizer == 'soap' for c in self.configs) else ''
+        self.full = Replay(lambda: self.batch(common.batch_size), device, 'a step of all models', counts)
         if self.fixed and not counts:
             for group in self.groups: group.begin(self.params)
 
     def batch(self, size):
-        "The step on the next images, so many for each model; all that it changes are tensors, in place on a GPU."
-        index = self.orders.index_select(1, self.rows[:size])
-        losses, hits = self.step(index, self.factors.index_select(0, self.number))
+        "The step on the next images, so many for each model."
+        losses, hits = self.step(self.course.index(size), self.course.rate())
         self.loss_sum += losses*size
         self.right += hits.sum(1)
-        self.rows += self.configs[0].batch_size
-        self.number += 1
+        self.course.advance(size)
 
     def step(self, index, factor):
         "Move all models once by images `index` (M,B); returns losses before (M,) and which answers are right (M,B)."
@@ -187,16 +182,26 @@ class _Stack:
         "Euclidean norm of each model's parameters (M,)."
         return sum(w.double().square().flatten(1).sum(1) for w in self.params.values()).sqrt()
 
-    def epoch(self, epoch):
-        "One pass over the data; a line of the curves for each model."
-        common, n, batches = self.configs[0], len(self.x), len(self.sizes)
+    def begin(self, epoch):
+        "Put in place what the epoch needs; returns what the rates are multiplied by in each batch."
+        common, batches = self.configs[0], len(self.course.sizes)
         total, warm = batches*common.epochs, round(common.warmup*batches)
         factors = [lr_factor(epoch*batches + i, total, common.schedule, warm) for i in range(batches)]
-        self.factors.copy_(torch.tensor(factors, dtype=torch.float64))
-        self.orders.copy_(_orders(self.configs, n, epoch))
-        self.rows.copy_(torch.arange(len(self.rows)))
-        for sums in self.number, self.loss_sum, self.right: sums.zero_()
-        for size in self.sizes: self.full() if size == common.batch_size else self.batch(size)
+        self.course.begin(_orders(self.configs, len(self.x), epoch), factors)
+        self.loss_sum.zero_()
+        self.right.zero_()
+        return factors
+
+    def try_out(self, size):
+        "A step on so many images, to see whether there is memory for it."
+        self.begin(0)
+        self.batch(size)
+
+    def epoch(self, epoch):
+        "One pass over the data; a line of the curves for each model."
+        factors = self.begin(epoch)
+        n, common = len(self.x), self.configs[0]
+        for size in self.course.sizes: self.full() if size == common.batch_size else self.batch(size)
         columns = torch.stack([(self.loss_sum/n).double(), (self.right/n).double(), self.norms()]).tolist()
         return [dict(epoch=epoch, loss=loss, accuracy=accuracy, weight_norm=norm, lr=c.lr*factors[-1])
                 for c, loss, accuracy, norm in zip(self.configs, *columns)]
@@ -227,7 +232,8 @@ def fit_many(
     params = {name: w.detach() for name, w in weights.items()}
     stack = _Stack(skeleton, params, configs, to_float(x, device), y.to(device), precision)
     curves = [[] for _ in models]
-    with Stopwatch() as watch, exact(precision != 'tf32'), memory_for(configs[0].batch_size, stack.batch):
+    room = memory_for(configs[0].batch_size, stack.try_out)
+    with Stopwatch() as watch, exact(precision != 'tf32'), room:
         for epoch in range(epochs): _record(curves, stack.epoch(epoch))
     cost = {name: seconds/len(models) for name, seconds in watch.seconds().items()}
     eager = stack.full.why_not if replays(device) else ''

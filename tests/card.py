@@ -108,7 +108,7 @@ def _memory(t): return t.untyped_storage().data_ptr()
 
 class Tape:
     "A captured piece of work: what the card was asked for, to be asked for again."
-    def capture(self, work):
+    def capture(self, work, family=()):
         "Note what `work` asks for; as with CUDA nothing is changed by that."
         global _tape
         self.calls, self._before = [], []

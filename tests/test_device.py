@@ -78,7 +78,7 @@ def test_work_that_waits_is_never_captured(device):
 
 def test_work_that_cannot_be_captured_is_done_plainly(device, monkeypatch):
     class Fails:
-        def capture(self, work): raise RuntimeError('operation not permitted when stream is capturing')
+        def capture(self, work, family): raise RuntimeError('operation not permitted when stream is capturing')
     monkeypatch.setattr(replay, 'Graph', Fails)
     total = torch.zeros((), device=device)
     step = replay.Replay(lambda: total.add_(1), device)
@@ -147,7 +147,7 @@ def test_batches_of_every_size(device, digits, batch_size):
     same_course(trained(device, digits, config), trained('cpu', digits, config))
 
 
-@pytest.mark.parametrize('name', ['momentum', 'adam', 'nadam', 'lion'])
+@pytest.mark.parametrize('name', ['sgd', 'momentum', 'adam', 'nadam', 'lion'])
 @pytest.mark.parametrize('first', ['card', 'cpu'])
 def test_a_run_goes_on_on_another_device(digits, name, first, tmp_path):
     config = train.Config(name, optim.default_grid(name)[1], 4, batch_size=100)
@@ -194,6 +194,23 @@ def test_an_epoch_waits_once(digits):
                   on_epoch=lambda model, curves: epochs.append(len(card.waits)))
         last = card.waits[epochs[-2]:epochs[-1]]
     assert [w for w in last if not w.endswith('up')] == ['aten._to_copy.default down'], last
+
+
+def test_a_batch_without_room_names_one_that_fits(digits):
+    "Also late in an epoch; what fails in the caller's own function is no matter of the batch."
+    class Crowded(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.asked = net(), 0
+        def forward(self, x):
+            self.asked += 1
+            if len(x) > 40 and self.asked > 4: raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB')
+            return self.net(x)
+    config = train.Config('sgd', .1, 2, batch_size=64)
+    with pytest.raises(ValueError, match='batch_size: got 64, .*CUDA out of memory.*accepted: at most 32'):
+        train.fit(Crowded(), digits, config, device='cpu')
+    def ask(model, curves): raise torch.OutOfMemoryError('of another')
+    with pytest.raises(torch.OutOfMemoryError, match='of another'): train.fit(net(), digits, config, device='cpu', on_epoch=ask)
 
 
 def test_a_model_that_looks_at_its_numbers_trains_eagerly(device, digits):
