@@ -132,6 +132,11 @@ def _changes(name):
     "The changes behind a name, each as a pair of functions: (number of images, shape, g) -> drawn, (x, drawn) -> x."
     return [_CHANGES[part] for part in name.split('+')] if name != 'none' else []
 
+def _draw_all(name, sizes, shape, g):
+    "What the named changes draw for batches of those sizes, one after the other: a tensor for each change."
+    parts = [[draw(size, shape, g) for draw, _ in _changes(name)] for size in sizes]
+    return [torch.cat(rows) for rows in zip(*parts)]
+
 def augment(
     x: torch.Tensor,     # images (N,C,H,W)
     name: str = 'none',  # 'none', 'flip', 'crop', 'flip+crop' or 'resized+flip'
@@ -419,8 +424,7 @@ class _Trainer:
         torch.manual_seed(derive_seed(c.seed, 'dropout', epoch))
         self.course.begin(torch.randperm(len(self.x), generator=generator(c.seed, 'order', epoch)), rates)
         g = generator(c.seed, 'augment', epoch)
-        parts = [[draw(size, self.x.shape, g) for draw, _ in _changes(c.augment)] for size in self.course.sizes]
-        drawn = [torch.cat(rows).to(self.x.device) for rows in zip(*parts)]
+        drawn = [rows.to(self.x.device) for rows in _draw_all(c.augment, self.course.sizes, self.x.shape, g)]
         if self.drawn: torch._foreach_copy_(self.drawn, drawn)
         else: self.drawn = drawn
         self.loss_sum.zero_()
