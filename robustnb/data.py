@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['DIGITS', 'BANDS', 'MAX_CLASSES', 'IMAGE_FILES', 'IMAGE_FORMATS', 'MAX_PIXELS', 'MAX_RATIO', 'GROUNDS', 'FASHION',
-           'CIFAR10', 'IMAGENETTE', 'KNOWN', 'MADE', 'NAMES', 'Data', 'to_float', 'show_images', 'split_by_class',
-           'radial_amplitude', 'quantile_band', 'nfc', 'Labelled', 'read_npz', 'read_idx', 'read_mat', 'resize',
-           'read_folder', 'data_root', 'is_there', 'load', 'take', 'save', 'Sizes', 'sizes', 'fingerprint']
+           'CIFAR10', 'IMAGENETTE', 'KNOWN', 'MADE', 'NAMES', 'draw_by_class', 'Data', 'to_float', 'show_images',
+           'split_by_class', 'radial_amplitude', 'quantile_band', 'nfc', 'Labelled', 'read_npz', 'read_idx', 'read_mat',
+           'resize', 'read_folder', 'data_root', 'is_there', 'load', 'take', 'save', 'Sizes', 'sizes', 'fingerprint']
 
 # %% ../nbs/06_data.ipynb #e7a96e88
 import fcntl, hashlib, inspect, math, os, pickle, unicodedata, zipfile, zlib
@@ -63,6 +63,31 @@ def _check_split(x, y, n_classes, where):
                         f'({wrong} of {len(y)} labels are none of them)',
                  f'labels must lie in 0..{n_classes - 1}')
 
+# %% ../nbs/06_data.ipynb #7f668f72
+def draw_by_class(
+    y: torch.Tensor,  # labels (N,), int64 from 0
+    n: int,           # how many to draw
+    seed: int = 0,    # of the draw
+) -> torch.Tensor:
+    """Which images are drawn, (N,) bool: n in all, of each class in proportion. A ValueError where a class would be left
+    without an image."""
+    check_number(n, 'holdout', low=1, high=len(y) - 1, integer=True)
+    sizes = y.bincount()
+    wanted, cut = n*sizes // len(y), n*sizes % len(y)
+    wanted[cut.argsort(descending=True, stable=True)[:n - wanted.sum()]] += 1
+    drawn = torch.zeros(len(y), dtype=torch.bool)
+    for c in sizes.nonzero()[:, 0].tolist():
+        _check_share(n, c, wanted[c], sizes[c])
+        index = (y == c).nonzero()[:, 0]
+        order = torch.randperm(len(index), generator=generator(seed, 'holdout', c))
+        drawn[index[order[:wanted[c]]]] = True
+    return drawn
+
+def _check_share(n, c, wanted, size):
+    "A ValueError if a class would give all its images."
+    got = f'{n}, which takes all images of class {c}, {size} in number'
+    require(wanted < size, 'holdout', got, 'fewer, so that each class keeps an image to train on')
+
 # %% ../nbs/06_data.ipynb #17e32836
 @dataclass(frozen=True, eq=False, repr=False)
 class Data:
@@ -77,6 +102,8 @@ class Data:
     lossless: bool = True    # False where some pixels went through JPEG, resizing, turning, compositing
     notes: tuple = ()        # doubts, in plain sentences: what was skipped, turned, composited
     split: str = 'given'     # 'given', or 'seed N' where `load` drew the test images itself
+    x_holdout: torch.Tensor | None = None  # training images held out to choose with, see `hold_out`, or None
+    y_holdout: torch.Tensor | None = None  # int64, likewise
 
     def __post_init__(self):
         where = f'{self.name}, {{}} ({self.source})'.format
@@ -85,6 +112,8 @@ class Data:
         theirs = tuple(self.x_test.shape[1:])
         sizes = f'training images are {_by(self.shape)}, test images {_by(theirs)} (C x H x W)'
         _demand(self.shape == theirs, self.source, sizes, 'both must have one size')
+        if self.x_holdout is not None:
+            _check_split(self.x_holdout, self.y_holdout, self.n_classes, where('held out'))
 
     @property
     def n_classes(self) -> int: return len(self.classes)
@@ -109,11 +138,22 @@ class Data:
             kept |= {f'x_{split}': x[index], f'y_{split}': y[index]}
         return replace(self, **kept)
 
+    def hold_out(self,
+        n: int,         # training images to hold out; every class keeps one at least
+        seed: int = 0,  # of the draw
+    ) -> 'Data':
+        "The same data set with `n` of the training images set apart, as many of each class as it has a share in them."
+        require(self.x_holdout is None, 'data', 'one with images held out already', 'one without')
+        held = draw_by_class(self.y_train, n, seed)
+        return replace(self, x_train=self.x_train[~held], y_train=self.y_train[~held],
+                       x_holdout=self.x_train[held], y_holdout=self.y_train[held])
+
     def __repr__(self):
         names = ', '.join(self.classes[:4])
         if self.n_classes > 4: names += ', ...'
         n_train, n_test = len(self.x_train), len(self.x_test)
-        first = (f'{self.name}: {n_train:,} training and {n_test:,} test images of {_by(self.shape)}, '
+        held = '' if self.x_holdout is None else f', {len(self.x_holdout):,} held out'
+        first = (f'{self.name}: {n_train:,} training{held} and {n_test:,} test images of {_by(self.shape)}, '
                  f'{self.n_classes} classes ({names})')
         return '\n'.join([first, f'from {self.source}; {self._pixels()}', *self.notes])
 
@@ -1267,6 +1307,8 @@ def load(
     name: str = 'digits',    # one of these sets, or your own folder or .npz file, in the root or by its full path
     root=None,               # where to look; default: see `data_root`
     download: bool = True,   # let torchvision download a published set that is not there
+    holdout: int = 0,        # training images to set apart, as many of each class as its share; see `Data.hold_out`
+    holdout_seed: int = 0,   # of their draw
     **options,
     # folders: size and ground, see `read_folder`; without a split, and digits: test_fraction, seed;
                              # spectra: band, strength, exponent, size, n_classes, n_train, n_test, seed
@@ -1286,9 +1328,10 @@ def load(
         if known: _check_known_shape(x, known, name, where)
         tensors |= {f'x_{split}': x, f'y_{split}': y}
     own_name = Path(name).name.removesuffix('.npz') if Path(name).is_absolute() else name
-    return Data(own_name, **tensors, classes=classes, source=parts['source'],
-                lossless=parts['lossless'], notes=parts.get('notes', ()),
-                split=parts.get('split', 'given'))
+    whole = Data(own_name, **tensors, classes=classes, source=parts['source'],
+                 lossless=parts['lossless'], notes=parts.get('notes', ()),
+                 split=parts.get('split', 'given'))
+    return whole.hold_out(holdout, holdout_seed) if holdout else whole
 
 def _check_known_classes(classes, known, name, where):
     n = len(known.classes or classes)
@@ -1337,7 +1380,9 @@ def save(
     folder,      # folder to write train.npz and test.npz to; its name is the name to load it by
 ) -> Path:
     """Write `data` as <folder>/{train,test}.npz, each file atomically; returns the folder.
-    A ValueError for float images."""
+    A ValueError for float images, and for some that are held out, which would be lost."""
+    held = 0 if data.x_holdout is None else len(data.x_holdout)
+    require(not held, 'data', f'one with {held} images held out', 'one without; load(..., holdout=N) holds them out again')
     folder = Path(folder)
     for split in 'train', 'test':
         x, y = getattr(data, f'x_{split}'), getattr(data, f'y_{split}')
