@@ -384,8 +384,8 @@ def settings(
     tidy,  # table from `table`
 ) -> list:
     """Names of the parameters that vary between runs, other than `optimizer`, `lr` and `seed`;
-    lists say what was evaluated and are left out."""
-    skip = {*RESERVED, 'optimizer', 'lr', 'seed', 'wall_s', 'cpu_s'}
+    lists say what was evaluated and are left out, and so is what `choice.finals` adds."""
+    skip = {*RESERVED, 'optimizer', 'lr', 'seed', 'wall_s', 'cpu_s', 'choice', 'chosen'}
     runs = tidy.drop_duplicates('run')
     varied = [name for name in tidy if name not in skip and _varies(runs[name])]
     values = lambda name: tidy.groupby('run')[name].nunique(dropna=False)

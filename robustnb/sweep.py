@@ -5,23 +5,23 @@
 # %% auto #0
 __all__ = ['SETTLED', 'ABOUT', 'MARK', 'WEIGHTS', 'FILES', 'FULL', 'NEVER', 'QUIET', 'Parameter', 'evaluate', 'parameters',
            'find_experiment', 'convert', 'gpus', 'seats', 'identity', 'run_id', 'environment', 'asked_here', 'settle',
-           'cells_digest', 'Run', 'Experiment', 'read_experiment', 'Sweep', 'sweep_name', 'read_sweep', 'workspace',
-           'strip_show', 'is_done', 'is_run', 'check_place', 'clear_leftovers', 'run_notebook', 'execute_run',
-           'receive', 'result_path', 'damaged', 'locked', 'Stopped', 'TimeUp', 'Limit', 'Patience', 'check_scheduler',
-           'check_greeting', 'connect', 'check_dashboard', 'cluster', 'threads', 'asked_workers', 'dispatch',
-           'read_results', 'run_sweep', 'edited', 'replay', 'publish']
+           'cells_digest', 'Run', 'Experiment', 'read_experiment', 'Candidate', 'Sweep', 'sweep_name', 'read_sweep',
+           'workspace', 'strip_show', 'is_done', 'is_run', 'check_place', 'clear_leftovers', 'run_notebook',
+           'execute_run', 'receive', 'result_path', 'damaged', 'locked', 'Stopped', 'TimeUp', 'Limit', 'Patience',
+           'check_scheduler', 'check_greeting', 'connect', 'check_dashboard', 'cluster', 'threads', 'asked_workers',
+           'dispatch', 'read_results', 'chosen', 'decided', 'run_sweep', 'edited', 'replay', 'publish']
 
 # %% ../nbs/14b_sweep.ipynb #12eee027
 import ast, errno, fcntl, hashlib, inspect, io, itertools, math, operator, os, queue, re, secrets, shutil, socket, ssl
 import sys, tempfile, time, tokenize
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import nbformat, psutil
 from tqdm.auto import tqdm
 
-from . import results
+from . import choice, results
 from .core import check_choice, check_number, code_digest, cores, digest, find_named, parse_number, read_json
 from .core import read_toml, require, shipped, thread_env, write_json, write_text
 from .warm import Halted, check_limits, end_server, halt, run_isolated, temp_dir
@@ -292,10 +292,10 @@ def _check_plain(value, name):
 
 # %% ../nbs/14b_sweep.ipynb #24865381
 def _takes_conditions(parameter):
-    "Whether the parameter is a list of conditions: by its name, and by the tables that are its default."
+    "Whether it is a list of conditions: by the tables that are its default, or where that is empty by its name."
     default = parameter.default
-    tables = isinstance(default, list) and all(isinstance(v, dict) for v in default)
-    return parameter.name == 'conditions' and tables
+    if default == []: return parameter.name == 'conditions'
+    return isinstance(default, list) and all(isinstance(v, dict) and 'kind' in v for v in default)
 
 def _conditions(value):
     "Tables of conditions in the form that a result keeps, see the chapter on conditions."
@@ -506,7 +506,7 @@ class _Open:
         return self.value('model') == 'auto' or not all(map(self.value, self.counts))
     def fill_from(self, n_train, n_test, side):
         "Settle all that depends on the data set: its images of each kind, and their side."
-        there = dict(n_train=n_train, n_test=n_test)
+        there = dict(n_train=n_train - self.config.get('holdout', 0), n_test=n_test)
         for rule in self.counts: self.fill(rule, min(self.value(rule) or there[rule], there[rule]))
         if self.value('model') == 'auto': self.fill('model', _model(self.config['dataset'], side))
 
@@ -621,11 +621,20 @@ def read_experiment(
 
 # %% ../nbs/14b_sweep.ipynb #4602f5eb
 @dataclass(frozen=True)
+class Candidate:
+    "What a sweep may choose."
+    run: Run      # scores it on held-out images
+    finals: list  # of `Run`, which follow if it is chosen, or tied with what is
+
+@dataclass(frozen=True)
 class Sweep:
     "A sweep: its name, its notebook and its runs."
-    name: str       # the file's stem, with overrides appended
-    notebook: Path  # the experiment
-    runs: list      # of `Run`, each once
+    name: str        # the file's stem, with overrides appended
+    notebook: Path   # the experiment
+    runs: list       # of `Run`, each once; where it chooses, those of its candidates, and after `decided` the final ones
+    candidates: tuple = ()  # of `Candidate`, where it chooses
+    over: tuple = ()        # parameters that are chosen
+    undecided: str = ''     # why there are no final runs yet
 
 # %% ../nbs/14b_sweep.ipynb #c0e0097b
 def sweep_name(
@@ -650,6 +659,7 @@ _SPEC = dict(  # keys of a sweep file: what stands there, in words, and a test
     keep_weights=('true or false', _is_switch),
     fixed=('a table [fixed]', _is_table),
     axes=('a table [axes]', _is_table),
+    choose=('a table [choose]', _is_table),
     grid=('tables [[grid]], at least one', _are_tables))
 
 def _spec(path):
@@ -663,11 +673,11 @@ def _spec(path):
     return text, spec
 
 # %% ../nbs/14b_sweep.ipynb #490931c6
-def _axis(values, key):
+def _axis(values, of_conditions):
     "Values of one axis; a list of conditions is one value, and a list of such lists an axis."
     if not isinstance(values, list): return [values]
     holds_lists = isinstance(next(iter(values), None), list)
-    return [values] if key == 'conditions' and not holds_lists else values
+    return [values] if of_conditions and not holds_lists else values
 
 def _remembering(ask):
     "`ask` that asks everything once."
@@ -690,7 +700,9 @@ class _SweepFile:
         with self.located(key, value): return self.experiment.check(key, value)
     def axis(self, key, values):
         with self.located(key): require(values != [], key, '[]', 'at least one value')
-        return [self.checked(key, v) for v in _axis(values, key)]
+        parameter = self.experiment.parameters.get(key)
+        of_conditions = parameter is not None and _takes_conditions(parameter)
+        return [self.checked(key, v) for v in _axis(values, of_conditions)]
     def fixed(self, table): return {key: self.checked(key, value) for key, value in table.items()}
     def axes(self, table): return {key: self.axis(key, values) for key, values in table.items()}
     def keep_weights(self):
@@ -699,6 +711,22 @@ class _SweepFile:
         if not keep or self.experiment.weights: return keep
         lacks = f'{self.experiment.name} has no parameter weights that is filled with where they go'
         with self.located('keep_weights'): raise ValueError(f'keep_weights: {lacks}')
+    def scoring(self):
+        "What the table [choose] says of the runs that score candidates; they take their holdout from it."
+        table = {key: value for key, value in self.spec['choose'].items() if key != 'over'}
+        given = self.fixed(table)
+        with self.located('choose'):
+            accepted = 'holdout = N, the number of training images to choose by'
+            require(given.get('holdout', 0) > 0, 'choose', f'holdout {given.get("holdout", 0)}', accepted)
+        return given
+    def over(self):
+        "Names of the parameters that are chosen."
+        known = [name for name in choice.OVER if name in self.experiment.parameters]
+        over = self.spec['choose'].get('over', known)
+        with self.located('over'):
+            require(isinstance(over, list) and over != [], 'over', repr(over), 'a list of parameters')
+            for name in over: check_choice(name, f'over: parameter of {self.experiment.name}', self.experiment.parameters)
+        return tuple(over)
     def points(self, shared):
         "What the grids, crossed with these axes, say of each run: `{parameter: value}`."
         for grid in self.spec.get('grid', [{}]):
@@ -708,6 +736,23 @@ class _SweepFile:
             for point in itertools.product(*axes.values()): yield dict(zip(axes, point))
 
 # %% ../nbs/14b_sweep.ipynb #da0609f0
+def _run_of(experiment, given, ask, keep):
+    "The run with these parameters; not settled where nobody is to be asked."
+    if ask: return experiment.run(given, ask, keep_weights=keep)
+    config = {**{k: p.default for k, p in experiment.parameters.items()}, **given}
+    return Run(experiment.name, config, protocol=experiment.protocol, keep_weights=keep)
+
+def _each_once(runs): return list({r.id: r for r in runs}.values())
+
+# %% ../nbs/14b_sweep.ipynb #5c89e2b7
+def _candidates(file, run):
+    "What the sweep of the file may choose, each with the run that scores it and those that may follow."
+    scoring = file.scoring()
+    shared = file.axes(file.spec.get('axes', {}))
+    axes = [dict(zip(shared, values)) for values in itertools.product(*shared.values())]
+    return [Candidate(run({**point, **scoring}, False), [run({**axis, **point}) for axis in axes])
+            for point in file.points({})]
+
 def read_sweep(
     path,                  # the TOML file
     overrides: dict = {},  # parameters that replace what the file says for every run, e.g. {'dataset': 'mnist'}
@@ -719,19 +764,15 @@ def read_sweep(
     with _located(path, text, 'experiment'):
         experiment = read_experiment(find_experiment(spec['experiment'], path.parent))
     file = _SweepFile(path, text, spec, experiment)
-    keep = file.keep_weights()
     ask = ask and _remembering(ask)
     fixed = file.fixed(spec.get('fixed', {}))
-    shared = file.axes(spec.get('axes', {}))
     over = {key: experiment.check(key, value) for key, value in overrides.items()}
-    runs = [_run_of(experiment, {**fixed, **point, **over}, ask, keep) for point in file.points(shared)]
-    return Sweep(sweep_name(path.stem, over), experiment.notebook, list({r.id: r for r in runs}.values()))
-
-def _run_of(experiment, given, ask, keep):
-    "The run with these parameters; not settled where nobody is to be asked."
-    if ask: return experiment.run(given, ask, keep_weights=keep)
-    config = {**{k: p.default for k, p in experiment.parameters.items()}, **given}
-    return Run(experiment.name, config, protocol=experiment.protocol, keep_weights=keep)
+    def run(point, keep=file.keep_weights()): return _run_of(experiment, {**fixed, **point, **over}, ask, keep)
+    whole = Sweep(sweep_name(path.stem, over), experiment.notebook, [])
+    if 'choose' not in spec:
+        return replace(whole, runs=_each_once(map(run, file.points(file.axes(spec.get('axes', {}))))))
+    found = _candidates(file, run)
+    return replace(whole, runs=_each_once(c.run for c in found), candidates=tuple(found), over=file.over())
 
 # %% ../nbs/14b_sweep.ipynb #8d6bf139
 MARK = 'this folder is made and cleared by robustnb'
@@ -1489,6 +1530,35 @@ def read_results(
     "All results of the sweep that exist, as `results.table`."
     return results.table(path for _, path in _finished(sweep, out, committed))
 
+# %% ../nbs/14b_sweep.ipynb #c48090de
+def chosen(
+    sweep: Sweep,         # with candidates
+    out='runs',           # folder of runs
+    committed='results',  # folder of committed results
+):
+    """Table of its candidates, see `choice.choices`. A ValueError names those that have no result, and those that have
+    all diverged."""
+    paths = [result_path(c.run, sweep.name, out, committed) for c in sweep.candidates]
+    missing = [c.run.id for c, path in zip(sweep.candidates, paths) if path is None]
+    if missing:
+        named = ', '.join(missing[:5]) + (', ...' if len(missing) > 5 else '')
+        raise ValueError(f'{sweep.name}: {len(missing)} of {len(paths)} candidates have no result, so that nothing is '
+                         f'chosen: {named}')
+    return choice.choices(results.table(paths), sweep.over)
+
+def decided(
+    sweep: Sweep,
+    out='runs',           # folder of runs
+    committed='results',  # folder of committed results
+) -> Sweep:
+    "The sweep with the final runs of what it chooses, or `undecided`, with the reason; one that chooses nothing as it is."
+    if not sweep.candidates: return sweep
+    try: found = chosen(sweep, out, committed)
+    except ValueError as e: return replace(sweep, undecided=str(e))
+    tied = sorted(itertools.chain(*found[found.tied].runs))
+    finals = itertools.chain(*(sweep.candidates[i].finals for i in tied))
+    return replace(sweep, runs=_each_once([*(c.run for c in sweep.candidates), *finals]), undecided='')
+
 # %% ../nbs/14b_sweep.ipynb #1686eb84
 def _check_addresses(scheduler, dashboard):
     "A ValueError for a scheduler that is no address, or without one for a dashboard that cannot listen."
@@ -1515,6 +1585,53 @@ def _new_token(folder):
     return token
 
 # %% ../nbs/14b_sweep.ipynb #4b32c181
+@dataclass
+class _Driver:
+    "How the runs of a sweep are done."
+    out: str
+    committed: str
+    engine: str
+    timeout: float | None
+    memory: float | None
+    scheduler: str
+    resources: dict | None
+    patience: float
+    progress: bool
+    dashboard: str
+    each: object
+    limit: Limit
+    seats: list
+
+    def do(self, sweep):
+        "Do what is missing; returns the status of each run."
+        folder = Path(self.out).resolve()/sweep.notebook.stem
+        runs = _missing_runs(sweep, folder, self.out, self.committed)
+        seated = self.seats[:max(1, len(runs))]
+        with tqdm(total=len(runs), desc=sweep.name, disable=not (self.progress and runs)) as bar:
+            diary = _Diary(runs, folder, bar, self.each)
+            job = sweep.notebook.read_text(encoding='utf-8'), str(folder), self.engine, self.timeout
+            job = *job, self.share(len(seated)), _new_token(folder)
+            while diary.left: self.attempt(diary, job, seated)
+        return list(diary.statuses.values())
+
+    def share(self, workers):
+        "Bytes that a run may hold."
+        if self.memory is not None or self.scheduler: return self.memory
+        return .9*psutil.virtual_memory().total/workers
+
+    def attempt(self, diary, job, seated):
+        "Do what is left until it is done, or workers are lost."
+        self.limit.check()
+        how = dict(resources=self.resources, patience=self.patience, limit=self.limit, seats=seated)
+        try:
+            with cluster(len(seated), self.scheduler, self.dashboard, self.patience, self.limit) as client:
+                if self.progress: diary.bar.write(f'dashboard: {client.dashboard_link}')
+                for run, future in dispatch(client, _job, diary.left, *job, **how): diary.enter(run, future)
+        except OSError as e:
+            diary.check_loss(e, self.scheduler, self.patience)
+            time.sleep(1)
+
+# %% ../nbs/14b_sweep.ipynb #2a9279f5
 def run_sweep(
     sweep: Sweep,
     out='runs',                      # folder of runs
@@ -1539,31 +1656,17 @@ def run_sweep(
     check_number(patience, 'patience', above=0)
     _check_addresses(scheduler, dashboard)
     seated = _seats_here(workers, per_gpu, scheduler)
+    driver = _Driver(out, committed, engine, timeout, memory, scheduler, resources, patience, progress, dashboard,
+                     each, limit, seated)
     folder = Path(out).resolve()/sweep.notebook.stem
-    source = sweep.notebook.read_text(encoding='utf-8')
     halt.clear()
     with locked(folder):
         clear_leftovers(folder)
-        runs = _missing_runs(sweep, folder, out, committed)
-        seated = seated[:max(1, len(runs))]
-        workers = len(seated)
-        if memory is None and not scheduler: memory = .9*psutil.virtual_memory().total/workers
-        args = source, str(folder), engine, timeout, memory, _new_token(folder)
-        with tqdm(total=len(runs), desc=sweep.name, disable=not (progress and runs)) as bar:
-            diary = _Diary(runs, folder, bar, each)
-            while diary.left:
-                limit.check()
-                try:
-                    with cluster(workers, scheduler, dashboard, patience, limit) as client:
-                        if progress: bar.write(f'dashboard: {client.dashboard_link}')
-                        done = dispatch(client, _job, diary.left, *args, resources=resources, patience=patience,
-                                        limit=limit, seats=seated)
-                        for run, future in done: diary.enter(run, future)
-                except OSError as e:
-                    diary.check_loss(e, scheduler, patience)
-                    time.sleep(1)
+        done = driver.do(sweep)
+        following = decided(sweep, out, committed)
+        if len(following.runs) > len(sweep.runs): done += driver.do(following)
         if not scheduler: clear_leftovers(folder)
-    return list(diary.statuses.values())
+    return done
 
 # %% ../nbs/14b_sweep.ipynb #af9c3033
 def edited(

@@ -476,6 +476,7 @@ def fit(
     progress: bool = False,      # show a bar over epochs
     on_epoch: Callable | None = None,  # called with (model, curves) after each epoch's checkpoint
     bands: int = 0,              # record `filter_bands` with so many bands in the curves; 0: don't
+    record: Callable | None = None,  # called like `on_epoch`, before it; the dict it returns joins the epoch's line
 ) -> Fit:
     """Train `model` by `config`; bit-exact on the CPU for equal inputs and threads, also when resumed.
     A ValueError for data without a label for each image, a checkpoint that is damaged or of another run, and batches
@@ -496,6 +497,7 @@ def fit(
             if _diverged(curves): break
             with memory_for(config.batch_size, trainer.try_out): curves.append(trainer.epoch(epoch))
             if bands: curves[-1]['filters'] = filter_bands(model, tuple(x.shape[1:]), bands)
+            if record: curves[-1].update(record(model, curves))
             if checkpoint: save_checkpoint(checkpoint, model, opt, config, curves)
             if on_epoch: on_epoch(model, curves)
     eager = trainer.full.why_not if replays(device) else ''
