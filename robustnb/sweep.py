@@ -294,7 +294,7 @@ def _check_plain(value, name):
 def _takes_conditions(parameter):
     "Whether it is a list of conditions: by the tables that are its default, or where that is empty by its name."
     default = parameter.default
-    if default == []: return parameter.name == 'conditions'
+    if default == []: return parameter.name in ('conditions', 'along')
     return isinstance(default, list) and all(isinstance(v, dict) and 'kind' in v for v in default)
 
 def _conditions(value):
@@ -1556,7 +1556,7 @@ def decided(
     try: found = chosen(sweep, out, committed)
     except ValueError as e: return replace(sweep, undecided=str(e))
     tied = sorted(itertools.chain(*found[found.tied].runs))
-    finals = itertools.chain(*(sweep.candidates[i].finals for i in tied))
+    finals = itertools.chain(*zip(*(sweep.candidates[i].finals for i in tied)))  # so that all advance alike
     return replace(sweep, runs=_each_once([*(c.run for c in sweep.candidates), *finals]), undecided='')
 
 # %% ../nbs/14b_sweep.ipynb #1686eb84
