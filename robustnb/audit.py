@@ -50,10 +50,10 @@ def loss_row(
     disturbed: dict,  # that of an accuracy with a disturbance, of the same images or of the first of them
     **fields,         # of the condition, see `conditions.row_fields`
 ) -> dict:
-    "Metric row accuracy_loss: clean minus disturbed accuracy, a fraction, with the bootstrap's 95% interval."
+    "Metric row accuracy_loss: clean minus disturbed accuracy, a fraction, with its 95% interval over images."
     change = hits_of(clean, disturbed['n']) - hits_of(disturbed)
-    low, high = stats.bootstrap(change)
-    return results.row('accuracy_loss', change.mean(), len(change), lower=low, upper=high, **fields)
+    loss, low, high = stats.over_images(change)
+    return results.row('accuracy_loss', loss, len(change), lower=low, upper=high, **fields)
 
 # %% ../nbs/13c_audit.ipynb #a8341ae6
 def relabelling(

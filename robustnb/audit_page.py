@@ -241,7 +241,7 @@ def drawings(
 def _panel_drawn(rows, panel, part):
     "The figure of a panel; [] for one of proofs only."
     if panel == 'band':
-        caption = 'What noise in one band of frequencies costs, 95% bootstrap intervals.'
+        caption = 'What noise in one band of frequencies costs, 95% intervals over images.'
         return [figure(_bands_figure(rows), caption)]
     return [_panel_figure(rows, panel, part)] if pick(part, 'accuracy') else []
 
@@ -287,7 +287,7 @@ def _number(v): return f'{v:.3g}'
 
 # %% ../nbs/13d_audit_page.ipynb #ab32f15d
 SURE = '''<ul>
-<li>The intervals are 95% intervals over <em>images</em>: Wilson's for accuracies, the bootstrap's
+<li>The intervals are 95% intervals over <em>images</em>: Wilson's for accuracies, the normal one
 for losses. They hold if the images are a fair sample of those that the model will meet.</li>
 <li>They say nothing about another training run of the same recipe, nor about images of another
 kind.</li>

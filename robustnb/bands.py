@@ -17,7 +17,7 @@ from .core import check_number, generator
 from .data import Data, to_float
 from .dct import dct_matrix
 from .evaluate import correct, gaussian_noise, takes
-from .stats import bootstrap
+from .stats import estimate, over_images
 from .spectrum import band_masks, confine, keep
 
 # %% ../nbs/08a_bands.ipynb #ec955725
@@ -128,10 +128,14 @@ class Removal:
         "Bands whose loss is below the tolerance with confidence, (n,) bool."
         return self.upper <= self.tolerance
 
-def _removal(with_all, without, tolerance, level, seed):
+def _ends(change, level):
+    "Ends of the interval of a loss from changes (runs,N): over seeds and images, of one run over images."
+    return over_images(change[0], level)[1:] if len(change) == 1 else estimate(change).interval(level)
+
+def _removal(with_all, without, tolerance, level):
     "A Removal from correctness (runs,N) with all bands and (n_bands,runs,N) without each."
     difference = with_all.double() - without.double()
-    lower, upper = (torch.tensor(end) for end in bootstrap(difference, level, seed=seed))
+    lower, upper = torch.tensor([_ends(change, level) for change in difference], dtype=torch.double).T
     clean = with_all.double().mean().item()
     return Removal(clean, difference.mean((-2, -1)), lower, upper, check_number(tolerance, 'tolerance'))
 
@@ -142,15 +146,14 @@ def removed_at_test(
     y,                       # labels (N,), int64
     masks=None,              # (n,H,W) bool, the frequencies to remove; None: the ten bands of `spectrum.band_masks`
     tolerance: float = .01,  # largest loss of accuracy that is called irrelevant
-    level: float = .95,  # confidence
-    seed: int = 0,           # of the bootstrap
+    level: float = .95,      # confidence
     **kw,                    # `topk` and `batch_size`, passed on to `correct`
 ) -> Removal:
     "How much a given model loses when test images lack a band: does this model use it?"
     masks = band_masks(x.shape[-2:]) if masks is None else masks
     lacking = lambda mask: lambda batch, part: keep(batch, ~mask)
     without = torch.stack([correct(model, x, y, transform=lacking(mask), **kw) for mask in masks])
-    return _removal(correct(model, x, y, **kw)[None], without[:, None], tolerance, level, seed)
+    return _removal(correct(model, x, y, **kw)[None], without[:, None], tolerance, level)
 
 # %% ../nbs/08a_bands.ipynb #255ca664
 def without_band(
@@ -168,8 +171,8 @@ def removed_in_training(
     data: Data,
     masks=None,              # (n,H,W) bool, the frequencies to remove; None: the ten bands of `spectrum.band_masks`
     tolerance: float = .01,  # largest loss of accuracy that is called irrelevant
-    seeds=(0,),              # each trains with all bands and without each; the first is the bootstrap's, too
-    level: float = .95,  # confidence
+    seeds=(0,),              # each trains with all bands and without each
+    level: float = .95,      # confidence
     progress: bool = False,  # show a bar over trainings
     **kw,                    # `topk` and `batch_size`, passed on to `correct`
 ) -> Removal:
@@ -180,4 +183,4 @@ def removed_in_training(
     judged = lambda some, seed: correct(fit(some, seed), data.x_test, data.y_test, **kw)
     trained = lambda some: torch.stack([judged(some, seed) for seed in seeds])
     right = torch.stack([trained(some) for some in tqdm(sets, disable=not progress, leave=False)])
-    return _removal(right[0], right[1:], tolerance, level, seeds[0])
+    return _removal(right[0], right[1:], tolerance, level)

@@ -430,7 +430,7 @@ def at_best_rates(
     return tidy.merge(best[keys], on=keys)
 
 # %% ../nbs/03_results.ipynb #99a37a65
-_STATS = 'wilson bootstrap welch compare student ratio with_interval verdict'.split()
+_STATS = 'wilson compare with_interval verdict'.split()
 _PAPER = dict(paper='table', PAPER='PAPER', PAPER_SETTINGS='PAPER_SETTINGS', differences='differences')
 __getattr__ = leads_on('results', {**{name: f'stats.{name}' for name in _STATS},
                                    **{name: f'paper.{new}' for name, new in _PAPER.items()}})
