@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'ATTACKS', 'OURS', 'EPS', 'Condition', 'Clean', 'Gaussian', 'Band', 'Judged', 'fraction', 'Attack', 'Proof',
-           'measure', 'with_clean', 'row_fields', 'FieldError', 'parse', 'tables', 'log_spread', 'Trajectory',
-           'trajectory_rows', 'has', 'Other', 'condition_of', 'select', 'usual', 'line_of', 'read', 'parse_listed']
+           'measure', 'with_clean', 'row_fields', 'FieldError', 'parse', 'tables', 'has', 'Other', 'condition_of',
+           'select', 'usual', 'line_of', 'read', 'parse_listed']
 
 # %% ../nbs/10g_conditions.ipynb #7a801e5a
 import inspect, itertools, math, re
@@ -14,14 +14,13 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 
 from .attacks import autoattack
 from .bands import band_accuracy
 from .certify import certify_batch, plain_layers
 from .core import check_choice, check_number, find_named, parse_number, read_toml, require
 from .data import to_float
-from .evaluate import correct, eval_mode, is_right, logits, noise_correct, plain_mode
+from .evaluate import correct, eval_mode, is_right, noise_correct, plain_mode
 from .results import accuracy_row, row
 from .oracle import Oracle
 from .threat import NORMS
@@ -463,49 +462,6 @@ def _whole(table):
     n = table.get('n_bands', 10)
     if table['kind'] != 'band' or isinstance(n, list) or table['band'] != _all_bands(n): return table
     return {k: v for k, v in table.items() if k != 'band'}
-
-# %% ../nbs/10g_conditions.ipynb #11c02959
-def log_spread(
-    epochs: int,  # of the run
-    points: int,  # at most so many
-) -> list:
-    "Epochs from 1 to the last, spread evenly in their logarithm."
-    check_number(epochs, 'epochs', low=1, integer=True)
-    check_number(points, 'points', low=1, integer=True)
-    return np.unique(np.geomspace(1, epochs, points).round().astype(int)).tolist() if points > 1 else [epochs]
-
-# %% ../nbs/10g_conditions.ipynb #1a3ba6f2
-@dataclass
-class Trajectory:
-    "Measures a model after some epochs of its training."
-    x: torch.Tensor        # images (N,C,H,W) whose accuracy is measured
-    y: torch.Tensor        # their labels (N,)
-    x_train: torch.Tensor  # images whose loss is
-    y_train: torch.Tensor  # their labels
-    conditions: list       # `Condition` objects, or tables as `parse` takes them
-    epochs: list           # after which it is measured, from 1
-    seed: int = 0          # of noise and attacks
-    topk: int = 1          # right if the label is among the k largest logits
-    split: str = 'test'    # where `x` comes from
-    def __call__(self, model, curves) -> dict:
-        "What joins the line of an epoch: its metric rows as `trajectory`; nothing for the other epochs."
-        epoch = len(curves)
-        if epoch not in self.epochs: return {}
-        diverged = not math.isfinite(curves[-1]['loss'] + curves[-1]['weight_norm'])
-        measured = measure(model, self.x, self.y, self.conditions, self.seed, self.topk, split=self.split,
-                           diverged=diverged)
-        rows = [self.loss(model), *measured]
-        return dict(trajectory=[{**r, 'metric': f'trajectory_{r["metric"]}', 'epoch': epoch} for r in rows])
-    def loss(self, model) -> dict:
-        "Metric row of the mean cross-entropy on the training images."
-        value = F.cross_entropy(logits(model, self.x_train), self.y_train.cpu()).item()
-        return row('loss', value, len(self.x_train), 'train')
-
-def trajectory_rows(
-    curves: list,  # of a fit that a `Trajectory` has recorded
-) -> list:
-    "Its metric rows, epoch by epoch."
-    return [r for line in curves for r in line.get('trajectory', [])]
 
 # %% ../nbs/10g_conditions.ipynb #f3064eaa
 def has(
