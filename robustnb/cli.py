@@ -161,12 +161,13 @@ def _table(page):
 
 def _page(sweep, paths, failed, args):
     "Write the report of a sweep, as far as it can be."
+    from robustnb.choice import OVER
     from robustnb.report import doubt_lines, gather, report
     shown = Shown()
     try:
         runs = gather(*filter(None, paths.values()), failed=failed)
         shown.doubts = doubt_lines(runs.doubts, 5)
-        shown.page = report(runs, Path(args.out)/'reports'/sweep.name, sweep.name)
+        shown.page = report(runs, Path(args.out)/'reports'/sweep.name, sweep.name, over=sweep.over or OVER)
     except (OSError, ValueError) as e:
         shown.where = f'report: not written, {e}'
         return shown
@@ -176,6 +177,20 @@ def _page(sweep, paths, failed, args):
     return shown
 
 # %% ../nbs/15_cli.ipynb #19c77a1c
+def _decided(sweep, args):
+    "The sweep with its final runs, as far as they are known."
+    from robustnb.sweep import decided
+    return decided(sweep, args.out, args.results)
+
+def _chosen_lines(sweep, args):
+    "What a sweep has chosen, or why not; [] for one that chooses nothing."
+    from robustnb.choice import sentences
+    from robustnb.sweep import chosen
+    if not sweep.candidates: return []
+    if sweep.undecided: return [f'not chosen: {sweep.undecided}']
+    return [f'chosen: {text}' for text in sentences(chosen(sweep, args.out, args.results), sweep.over)]
+
+# %% ../nbs/15_cli.ipynb #3cf831ef
 def closing_summary(
     sweep,           # from `sweep.read_sweep`
     statuses: list,  # of the runs done now
@@ -183,17 +198,19 @@ def closing_summary(
     damaged=(),      # what was wrong with files that were there before, from `sweep.damaged`
 ) -> int:
     "Write the report, print table, failures and the report's place; returns the exit code."
+    sweep = _decided(sweep, args)
     paths = _paths(sweep, args)
     failed = failed_runs(sweep, statuses, paths, args)
     shown = _page(sweep, paths, failed, args)
     counts = _left(sweep, statuses, paths, failed)
-    lines = [_count_line(sweep, counts, failed), *shown.lines(), *_edited_line(sweep, paths)]
+    chosen = _chosen_lines(sweep, args)
+    lines = [_count_line(sweep, counts, failed), *chosen, *shown.lines(), *_edited_line(sweep, paths)]
     lines += [f'damaged: {text}' for text in damaged]
     lines += _failure_lines(failed)
     say(args, '\n'.join(lines), sweep=sweep.name, runs=len(sweep.runs), **counts, failed=failed,
-        damaged=[*damaged], in_doubt=shown.doubts, report=shown.page)
+        damaged=[*damaged], in_doubt=shown.doubts, report=shown.page, chosen=chosen)
     if not shown.page: return 2
-    return int(bool(failed))
+    return int(bool(failed) or bool(sweep.undecided))
 
 # %% ../nbs/15_cli.ipynb #f5bb69f8
 def _parameter_lines(found):
@@ -390,7 +407,7 @@ def show_plan(sweep, args) -> int:
     to_do = sum(path is None for path in paths.values())
     minutes, about = _estimate(paths.values(), to_do, len(seats(args.workers, args.per_gpu)))
     lines = [*_plan_lines(sweep.runs, paths), *_edited_line(sweep, paths),
-             f'{sweep.name}: {len(sweep.runs)} runs, {to_do} to do; {about}']
+             *_chosen_lines(sweep, args), f'{sweep.name}: {len(sweep.runs)} runs, {to_do} to do; {about}']
     runs = [dict(id=run.id, done=bool(paths[run.id]), config=run.config) for run in sweep.runs]
     say(args, '\n'.join(lines), runs=runs, to_do=to_do, minutes=minutes)
     return 0
@@ -412,6 +429,7 @@ def end_early(sweep, statuses, args, damaged, why, code) -> int:
     "Summary of a sweep that was ended; returns the exit code."
     if _can_report():
         with suppress(OSError): closing_summary(sweep, statuses, args, damaged)
+    sweep = _decided(sweep, args)
     said = f'\n{why}: {_progress(sweep, _paths(sweep, args))}'
     with suppress(OSError): print(said, file=sys.stderr, flush=True)
     return code
@@ -446,7 +464,7 @@ def show_replay(sweep, args) -> int:
 def _publish(sweep, args) -> None:
     "Copy a sweep's results to the committed ones, and say so."
     from robustnb import sweep as sweeps
-    copied = sweeps.publish(sweep, args.out, args.results)
+    copied = sweeps.publish(_decided(sweep, args), args.out, args.results)
     out = sys.stderr if args.json else sys.stdout  # which then is for machines
     print(f'published: {len(copied)} results under {args.results}/{sweep.name}', file=out)
 
@@ -472,7 +490,7 @@ def cmd_sweep(args) -> int:
     "Do the missing runs of a sweep, or print its plan."
     from robustnb import sweep as sweeps
     limit = sweeps.Limit(args.limit)
-    sweep = read_asked(args, limit)
+    sweep = _decided(read_asked(args, limit), args)
     if args.dry_run: return show_plan(sweep, args)
     if args.replay: return show_replay(sweep, args)
     memory = _memory(args)

@@ -18,7 +18,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from . import paper, plots, results
+from . import choice, paper, plots, results
 from .conditions import condition_of, select
 from .core import atomic_path, read_json, write_json
 
@@ -668,18 +668,39 @@ def _beside_page(parts, sections):
     pictures = {name: _png(part) for name, part in zip(names, compared[:sections])}
     return {'table.md': f'{tables}\n'.encode(), **pictures}
 
+# %% ../nbs/13a_report.ipynb #ba44e59b
+_CHOSEN = 'How the rates were chosen'
+
+def _choice_html(found, over):
+    "Sentences, and a table of all candidates."
+    said = _LIST(items=choice.sentences(found, over), kind='')
+    percent = {name: (100*found[name]).round(2) for name in ('accuracy', 'stderr')}
+    caption = 'Accuracy in percent on held-out training images. Tied: within one standard error of the best.'
+    return said + table_html(found.drop(columns='runs').assign(**percent), caption)
+
+def _chosen(tidy, over):
+    "The rows to compare, and [section on how rates were chosen], [] where none were."
+    held = choice.is_held_out(tidy) if len(tidy) else tidy
+    if not len(tidy) or not held.any(): return tidy, []
+    try: found = choice.choices(tidy, over)
+    except ValueError as e: return tidy[~held], [(_CHOSEN, f'<p>{html.escape(str(e))}</p>')]
+    final = choice.finals(tidy, over)
+    return final[final.chosen].drop(columns='chosen'), [(_CHOSEN, _choice_html(found, over))]
+
 # %% ../nbs/13a_report.ipynb #4e8cb100
 def report(
     runs: Runs,          # from `gather`
     folder,              # where report.html, table.md, runs.csv and figures shall appear
     title: str = 'Robustness report',  # heading of the page
     sections: int = 40,  # settings that are shown in full; of more, only the tables
+    over: tuple = choice.OVER,  # parameters that were chosen by held-out images, if any were
 ) -> Path:
     "Write the report; returns the path of the page."
-    parts = _split(runs.tidy)
+    compared, how_chosen = _chosen(runs.tidy, over)
+    parts = _split(compared)
     made = table_html(provenance_table(runs.made))
     about = [('How to read this', _READ), ('How it was made', made)]
-    text = page(title, _lead(runs), [*_warnings(runs), *_results(parts, sections), *about])
+    text = page(title, _lead(runs), [*_warnings(runs), *how_chosen, *_results(parts, sections), *about])
     beside = {'runs.csv': table_csv(runs.tidy).encode(), **_beside_page(parts, sections)}
     write_files(folder, {**beside, 'report.html': text.encode()})
     return Path(folder)/'report.html'
