@@ -560,7 +560,8 @@ class Run:
     outside: dict = field(default_factory=dict)  # digests of what is not this book's
     source: str = 'unknown'       # digest of the cells that ran
     keep_weights: bool = False    # beside the result
-    # parameters that are filled for it, beside `out` and `weights`; they tell no run from others
+    resumes: bool = False         # it goes on from a checkpoint, in a file that is filled in
+    # parameters that are filled for it, beside `out`, `weights` and `checkpoint`; they tell no run from others
     given: dict = field(default_factory=dict)
     def __post_init__(self):
         if self.identity is None: object.__setattr__(self, 'identity', self.config)
@@ -580,7 +581,15 @@ class Experiment:
     parameters: dict   # of `Parameter`, by name
     protocol: int      # see the about cell
     source: str        # `cells_digest`
-    weights: bool      # whether it can keep weights
+    filled: tuple      # parameters that the runner fills, beside `out`
+    @property
+    def weights(self) -> bool:
+        "Can it keep weights?"
+        return 'weights' in self.filled
+    @property
+    def resumes(self) -> bool:
+        "Can it go on from a checkpoint?"
+        return 'checkpoint' in self.filled
     @property
     def name(self) -> str: return self.notebook.stem
     @property
@@ -608,7 +617,7 @@ class Experiment:
         "The run with these parameters, the others at their defaults."
         config = settle({**self.defaults, **values}, self.parameters, ask)
         who = identity(config, self.parameters), self.protocol, self.outside(config, ask)
-        return Run(self.name, config, *who, self.source, **kw)
+        return Run(self.name, config, *who, self.source, resumes=self.resumes, **kw)
 
 # %% ../nbs/14b_sweep.ipynb #77cf625b
 def read_experiment(
@@ -617,7 +626,7 @@ def read_experiment(
     "What the notebook is and accepts; see `parameters` for errors."
     nb, path = _notebook(notebook), Path(notebook)
     accepted, about = _parameters(nb, notebook)
-    return Experiment(path, accepted, about['protocol'], cells_digest(nb), 'weights' in about['filled'])
+    return Experiment(path, accepted, about['protocol'], cells_digest(nb), tuple(about['filled']))
 
 # %% ../nbs/14b_sweep.ipynb #4602f5eb
 @dataclass(frozen=True)
@@ -1001,14 +1010,21 @@ class _Attempt:
     def execute(self, engine, **options):
         """Do it in a process of its own, see `run_isolated`; returns why there is no result, or ''. An OSError if the
         disk is full."""
-        weights = {'weights': str(self.work/WEIGHTS)} if self.run.keep_weights else {}
-        given = {**self.run.config, **self.run.given, **weights}
+        given = {**self.run.config, **self.run.given}
+        if self.run.keep_weights: given['weights'] = str(self.work/WEIGHTS)
+        if self.run.resumes and self.shared: given['checkpoint'] = str(self.checkpoint())
         log = self.work/'log.txt'
         try: state, outcome = run_isolated(run_notebook, self.work, given, engine, log=log, **options)
         except (Halted, KeyboardInterrupt):
             if self.is_worth_keeping(): self.finish('interrupted after its result was saved')
             raise
         return self.fault(state, outcome)
+
+    def checkpoint(self):
+        "Where the run keeps what it has so far; for other cells of its notebook it is another file."
+        home = workspace(self.place.parent)/'checkpoints'
+        home.mkdir(exist_ok=True)
+        return home/f'{self.run.id}-{self.run.source}.safetensors'
 
     def is_worth_keeping(self):
         "Has an interrupted run a result? One from before is worth more than this, which may not be whole."
@@ -1041,6 +1057,7 @@ class _Attempt:
         if not (self.work/'log.txt').stat().st_size: (self.work/'log.txt').unlink()
         write_json(self.work/'status.json', status)
         if self.shared: _install(self.work, self.place)
+        if self.shared and self.run.resumes and not error: self.checkpoint().unlink(missing_ok=True)
         return status
 
 # %% ../nbs/14b_sweep.ipynb #65048bee

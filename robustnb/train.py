@@ -283,8 +283,14 @@ class Fit:
     diverged: bool          # loss or weight norm was not finite; training stopped there
     cost: dict              # wall_s and cpu_s of this call
     precision: str          # resolved: 'fp32', 'tf32' or 'bf16'
+    resumed: int = 0        # epochs that came from a checkpoint
     eager: str = ''         # why a GPU was told each kernel of each step; '' where it replayed a graph, and on a CPU
 
+    @property
+    def notes(self) -> list:
+        "Sentences on what a reader of its numbers should know."
+        if not self.resumed: return []
+        return [f'training went on from a checkpoint after epoch {self.resumed}; the cost counts from there']
     def __repr__(self):
         c = self.config
         at = f'{c.optimizer}, rate {c.lr:g}, {len(self.curves)} of {c.epochs} epochs'
@@ -490,6 +496,7 @@ def fit(
     lr = torch.tensor(config.lr, dtype=torch.float, device=device) if steady else config.lr
     opt = optim.create(config.optimizer, model.parameters(), lr, weight_decay=config.weight_decay, **config.options)
     curves = _resume(checkpoint, model, opt, config)
+    resumed = len(curves)
     trainer = _Trainer(model, opt, x.to(device), y.to(device), config, precision)
     gpus = [device] if device.type == 'cuda' else []
     with Stopwatch() as watch, torch.random.fork_rng(devices=gpus), exact(precision != 'tf32'):
@@ -501,7 +508,7 @@ def fit(
             if checkpoint: save_checkpoint(checkpoint, model, opt, config, curves)
             if on_epoch: on_epoch(model, curves)
     eager = trainer.full.why_not if replays(device) else ''
-    return Fit(model.eval(), config, curves, _diverged(curves), watch.seconds(), precision, eager)
+    return Fit(model.eval(), config, curves, _diverged(curves), watch.seconds(), precision, resumed, eager)
 
 # %% ../nbs/09_train.ipynb #8fa89728
 def _first_layer(model):

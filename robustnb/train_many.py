@@ -240,5 +240,5 @@ def fit_many(
     fits = []
     for j, (model, config, curve) in enumerate(zip(models, configs, curves)):
         model.load_state_dict(stack.state_of(j))
-        fits.append(Fit(model.eval(), config, curve, _diverged(curve), cost, precision, eager))
+        fits.append(Fit(model.eval(), config, curve, _diverged(curve), cost, precision, eager=eager))
     return fits
