@@ -107,7 +107,6 @@ def finals(
     found = choices(tidy, over)
     rows = tidy[~is_held_out(tidy)].merge(found.loc[found.tied, [*_given(found), 'chosen']], on=_given(found))
     over = [name for name in over if name in rows]
-    texts = [f'{name} ' + rows[name].map('{:g}'.format) for name in over]
-    rows['choice'] = [', '.join(parts) for parts in zip(*texts)]
+    rows['choice'] = list(map(_described, rows[over].to_dict('records')))
     differ = [name for name in over if name != 'lr' and rows.loc[rows.chosen, name].nunique() > 1]
     return rows.drop(columns=differ)
