@@ -444,8 +444,8 @@ def _contrast(ours, theirs, shown):
     "Numbers of one line of `contrasts`, from the rows of either optimizer and the paper's accuracies."
     found = compare(ours, theirs).scaled(100)
     mine, other = (shown.get((rows.optimizer.iloc[0], rows.panel.iloc[0]), math.nan) for rows in (ours, theirs))
-    numbers = dict(difference=found.value, lower=found.lower, upper=found.upper, p=found.p, seeds=found.seeds)
-    return dict(**numbers, paper=100*(mine - other))
+    numbers = dict(difference=found.value, lower=found.lower, upper=found.upper, p=found.p)
+    return dict(**numbers, seeds=found.seeds, paper=100*(mine - other), estimate=found)
 
 def contrasts(
     tidy,                    # from `results.table`; a ValueError if its runs differ in more than optimizer, lr, seed
@@ -454,7 +454,8 @@ def contrasts(
     """Pandas table, one row per condition and other optimizer (against): `reference` minus it, at best rates.
     Columns: condition (its label), kind, panel, strength and attack; against; difference, lower, upper (points of
     accuracy, 95% interval of `stats.compare`), p (of no difference, before any correction), seeds (those that both
-    have), and paper, the difference in its Figure 1 (nan where it lacks data set or strength)."""
+    have), paper, the difference in its Figure 1 (nan where it lacks data set or strength), and estimate, the
+    `stats.Estimate` in points."""
     lines = accuracies(at_best_rates(_one_setting(tidy)))
     lines = lines[lines.kind != 'band']
     check_choice(reference, 'reference', lines.optimizer.unique())

@@ -35,7 +35,7 @@ def over_images(
     values,              # (n,), one number for each image
     level: float = .95,  # confidence
 ) -> tuple:
-    "Their mean with the normal interval over images, (mean, lower, upper); no interval (nan) for a single image."
+    "(mean, lower, upper), with the normal interval over images; nan, no interval, for a single image."
     import numpy as np
     from scipy.special import ndtri
     values = np.asarray(values, float)
@@ -49,7 +49,7 @@ def over_images(
 # %% ../nbs/03a_stats.ipynb #216ecef6
 @dataclass(frozen=True)
 class Estimate:
-    "A mean over seeds and images, and the variance that either contributes; nan variances: there is no interval."
+    "A mean over seeds and images, and the variance by either; nan variances: there is no interval."
     value: float      # the mean; nan where a value behind it is
     of_seeds: float   # a, its variance by seeds
     of_images: float  # b, its variance by images; 0 where there are none
@@ -64,7 +64,7 @@ class Estimate:
 
     @property
     def p(self):
-        "Two-sided p of 'the truth is 0': one minus the level at which an end of the interval touches 0."
+        "Two-sided p of 'the truth is 0': one minus the level at which the interval touches 0."
         return 2*self._tail(abs(self.value))
 
     def interval(self, level: float = .95) -> tuple:
@@ -87,13 +87,13 @@ class Estimate:
         return replace(self, value=factor*self.value, **variances)
 
     def _half(self, tail):
-        "Distance from the value to the ends of the interval that has this tail, at most .5, on either side."
+        "From the value to the ends of the interval with this tail, at most .5, on either side."
         from scipy.special import ndtri, stdtrit
         by_seeds = stdtrit(max(1, self.seeds - 1), tail)*math.sqrt(self.of_seeds)
         return math.hypot(by_seeds, ndtri(tail)*math.sqrt(self.of_images))
 
     def _tail(self, distance):
-        "The tail at which the interval ends this far from the value, above 1/2 for a negative distance."
+        "The tail at which the interval ends this far off, above 1/2 for a negative distance."
         from scipy.optimize import brentq
         if math.isnan(distance + self.of_seeds): return math.nan
         if distance <= 0: return 1 - self._tail(-distance) if distance else .5
@@ -149,7 +149,7 @@ def _by_seed(tables):
     return {name: rows.set_index('seed').loc[seeds] for name, rows in tables.items()}
 
 def _numbers(tables):
-    "Of each table the (seeds, images) hits, of as many images as all have, or (seeds,) values if one lacks hits."
+    "Of each table the (seeds, images) hits, of images that all have, or (seeds,) values if one lacks hits."
     import numpy as np
     if not all('hits' in rows and rows.hits.notna().all() for rows in tables.values()):
         return {name: rows.value.to_numpy(float) for name, rows in tables.items()}
@@ -175,7 +175,7 @@ def compare(
 
 # %% ../nbs/03a_stats.ipynb #e433d787
 def log_ratio(
-    values,                  # pandas Series of positive numbers, one a run, indexed by optimizer, seed and others
+    values,                  # pandas Series of positive numbers, one a run; index: optimizer, seed and others
     other: str,              # optimizer
     reference: str = 'sgd',  # the one it is compared with
 ) -> Estimate:
@@ -190,7 +190,7 @@ def log_ratio(
 def holm(
     ps,  # p values of a family of comparisons; nan: one without an interval
 ) -> list:
-    "The p values after Holm's correction, in the order given; nan stays nan and counts as one of the family."
+    "The p values after Holm's correction, in the order given; nan stays nan and counts as one."
     adjusted, largest = [math.nan]*len(ps), 0.
     known = [k for k in range(len(ps)) if not math.isnan(ps[k])]
     for rank, k in enumerate(sorted(known, key=lambda k: ps[k])):
@@ -251,7 +251,7 @@ def _not_below(estimate, margin):
 _KINDS = dict(above=_above, same=_same, not_below=_not_below)
 
 def _asked(estimates, kind, number):
-    "(value, p), the value positive where it speaks for the claim; the weakest of several estimates."
+    "(value, p), the value positive where it speaks for the claim; the weakest of several."
     import numpy as np
     several = estimates if isinstance(estimates, (list, tuple)) else [estimates]
     rooms, ps = np.transpose([_KINDS[kind](one, number) for one in several])
