@@ -21,7 +21,8 @@ from .fab import deepfool, fab, hyperplane_step
 from .oracle import Oracle
 from .pgd import apgd, fgsm, pgd
 from .square import square
-from .threat import NORMS, TINY, Ball, Rows, batches, column, distance, image_keys, length, random_start, steepest
+from .threat import BATCH, NORMS, TINY, Ball, Rows
+from .threat import batches, column, distance, image_keys, length, random_start, steepest
 
 _all_ = ['fgsm', 'pgd', 'apgd', 'deepfool', 'fab', 'square', 'certify', 'ATTACKS', 'QUERIES', 'Evaluation', 'stages']
 
@@ -35,8 +36,8 @@ def autoattack(
     eps: float = 8/255,         # radius of the ball, in units of the pixels
     version: str = 'standard',  # 'standard': AutoAttack; 'quick': its first two attacks only
     seed: int = 0,              # of the random starts and patches
-    batch_size: int = 128,      # images in one batch; does not change the random numbers
-    progress: bool = True,      # show a bar with the survivors
+    batch_size: int = BATCH,    # images in one batch; does not change the random numbers
+    progress: bool = False,     # show a bar with the survivors
     certify: bool = False,      # try to prove what survives the first attack, and skip what is proved
     state=None,                 # file to keep the state in and go on from; with workers one each: <state>.1of4 ...
     known: Evaluation | None = None,  # of the same images at a smaller radius: what it fooled stays fooled
@@ -155,14 +156,14 @@ class Nearest:
 
 @plain_mode()
 def minimal_norm(
-    model,                  # module or callable in eval mode: images -> logits (n, classes), see `oracle.check_model`
-    x,                      # images (n, ...), float in [0,1]
-    y,                      # labels (n,), int64
-    norm: str = 'linf',     # 'linf' or 'l2'
-    rounds: int = 4,        # walks after FAB; 0 only bisects the line to FAB's point
-    steps: int = 130,       # gradients in a walk, and in a descent
-    seed: int = 0,          # of the random starts
-    batch_size: int = 128,  # images in one batch
+    model,                    # module or callable in eval mode: images -> logits (n, classes), see `oracle.check_model`
+    x,                        # images (n, ...), float in [0,1]
+    y,                        # labels (n,), int64
+    norm: str = 'linf',       # 'linf' or 'l2'
+    rounds: int = 4,          # walks after FAB; 0 only bisects the line to FAB's point
+    steps: int = 130,         # gradients in a walk, and in a descent
+    seed: int = 0,            # of the random starts
+    batch_size: int = BATCH,  # images in one batch
 ) -> Nearest:
     "The nearest misclassified image found for each: FAB towards up to 9 classes, then walks and descents."
     check_number(rounds, 'rounds', low=0, integer=True)
@@ -200,6 +201,6 @@ def _approach(net, x, y, start, norm, rounds, steps, seed):
 def accuracy_curve(
     radius,  # (n,) from `minimal_norm`
     eps,     # radii
-):
+) -> torch.Tensor:
     "Robust accuracy at each radius: the share of images with nothing misclassified found within it, as (len(eps),)."
     return (radius[None] > torch.as_tensor(eps)[:, None]).float().mean(1)

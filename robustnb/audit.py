@@ -286,7 +286,7 @@ def _upper(model, x, clean, z, seconds):
             results.row('certified_radius', radius.median().item(), len(radius), '', norm='l2')], []
 
 # %% ../nbs/13c_audit.ipynb #8878e1ed
-def _pictures(model, x, y, clean, wanted, seed, batch_size):
+def _pictures(model, x, y, clean, wanted, seed):
     "Up to six images that are right: clean, with the strongest noise, and under the last attack."
     show = clean.nonzero()[:6, 0]
     if not len(show): return {}
@@ -296,8 +296,8 @@ def _pictures(model, x, y, clean, wanted, seed, batch_size):
         noise = gaussian_noise(x.shape, slice(0, len(x)), var, seed)[show]
         made[Gaussian(var).label] = (images + noise).clamp(0, 1)
     if last := _last_attack(wanted):
-        how = last.norm, last.eps, ATTACKS[last.attack], seed, batch_size, False
-        made[last.label] = autoattack(model, images, y[show], *how).x_adv.cpu()
+        found = autoattack(model, images, y[show], last.norm, last.eps, ATTACKS[last.attack], seed)
+        made[last.label] = found.x_adv.cpu()
     return {what: (part, logits(model, part).argmax(1)) for what, part in made.items()}
 
 def _largest_variance(wanted):
@@ -312,21 +312,21 @@ def _last_attack(wanted):
 # %% ../nbs/13c_audit.ipynb #ffd5b1a1
 @plain_mode()
 def audit(
-    model,                 # torch module, images (N,C,H,W) in [0,1] -> logits (N,K)
-    images,                # (N,C,H,W), uint8 or float in [0,1]
-    labels,                # (N,), int64
-    name: str = 'model',   # what to call it
-    classes=(),            # names by output
-    conditions=None,       # what to measure, see `conditions.parse`; None: `conditions.usual`
-    lipschitz: float = 20, # CPU seconds for each bound of the l2 Lipschitz constant; 0: none
-    seed: int = 0,         # of noise, attacks and the order of the images
-    batch_size: int = 256, # images per pass
-    device: str = 'auto',  # see `core.device`
-    source: str = '',      # where the images came from, for the page
-    progress: bool = True, # show bars
-    notes=(),              # what is doubtful about images and model already, see `interop.Images`
-    mapped: bool = False,  # a label map says which outputs the classes are; else fewer are a doubt
-    prepared=None,         # what images and model went through before, such as mean and std; kept
+    model,                   # torch module, images (N,C,H,W) in [0,1] -> logits (N,K)
+    images,                  # (N,C,H,W), uint8 or float in [0,1]
+    labels,                  # (N,), int64
+    name: str = 'model',     # what to call it
+    classes=(),              # names by output
+    conditions=None,         # what to measure, see `conditions.parse`; None: `conditions.usual`
+    lipschitz: float = 20,   # CPU seconds for each bound of the l2 Lipschitz constant; 0: none
+    seed: int = 0,           # of noise, attacks and the order of the images
+    batch_size: int = 512,   # images per pass
+    device: str = 'auto',    # see `core.device`
+    source: str = '',        # where the images came from, for the page
+    progress: bool = False,  # show bars
+    notes=(),                # what is doubtful about images and model already, see `interop.Images`
+    mapped: bool = False,    # a label map says which outputs the classes are; else fewer are a doubt
+    prepared=None,           # what images and model went through before, such as mean and std; kept
 ) -> Audit:
     """Measure one model's accuracy and robustness; the model comes back as it was given. A ValueError names
     what cannot be judged: softmax outputs, random models, labels that it has no output for."""
@@ -346,7 +346,7 @@ def audit(
         wanted, unproved = _provable(model, wanted)
         rows = _rows(model, x, y, wanted, seed=seed, batch_size=batch_size, progress=progress)
         clean = torch.from_numpy(hits_of(clean_row(rows)) > 0)
-        pictures = _pictures(model, x, y, clean, wanted, seed, batch_size)
+        pictures = _pictures(model, x, y, clean, wanted, seed)
         constants, unbounded = [], []
         if lipschitz:
             few = to_float(x[:64], device)

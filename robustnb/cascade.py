@@ -405,7 +405,7 @@ class Cascade:
         for number, stage in enumerate(self.plan, 1):
             self.bar.say(f'{stage.attack} {stage.run + 1}/{runs[stage.attack]}')
             if self.ev.certify and number > 1:
-                for rows in batches(self.waiting() & (self.ev.proof < 0), 50): self.prove(rows)
+                for rows in batches(self.waiting() & (self.ev.proof < 0), self.batch_size): self.prove(rows)
             for rows in batches(self.waiting() & (self.ev.done < number), self.batch_size): self.attack(number, rows)
         self.state.save(self.ev, self.best, now=True)
         self.bar.close()

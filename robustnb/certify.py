@@ -18,7 +18,7 @@ from .evaluate import plain_mode, plain_tensor, takes
 from .layers import classes, fills, kind_of, named_layers, role_of
 from .models import behaves_as
 from .oracle import check_model, image_gradient
-from .threat import NORMS, TINY, check_images
+from .threat import BATCH, NORMS, TINY, check_images
 
 # %% ../nbs/10e_certify.ipynb #34ccb5d4
 @fills('spread', nn.Conv2d)
@@ -42,7 +42,7 @@ def interval(
     layer,  # one layer
     low,    # smallest input (n, ...)
     high,   # largest input
-):
+) -> tuple:
     "Smallest and largest output of one layer (interval bound propagation, Gowal et al. 2018)."
     spread = getattr(kind_of(layer), 'spread', None)
     if spread is None: return layer(low), layer(high)
@@ -255,7 +255,7 @@ def certify_batch(
     y,          # labels (n,)
     norm: str,  # 'linf' or 'l2'
     eps: float, # radius of the ball, in units of the pixels
-):
+) -> torch.Tensor:
     "Which images are classified correctly and provably stay so in the ball, as (n,) bool on the device of the model."
     bounds = Crown(model, x, norm, eps)
     size = torch.maximum(*bounds.out).abs().amax(1).clamp_min(1)
@@ -264,13 +264,13 @@ def certify_batch(
 # %% ../nbs/10e_certify.ipynb #af7c4324
 @plain_mode()
 def certify(
-    model,                 # nn.Sequential of layers that can be bounded, in eval mode
-    x,                     # images (n, ...), float in [0,1]
-    y,                     # labels (n,), int64
-    norm: str = 'linf',    # 'linf' or 'l2'
-    eps: float = 8/255,    # radius of the ball, in units of the pixels
-    batch_size: int = 50,  # images in one batch
-):
+    model,                    # nn.Sequential of layers that can be bounded, in eval mode
+    x,                        # images (n, ...), float in [0,1]
+    y,                        # labels (n,), int64
+    norm: str = 'linf',       # 'linf' or 'l2'
+    eps: float = 8/255,       # radius of the ball, in units of the pixels
+    batch_size: int = BATCH,  # images in one batch
+) -> torch.Tensor:
     """Which images are classified correctly and provably stay so in the ball, as (n,) bool on the CPU: a lower bound of
     robust accuracy, whatever the attack. A ValueError for a model or images that it cannot judge, see `check_model`,
     `check_images`, `plain_layers`."""

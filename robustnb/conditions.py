@@ -23,7 +23,7 @@ from .data import to_float
 from .evaluate import correct, eval_mode, is_right, noise_correct, plain_mode
 from .results import accuracy_row, row
 from .oracle import Oracle
-from .threat import NORMS
+from .threat import BATCH, NORMS
 
 # %% ../nbs/10g_conditions.ipynb #bcfca4a8
 KINDS = {}  # class of each kind
@@ -66,7 +66,7 @@ class Condition:
     def together(self):
         "Conditions for which this is equal are judged at once, by `judge`."
         return self
-    def hits(self, model, x, y):
+    def hits(self, model, x, y) -> torch.Tensor:
         """Which images are classified right, as (n,) or (draws, n) bool; it may also take `seed`, `topk`, `batch_size`
         and `progress`."""
         raise NotImplementedError(f'{type(self).__name__} does not say how it judges images')
@@ -91,7 +91,7 @@ def _check_strength(self, name):
 class Clean(Condition):
     "The images as they are."
     kind, label, strength = 'clean', 'standard', 0.
-    def hits(self, model, x, y, topk=1, batch_size=512):
+    def hits(self, model, x, y, topk=1, batch_size=512) -> torch.Tensor:
         "Which images are classified right, (n,) bool."
         return correct(model, x, y, topk, batch_size=batch_size)
 
@@ -110,8 +110,8 @@ class Gaussian(_Noise):
     "White Gaussian noise of variance `var` per pixel, clipped to [0,1] (paper, Figure 1)."
     kind = 'gaussian'
     @property
-    def label(self): return f'noise var {self.var:g}'
-    def hits(self, model, x, y, seed=0, topk=1, batch_size=512):
+    def label(self) -> str: return f'noise var {self.var:g}'
+    def hits(self, model, x, y, seed=0, topk=1, batch_size=512) -> torch.Tensor:
         "Which images are classified right under noise, (draws, n) bool."
         how = dict(topk=topk, batch_size=batch_size)
         drawn = [noise_correct(model, x, y, self.var, seed, draw, **how) for draw in range(self.draws)]
@@ -130,14 +130,14 @@ class Band(_Noise):
         check_number(self.n_bands, 'n_bands', low=1, integer=True)
         check_number(self.band, 'band', low=1, high=self.n_bands, integer=True)
     @property
-    def label(self): return f'band {self.band} var {self.var:g}'
+    def label(self) -> str: return f'band {self.band} var {self.var:g}'
     @property
     def together(self): return 'band', self.var, self.n_bands, self.draws, self.n
-    def hits(self, model, x, y, **how):
+    def hits(self, model, x, y, **how) -> torch.Tensor:
         "Which images are classified right under noise, (draws, n) bool."
         return self.judge([self], model, x, y, **how)[0].right
     @staticmethod
-    def judge(group, model, x, y, seed=0, topk=1, batch_size=512):
+    def judge(group, model, x, y, seed=0, topk=1, batch_size=512) -> list:
         "`Judged` for each band of the group, one pass and one draw for all."
         first = group[0]
         found = band_accuracy(model, x, y, first.var, first.n_bands, first.draws, seed, topk, batch_size,
@@ -160,7 +160,7 @@ class _Ball(Condition):
     def panel(self): return self.norm
     @property
     def together(self): return 'ball', self.norm, self.n
-    def hits(self, model, x, y, **how):
+    def hits(self, model, x, y, **how) -> torch.Tensor:
         "Which images survive, (n,) bool."
         return self.judge([self], model, x, y, **how)[0].right
     def __post_init__(self):
@@ -168,11 +168,11 @@ class _Ball(Condition):
         check_choice(self.norm, 'norm', NORMS)
         _check_strength(self, 'eps')
     @staticmethod
-    def judge(group, model, x, y, seed=0, topk=1, batch_size=512, progress=False):
+    def judge(group, model, x, y, seed=0, topk=1, batch_size=512, progress=False) -> list:
         "`Judged` for each attack and proof of the group."
         proves = any(isinstance(c, Proof) for c in group)
         require(topk == 1 or not proves, 'topk', f'{topk} for a proof', '1')
-        return _judge_balls(group, model, x, y, seed, topk, min(batch_size, 128), progress)
+        return _judge_balls(group, model, x, y, seed, topk, min(batch_size, BATCH), progress)
 
 def fraction(
     eps: float,          # radius
@@ -195,7 +195,7 @@ class Attack(_Ball):
         check_choice(self.attack, 'attack', ATTACKS)
         super().__post_init__()
     @property
-    def label(self):
+    def label(self) -> str:
         radius = f'{self.norm} {fraction(self.eps, self.norm)}'
         return radius if self.attack == 'autoattack' else f'{radius} {self.attack}'
 
@@ -210,7 +210,7 @@ class Proof(_Ball):
         check_choice(self.method, 'method', ['crown'])
         super().__post_init__()
     @property
-    def label(self): return f'{self.norm} {fraction(self.eps, self.norm)} proved'
+    def label(self) -> str: return f'{self.norm} {fraction(self.eps, self.norm)} proved'
 
 OURS = Clean, Gaussian, Band, Attack, Proof
 
@@ -233,7 +233,7 @@ class _Balls:
         proofs = [c for c in conditions if isinstance(c, Proof)]
         for c in conditions:
             if isinstance(c, Attack): self.attack(c, self.open(proofs))
-        for c in self.open(proofs): self.judged[c] = Judged(_proved(c, self.model, self.x, self.y))
+        for c in self.open(proofs): self.judged[c] = Judged(self.proved(c))
 
     def open(self, proofs): return [c for c in proofs if c not in self.judged]
 
@@ -245,6 +245,12 @@ class _Balls:
         self.known[c.attack] = found
         self.judged[c] = Judged(_survivors(found, self.model, self.x, self.y, self.topk), _remarks(found))
         for proof in proofs: self.judged[proof] = Judged(found.certified)
+
+    def proved(self, proof):
+        "Which images are proved, (n,) bool."
+        plain_layers(self.model)
+        prove = lambda a, b: certify_batch(self.model, a, b, proof.norm, proof.eps).cpu()
+        return torch.cat(list(map(prove, self.x.split(self.batch_size), self.y.split(self.batch_size))))
 
 def _judge_balls(group, model, x, y, seed, topk, batch_size, progress):
     "`Judged` for each attack and proof of one norm on the same images."
@@ -265,12 +271,6 @@ def _survivors(found, model, x, y, topk):
 def _remarks(found):
     "Further fields of an attack's row: why it is in doubt, and that it is not the standard one."
     return dict(found.doubt) if found.classes > 3 else dict(found.doubt, variant='nonstandard')
-
-def _proved(proof, model, x, y):
-    "Which images are proved, (n,) bool."
-    plain_layers(model)
-    def prove(a, b): return certify_batch(model, a, b, proof.norm, proof.eps).cpu()
-    return torch.cat(list(map(prove, x.split(50), y.split(50))))
 
 # %% ../nbs/10g_conditions.ipynb #2da5a05b
 def measure(
@@ -483,7 +483,7 @@ class Other(Condition):
     @property
     def fields(self): return dict(kind=self.name)
     @property
-    def label(self): return self.text
+    def label(self) -> str: return self.text
     @property
     def strength(self): return self.level
 

@@ -14,7 +14,7 @@ from .march import March
 from .pgd import TARGETS, gap, rank_targets
 from .oracle import Oracle, on_correct
 from .replay import replays
-from .threat import NORMS, TINY, Adversarial, Survivors, column, distance, length, steepest
+from .threat import BATCH, NORMS, TINY, Adversarial, Survivors, column, distance, length, steepest
 
 # %% ../nbs/10c_fab.ipynb #43fbf2b5
 def _nearest_boundary(net, s, norm, notice):
@@ -49,15 +49,15 @@ def _setup(model, x, y, norm, eps):
     return model if isinstance(model, Oracle) else Oracle(model, x, y)
 
 def deepfool(
-    model,                      # callable or module in eval mode: images -> logits (n, classes), see `check_model`
-    x,                          # images (n, ...), float in [0,1]
-    y,                          # labels (n,), int64
-    norm: str = 'linf',         # 'linf' or 'l2'
-    eps: float | None = None,   # count only what lies within this radius as fooled; None: any distance
-    steps: int = 50,            # linearisations
-    overshoot: float = .02,     # the k-th step goes 1 + overshoot*k times as far as the linearised boundary
-    classes: int = 9,           # likeliest wrong classes to consider
-    batch_size: int = 128,      # images in one batch
+    model,                     # callable or module in eval mode: images -> logits (n, classes), see `check_model`
+    x,                         # images (n, ...), float in [0,1]
+    y,                         # labels (n,), int64
+    norm: str = 'linf',        # 'linf' or 'l2'
+    eps: float | None = None,  # count only what lies within this radius as fooled; None: any distance
+    steps: int = 50,           # linearisations
+    overshoot: float = .02,    # the k-th step goes 1 + overshoot*k times as far as the linearised boundary
+    classes: int = 9,          # likeliest wrong classes to consider
+    batch_size: int = BATCH,   # images in one batch
 ) -> Adversarial:
     """A nearby misclassified image for each image, by steps to the nearest linearised boundary (not certain to be
     the nearest); images without one come back clean. Moosavi-Dezfooli et al. 2016, but the overshoot grows with the
@@ -143,14 +143,14 @@ def fab_run(net, x, y, keys, run, norm, eps, steps=100):
 
 # %% ../nbs/10c_fab.ipynb #8ffeaffa
 def fab(
-    model,                     # callable or module in eval mode: images -> logits (n, classes), see `check_model`
-    x,                         # images (n, ...), float in [0,1]
-    y,                         # labels (n,), int64
-    norm: str = 'linf',        # 'linf' or 'l2'
-    eps: float | None = None,  # radius of the ball, in units of the pixels; None: the nearest point at any distance
+    model,                       # callable or module in eval mode: images -> logits (n, classes), see `check_model`
+    x,                           # images (n, ...), float in [0,1]
+    y,                           # labels (n,), int64
+    norm: str = 'linf',          # 'linf' or 'l2'
+    eps: float | None = None,    # radius of the ball, in units of the pixels; None: the nearest point at any distance
     targets: int | None = None,  # likeliest wrong classes to aim at; None: all, up to 9
-    steps: int = 100,          # linearisations of each run
-    batch_size: int = 128,     # images in one batch
+    steps: int = 100,            # linearisations of each run
+    batch_size: int = BATCH,     # images in one batch
 ) -> Adversarial:
     "Targeted Fast Adaptive Boundary attack (Croce and Hein 2020, FAB); images that are not fooled come back clean."
     net = _setup(model, x, y, norm, eps)

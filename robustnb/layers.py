@@ -9,12 +9,16 @@ __all__ = ['ROLES', 'TABLE', 'Kind', 'know', 'fills', 'kind_of', 'role_of', 'pos
 # %% ../nbs/07a_layers.ipynb #a5d3f200
 import copy, math
 from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 from torch import nn
 
 from .core import check_choice
 from .models import PreActBlock, behaves_as
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../nbs/07a_layers.ipynb #af52630a
 ROLES = dict(
@@ -69,7 +73,7 @@ TABLE = {}
 def know(
     *classes,  # layer classes
     **known,   # the fields of `Kind`
-):
+) -> None:
     "Enter a row into the table for each class; it replaces the one that was there."
     for cls in classes: TABLE[cls] = Kind(**known)
 
@@ -147,7 +151,7 @@ know(nn.MaxPool2d, role='own', fits=lambda m: _pair(m.dilation) == (1, 1), only=
 know(nn.GroupNorm, nn.LayerNorm, PreActBlock, role='own')
 
 # %% ../nbs/07a_layers.ipynb #181a9a60
-def table():
+def table() -> 'pd.DataFrame':
     "The table of layers as a pandas table, one row for each class: what it computes and `Kind.words`."
     import pandas as pd
     about = lambda cls, kind: dict(layer=cls.__name__, computes=ROLES[kind.role], **kind.words())
@@ -193,7 +197,7 @@ def refuse(
     layer: nn.Module,
     name: str,  # its place in the model; '' at the top
     why: str,   # see `why_not`
-):
+) -> NoReturn:
     "Raise the ValueError that names a layer which cannot be bounded."
     known = ', '.join(sorted(c.__name__ for c in TABLE))
     raise ValueError(f'model: layer {name or "(top)"} ({type(layer).__name__}): {why}; accepted: {known}')

@@ -11,6 +11,7 @@ __all__ = ['UNITS', 'INPUTS', 'lip_box', 'lip_local', 'sandwich', 'sandwich_rows
 # %% ../nbs/11e_lipschitz.ipynb #043c773a
 import copy, math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np, torch
 from torch import nn
@@ -24,6 +25,9 @@ from .lip_bounds import handles, lip_eclipse, lip_product, lip_sdp, relu_chain, 
 from .lip_lower import chain_module, jacobian_norms, jacobians, lip_lower
 from .lip_exact import lip_exact, lip_exact_shallow
 from .results import row
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _all_ = ['Interval', 'conv_matrix', 'conv_norm', 'conv_norm_circulant', 'conv_norm_reshaped', 'matrix_norm',
          'handles', 'lip_eclipse', 'lip_product', 'lip_sdp', 'relu_chain',
@@ -207,14 +211,14 @@ def _table_row(name, method):
 
 # %% ../nbs/11e_lipschitz.ipynb #4bb4115f
 def sandwich(
-    model,             # nn.Module N,... -> N,outputs in eval mode, or [(W, b), ...]
-    x: torch.Tensor,   # images or points (N, ...)
-    ord=2,             # norm of input and output: 2, 1 or inf
-    output=None,       # None: all outputs; k: logit k; (i, j): the difference of two logits
-    box=(0., 1.),      # lower bounds and the exact value are over this box
+    model,                 # nn.Module N,... -> N,outputs in eval mode, or [(W, b), ...]
+    x: torch.Tensor,       # images or points (N, ...)
+    ord=2,                 # norm of input and output: 2, 1 or inf
+    output=None,           # None: all outputs; k: logit k; (i, j): the difference of two logits
+    box=(0., 1.),          # lower bounds and the exact value are over this box
     seconds: float = 30.,  # CPU seconds for the exact search, and for the product's certificates
-    seed: int = 0,     # of the lower bounds' search
-):
+    seed: int = 0,         # of the lower bounds' search
+) -> 'pd.DataFrame':
     """All that is known of a constant as a pandas table, one row per method: method, lower, upper, value, status, note,
     cpu_s. Status is 'absent' where a method does not apply, the note says why; a RuntimeError if a lower bound lies
     above an upper one."""
@@ -241,9 +245,9 @@ def sandwich(
 
 # %% ../nbs/11e_lipschitz.ipynb #8e45adca
 def sandwich_rows(
-    table,      # from `sandwich`
-    norm: str,  # of the input: 'l2' or 'linf'
-    n: int,     # points behind its lower bounds
+    table: 'pd.DataFrame',  # from `sandwich`
+    norm: str,              # of the input: 'l2' or 'linf'
+    n: int,                 # points behind its lower bounds
 ) -> list:
     """The table as rows for `results.save`: metrics lipschitz_lower, lipschitz_upper and lipschitz_value, one row for
     each number a method gives."""

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from .core import check_number, require
 from .evaluate import ask, is_right, plain_mode, plain_tensor, takes
-from .threat import TINY, Adversarial, batches, check_images, column, image_keys
+from .threat import BATCH, TINY, Adversarial, batches, check_images, column, image_keys
 
 # %% ../nbs/10aa_oracle.ipynb #e66fe805
 def _size(shape): return 'x'.join(map(str, shape))
@@ -266,7 +266,7 @@ class Oracle:
         self.vanished = {}
         for doubt in found: warnings.warn(doubt, stacklevel=5)  # the line that called the attack
         return found
-    def wrong(self, x, y, batch_size: int = 128):
+    def wrong(self, x, y, batch_size: int = BATCH):
         "Which images are not classified as `y`, as (n,) bool."
         parts = zip(x.split(batch_size), y.split(batch_size))
         return torch.cat([~is_right(self.logits(a).to(b.device), b) for a, b in parts])

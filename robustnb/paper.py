@@ -6,7 +6,12 @@
 __all__ = ['PAPER', 'PAPER_SETTINGS', 'table', 'differences']
 
 # %% ../nbs/03b_paper.ipynb #2e9a19c6
+from typing import TYPE_CHECKING
+
 from .core import check_choice
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../nbs/03b_paper.ipynb #6b54d882
 PAPER = 'Ma, Pan and Farahmand, TMLR 2023, arXiv 2308.06703v2'
@@ -60,7 +65,7 @@ def _of_checkpoints():
             for panel, value in zip(_PANELS, values):
                 yield _line('checkpoints', dataset, optimizer, panel, value, _STRENGTHS[panel])
 
-def table():
+def table() -> 'pd.DataFrame':
     """The paper's accuracies (fractions) as a pandas table: source 'Figure 1', read off to half a point, and
     'checkpoints', the authors' at single strengths. Columns: source, dataset, optimizer, metric, value,
     split, panel ('clean', 'gaussian', 'l2', 'linf'), kind and norm as result rows have them; for checkpoints

@@ -16,14 +16,14 @@ from .core import check_choice, check_number
 from .evaluate import is_right
 from .march import March
 from .oracle import Oracle, on_correct
-from .threat import NORMS, TINY, Adversarial, Ball, Survivors, column, random_start, steepest
+from .threat import BATCH, NORMS, TINY, Adversarial, Ball, Survivors, column, random_start, steepest
 
 # %% ../nbs/10b_pgd.ipynb #e7d85b6f
 def ce(
     z,            # logits (n, classes)
     y,            # labels (n,)
     target=None,  # not used
-):
+) -> torch.Tensor:
     "Cross-entropy, one value per image."
     return F.cross_entropy(z, y, reduction='none')
 
@@ -33,7 +33,7 @@ def dlr(
     z,            # logits (n, classes), 3 classes or more
     y,            # labels (n,)
     target=None,  # not used
-):
+) -> torch.Tensor:
     """Difference of logits ratio -(z_y - largest other)/(z_1st - z_3rd), (n,): above 0 exactly where the image is
     misclassified (Croce and Hein 2020, Auto-PGD)."""
     top = z.topk(3, dim=1).values
@@ -44,7 +44,7 @@ def dlr_targeted(
     z,       # logits (n, classes), 4 classes or more
     y,       # labels (n,)
     target,  # classes (n,) to move towards
-):
+) -> torch.Tensor:
     """Difference of logits ratio towards another class, -(z_y - z_target)/(z_1st - (z_3rd + z_4th)/2), (n,) (Croce and
     Hein 2020, Auto-PGD)."""
     top = z.topk(4, dim=1).values
@@ -54,7 +54,7 @@ def gap(
     z,       # logits (n, classes)
     y,       # labels (n,)
     target,  # classes (n,) to move towards
-):
+) -> torch.Tensor:
     "Logit difference z_target - z_y, (n,): for two or three classes, where the targeted ratio is not defined."
     return _picked(z, target) - _picked(z, y)
 
@@ -64,7 +64,7 @@ LOSSES = {'ce': (ce, 2), 'dlr': (dlr, 3), 'dlr-targeted': (dlr_targeted, 4), 'ga
 def rank_targets(
     z,  # logits (n, classes) at the clean images
     y,  # labels (n,)
-):
+) -> torch.Tensor:
     "The wrong classes of each image, likeliest first, as (n, classes - 1)."
     return z.scatter(1, y[:, None], -torch.inf).argsort(dim=1, descending=True)[:, :-1]
 
@@ -87,12 +87,12 @@ def fgsm_batch(net, x, y, norm, eps, loss=ce):
     return Ball(x, eps, norm).project_(x + eps*steepest(grad, norm))
 
 def fgsm(
-    model,                  # callable or module in eval mode: images -> logits (n, classes), see `oracle.check_model`
-    x,                      # images (n, ...), float in [0,1]
-    y,                      # labels (n,), int64
-    norm: str = 'linf',     # 'linf' or 'l2'
-    eps: float = 8/255,     # radius of the ball, in units of the pixels
-    batch_size: int = 128,  # images in one batch
+    model,                    # callable or module in eval mode: images -> logits (n, classes), see `oracle.check_model`
+    x,                        # images (n, ...), float in [0,1]
+    y,                        # labels (n,), int64
+    norm: str = 'linf',       # 'linf' or 'l2'
+    eps: float = 8/255,       # radius of the ball, in units of the pixels
+    batch_size: int = BATCH,  # images in one batch
 ) -> Adversarial:
     """Fast gradient sign method (Goodfellow et al. 2015): one step along the steepest ascent of the cross-entropy
     (its l2 form steps along the gradient itself)."""
@@ -135,7 +135,7 @@ def pgd(
     step: float | None = None,  # length of a step; None takes 2.5 eps / steps
     loss: str = 'ce',           # 'ce', or 'dlr' (3 classes or more)
     seed: int = 0,              # of the random starts
-    batch_size: int = 128,      # images in one batch
+    batch_size: int = BATCH,    # images in one batch
 ) -> Adversarial:
     "Projected gradient ascent with a fixed step length (Madry et al. 2018)."
     net, function = _setup(model, x, y, norm, eps, check_choice(loss, 'loss', ['ce', 'dlr']))
@@ -253,16 +253,16 @@ def apgd_run(net, x, y, keys, run, norm, eps, loss, steps=100, seed=0):
     return climb(net, x, y, start, norm, eps, LOSSES[loss][0], target, steps)
 
 def apgd(
-    model,                     # callable or module in eval mode: images -> logits (n, classes), see `check_model`
-    x,                         # images (n, ...), float in [0,1]
-    y,                         # labels (n,), int64
-    norm: str = 'linf',        # 'linf' or 'l2'
-    eps: float = 8/255,        # radius of the ball, in units of the pixels
-    loss: str = 'ce',          # 'ce', 'dlr' (3 classes or more), 'dlr-targeted' (4 or more) or 'gap-targeted'
-    runs: int | None = None,   # random restarts, or targets for a targeted loss; None: 1, or all wrong classes up to 9
-    steps: int = 100,          # gradient steps of each run
-    seed: int = 0,             # of the random starts
-    batch_size: int = 128,     # images in one batch
+    model,                    # callable or module in eval mode: images -> logits (n, classes), see `check_model`
+    x,                        # images (n, ...), float in [0,1]
+    y,                        # labels (n,), int64
+    norm: str = 'linf',       # 'linf' or 'l2'
+    eps: float = 8/255,       # radius of the ball, in units of the pixels
+    loss: str = 'ce',         # 'ce', 'dlr' (3 classes or more), 'dlr-targeted' (4 or more) or 'gap-targeted'
+    runs: int | None = None,  # random restarts, or targets for a targeted loss; None: 1, or all wrong classes up to 9
+    steps: int = 100,         # gradient steps of each run
+    seed: int = 0,            # of the random starts
+    batch_size: int = BATCH,  # images in one batch
 ) -> Adversarial:
     "Auto-PGD (Croce and Hein 2020): projected gradient ascent that halves its step where progress stalls."
     net, _ = _setup(model, x, y, norm, eps, loss)

@@ -30,7 +30,7 @@ _FIRST = ['sgd', 'adam', 'rmsprop']  # the paper's three
 
 def colour(
     optimizer: str,  # as in `optim.create`
-):
+) -> tuple | str:
     """The optimizer's colour as an RGB tuple, the same in all figures: sgd blue, adam orange, rmsprop green, the others
     after them; 'black' for an unknown name."""
     order = [*_FIRST, *(o for o in optim.OPTIMIZERS if o not in _FIRST)]
@@ -74,8 +74,8 @@ PANELS = dict(clean='standard', gaussian='Gaussian noise', l2='$\\ell_2$ attack'
 _TELLING = {'kind', 'label', 'strength', *(f.name for c in OURS for f in fields(c))}  # columns that tell a condition
 
 def accuracies(
-    tidy,  # table from `results.table`
-):
+    tidy: pd.DataFrame,  # table from `results.table`
+) -> pd.DataFrame:
     """Rows of accuracies on the test split, with the columns kind, panel and strength, as the `Condition` has them, and
     condition, its label."""
     lines = tidy[(tidy.metric == 'accuracy') & (tidy.split == 'test')]
@@ -92,7 +92,7 @@ def _labels(found):
 
 # %% ../nbs/12_plots.ipynb #fb99104a
 def has_rates(
-    tidy,  # table from `results.table`
+    tidy: pd.DataFrame,  # table from `results.table`
 ) -> bool:
     "Do its runs say which optimizer they used, and at what rate?"
     return {'optimizer', 'lr'} <= set(tidy)
@@ -133,10 +133,10 @@ def _points(ax, x, stats, name, label=None, **style):
 def _legend(ax): ax.legend(loc='upper left', bbox_to_anchor=(1, 1))
 
 def rate_curves(
-    tidy,            # from `results.table`; a ValueError if its runs differ in more than optimizer, lr, seed
-    condition=None,  # a `Condition`: which accuracy; None: on clean images
-    ax=None,         # matplotlib axes to draw on; None makes a figure
-):
+    tidy: pd.DataFrame,                  # table; a ValueError if its runs differ in more than optimizer, lr, seed
+    condition: Condition | None = None,  # a `Condition`: which accuracy; None: on clean images
+    ax: plt.Axes | None = None,          # matplotlib axes to draw on; None makes a figure
+) -> plt.Axes:
     """Accuracy (%) against learning rate, mean ± std over seeds, one line per optimizer; a ring marks the best rate by
     standard accuracy. Returns the axes."""
     lines = accuracies(_one_setting(tidy))
@@ -156,8 +156,8 @@ def rate_curves(
 
 # %% ../nbs/12_plots.ipynb #0851e4a9
 def comparison(
-    tidy,  # table from `results.table`
-):
+    tidy: pd.DataFrame,  # table from `results.table`
+) -> pd.DataFrame:
     """Pandas table, one row per setting and optimizer at its best rate: lr, '(edge)' at an end of its grid, seeds, and
     accuracy (%, mean ± std) under each condition but bands."""
     best = best_rates(tidy)
@@ -181,8 +181,8 @@ def _percent(mean, std):
 
 # %% ../nbs/12_plots.ipynb #96ae42dd
 def legend_above(
-    fig,  # figure with layout='constrained' whose panels share their labels
-):
+    fig: plt.Figure,  # figure with layout='constrained' whose panels share their labels
+) -> None:
     "One legend for all panels in place of theirs, at the top left, where a narrow screen begins."
     handles = {}
     for ax in fig.axes:
@@ -201,10 +201,10 @@ def _tick(c):
     return as_text(c.label)
 
 def bar_panel(
-    tidy,        # from `results.table`; a ValueError if its runs differ in more than optimizer, lr, seed
-    panel: str,  # 'clean', 'gaussian', 'band', 'l2', 'linf', or the kind of a condition that is not of this book
-    ax=None,     # matplotlib axes to draw on; None makes a figure
-):
+    tidy: pd.DataFrame,          # table; a ValueError if its runs differ in more than optimizer, lr, seed
+    panel: str,                  # 'clean', 'gaussian', 'band', 'l2', 'linf', or the kind of a condition of your own
+    ax: plt.Axes | None = None,  # matplotlib axes to draw on; None makes a figure
+) -> plt.Axes:
     """Accuracy (%) at each optimizer's best rate under the conditions of one panel, mean ± std over seeds; returns the
     axes."""
     lines = accuracies(at_best_rates(_one_setting(tidy)))
@@ -229,9 +229,9 @@ def bar_panel(
 
 # %% ../nbs/12_plots.ipynb #73561156
 def robustness_bars(
-    tidy,         # from `results.table`; a ValueError if its runs differ in more than optimizer, lr, seed
-    figsize=None, # (width, height) in inches; None: by the number of bars
-):
+    tidy: pd.DataFrame,            # table; a ValueError if its runs differ in more than optimizer, lr, seed
+    figsize: tuple | None = None,  # (width, height) in inches; None: by the number of bars
+) -> plt.Figure:
     "`bar_panel` for every panel but bands side by side, as in the paper's Figure 1; returns the figure."
     lines = accuracies(at_best_rates(_one_setting(tidy)))
     panels = [p for p in dict.fromkeys(lines.panel) if p != 'band']
@@ -256,12 +256,12 @@ def _fitted(tidy, fit):
     raise ValueError(f'fit: got {fit!r}, of which a run has several values, accepted: a metric with one value a run')
 
 def trade_off(
-    tidy,         # table from `results.table`
-    condition,    # a `Condition`: which accuracy on the vertical axis
-    ax=None,      # matplotlib axes to draw on; None makes a figure
-    within=25.,   # points: runs whose standard accuracy is further below the best are left out
-    fit=None,     # a metric of training for the horizontal axis, e.g. 'train_loss'; None: standard accuracy
-):
+    tidy: pd.DataFrame,          # table from `results.table`
+    condition: Condition,        # a `Condition`: which accuracy on the vertical axis
+    ax: plt.Axes | None = None,  # matplotlib axes to draw on; None makes a figure
+    within: float = 25.,         # points: runs whose standard accuracy is further below the best are left out
+    fit: str | None = None,      # on the horizontal axis, e.g. 'train_loss'; None: standard accuracy
+) -> plt.Axes:
     """Accuracy (%) under a condition against standard accuracy (%) or the fit, one point per run, of any rate and
     length; returns the axes."""
     lines = accuracies(tidy)
@@ -318,10 +318,10 @@ def _proofs(tidy, panel):
 
 # %% ../nbs/12_plots.ipynb #f67659cc
 def strength_curves(
-    tidy,        # from `results.table`; a ValueError if its runs differ in more than optimizer, lr, seed
-    panel: str,  # 'gaussian', 'l2', 'linf', or the kind of a condition that is not of this book
-    ax=None,     # matplotlib axes to draw on; None makes a figure
-):
+    tidy: pd.DataFrame,          # table; a ValueError if its runs differ in more than optimizer, lr, seed
+    panel: str,                  # 'gaussian', 'l2', 'linf', or the kind of a condition of your own
+    ax: plt.Axes | None = None,  # matplotlib axes to draw on; None makes a figure
+) -> plt.Axes:
     """Accuracy (%) against noise variance or attack strength, one line per optimizer at its best rate (one in all where
     no optimizer is known); dashed: proved robust. Of several attacks the one with the most radii is drawn, and named in
     the title. Error bars: std over seeds, or Wilson's 95% interval for a single run. Returns the axes."""
@@ -351,8 +351,8 @@ def _mark_radii(ax, radii, norm):
 
 # %% ../nbs/12_plots.ipynb #1b3cfa9a
 def band_losses(
-    tidy,  # table from `results.table`
-):
+    tidy: pd.DataFrame,  # table from `results.table`
+) -> pd.DataFrame:
     "The rows with noise in one band, their value replaced by the standard accuracy of the same run minus it."
     lines = accuracies(tidy)
     clean = lines[lines.kind == 'clean'].groupby('run').value.first()
@@ -361,9 +361,9 @@ def band_losses(
 
 # %% ../nbs/12_plots.ipynb #8bbcd3c4
 def band_curves(
-    tidy,     # from `results.table`; a ValueError if its runs differ in more than optimizer, lr, seed
-    ax=None,  # matplotlib axes to draw on; None makes a figure
-):
+    tidy: pd.DataFrame,          # table; a ValueError if its runs differ in more than optimizer, lr, seed
+    ax: plt.Axes | None = None,  # matplotlib axes to draw on; None makes a figure
+) -> plt.Axes:
     """Loss of accuracy (points) under noise in each band, one line per optimizer at its best rate, mean ± std over
     seeds (paper, Figure 4); returns the axes."""
     lines = band_losses(_at_best(tidy))
@@ -385,8 +385,8 @@ def band_curves(
 _CONSTANT = 'lipschitz_'  # how the names of these metrics begin
 
 def constants(
-    tidy,  # table from `results.table`
-):
+    tidy: pd.DataFrame,  # table from `results.table`
+) -> pd.DataFrame:
     "Rows of the metrics named lipschitz_..."
     return tidy[tidy.metric.str.startswith(_CONSTANT)]
 
@@ -398,9 +398,9 @@ def _named(lines):
     return lines.assign(label=labels)
 
 def bounds(
-    tidy,     # table from `results.table`
-    ax=None,  # matplotlib axes to draw on; None makes a figure
-):
+    tidy: pd.DataFrame,          # table from `results.table`
+    ax: plt.Axes | None = None,  # matplotlib axes to draw on; None makes a figure
+) -> plt.Axes:
     """Every metric named lipschitz_..., one row for each of its methods and norms on a logarithmic axis, one marker per
     optimizer. Markers are means over seeds, bars reach from the smallest to the largest seed. Returns the axes."""
     lines, known = constants(tidy), has_rates(tidy)
@@ -448,9 +448,9 @@ def _contrast(ours, theirs, shown):
     return dict(**numbers, seeds=found.seeds, paper=100*(mine - other), estimate=found)
 
 def contrasts(
-    tidy,                    # from `results.table`; a ValueError if its runs differ in more than optimizer, lr, seed
+    tidy: pd.DataFrame,      # table; a ValueError if its runs differ in more than optimizer, lr, seed
     reference: str = 'sgd',  # the optimizer that the others are compared with
-):
+) -> pd.DataFrame:
     """Pandas table, one row per condition and other optimizer (against): `reference` minus it, at best rates.
     Columns: condition (its label), kind, panel, strength and attack; against; difference, lower, upper (points of
     accuracy, 95% interval of `stats.compare`), p (of no difference, before any correction), seeds (those that both

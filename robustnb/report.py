@@ -10,6 +10,7 @@ __all__ = ['STYLE', 'FIGURES', 'template', 'svg', 'figure', 'table_html', 'markd
 # %% ../nbs/13a_report.ipynb #8650e106
 import hashlib, html, io, itertools, math, os, re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,7 +29,7 @@ _JINJA = jinja2.Environment(autoescape=True, trim_blocks=True, keep_trailing_new
 
 def template(
     text: str,  # jinja2's language
-):
+) -> Callable:
     "A function that takes what the template names, as keyword arguments, and returns the HTML."
     return _JINJA.from_string(text).render
 
@@ -36,8 +37,8 @@ def template(
 _count = itertools.count()
 
 def svg(
-    fig,        # matplotlib figure; it is closed
-    alt: str,   # what a reader who cannot see it should know
+    fig: plt.Figure,  # matplotlib figure; it is closed
+    alt: str,         # what a reader who cannot see it should know
 ) -> str:
     "The figure as an inline SVG element."
     unsigned = dict.fromkeys(['Date', 'Creator', 'Format', 'Type'])
@@ -67,8 +68,8 @@ _TABLE = template('''
 {%- if caption %}</figure>{% endif %}''')
 
 def table_html(
-    table,              # pandas table
-    caption: str = '',  # plain text above it; empty: none
+    table: pd.DataFrame,  # pandas table
+    caption: str = '',    # plain text above it; empty: none
 ) -> str:
     "A table as HTML that scrolls sideways on a narrow screen; numbers as they stand."
     text = table.to_html(index=False, border=0, na_rep='', justify='left', escape=True)
@@ -83,7 +84,7 @@ def markdown_text(
     return plain.replace('|', r'\|').replace('](', r']\(')
 
 def table_markdown(
-    table,  # pandas table
+    table: pd.DataFrame,  # pandas table
 ) -> str:
     "A table as Markdown, numbers and texts as they stand."
     def shown(value): return markdown_text(value) if isinstance(value, str) else value
@@ -91,7 +92,7 @@ def table_markdown(
 
 # %% ../nbs/13a_report.ipynb #481f244b
 def table_csv(
-    table,  # pandas table
+    table: pd.DataFrame,  # pandas table
 ) -> str:
     "A table as CSV; a text that a spreadsheet would take for a formula gets a leading apostrophe."
     formula = ('=', '+', '-', '@', '\t', '\r')
@@ -567,7 +568,7 @@ def check_replaceable(
     folder,                # that shall be written to
     names,                 # of the files
     kind: str = 'report',  # 'report' or 'audit'
-):
+) -> None:
     "A ValueError if a file of one of these names lies in the folder and is not as a report (or audit) left it."
     folder, before = Path(folder), written(folder, kind)
     wrong = [name for name in names if _is_foreign(folder/name, before)]
@@ -588,7 +589,7 @@ def write_files(
     folder,                # created if absent
     files: dict,           # content in bytes by name
     kind: str = 'report',  # 'report' or 'audit'
-):
+) -> None:
     "Write the files of a report and remove those of an earlier one; nothing happens if `check_replaceable` objects."
     check_replaceable(folder, files, kind)
     folder, before = Path(folder), written(folder, kind)

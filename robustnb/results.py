@@ -11,8 +11,13 @@ __all__ = ['SCHEMA', 'RESERVED', 'row', 'pack', 'unpack', 'accuracy_row', 'hits'
 import base64, itertools, json, math, re, zlib
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .core import check_choice, check_number, leads_on, provenance, read_json, require, shipped, write_json
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
 
 # %% ../nbs/03_results.ipynb #3855b31c
 SCHEMA = 2
@@ -51,7 +56,7 @@ def pack(
 def unpack(
     text: str,  # from `pack`
     n: int,     # number of bits
-):
+) -> 'np.ndarray':
     "The (n,) bool array that `pack` was given."
     import numpy as np
     packed = np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8)
@@ -80,8 +85,8 @@ def _share(text, n, draws):
     return bits[0] if draws == 1 else bits.mean(0)
 
 def hits(
-    lines,  # rows of the tidy table with the same number of images
-):
+    lines: 'pd.DataFrame',  # rows of the tidy table with the same number of images
+) -> 'np.ndarray':
     "(rows, N) array of what `accuracy_row` kept: bool, or the share of several draws of noise."
     import numpy as np
     draws = lines.get('draws', [1]*len(lines))
@@ -320,7 +325,7 @@ def _lines(run, result):
 
 def table(
     results,  # result dictionaries, or paths of result files
-):
+) -> 'pd.DataFrame':
     """Tidy pandas table: one row per metric row, with the run's number, config (dicts as JSON text),
     conditions and cost as columns."""
     import pandas as pd
@@ -332,8 +337,8 @@ def table(
 
 # %% ../nbs/03_results.ipynb #4eb749ab
 def published(
-    *names,  # of sweeps of this book
-):
+    *names: str,  # of sweeps of this book
+) -> 'pd.DataFrame':
     "Tidy pandas table of their committed results; a FileNotFoundError says how to make those that are missing."
     paths = {name: find(shipped('results')/name) for name in names}
     if missing := [name for name, found in paths.items() if not found]:
@@ -363,10 +368,10 @@ def failures(
 
 # %% ../nbs/03_results.ipynb #4b3e7bd6
 def summary(
-    tidy,                  # table from `table`, of one metric or several
+    tidy: 'pd.DataFrame',  # table from `table`, of one metric or several
     by: list,              # columns that distinguish configurations
     value: str = 'value',  # column to condense
-):
+) -> 'pd.DataFrame':
     """Pandas table, one row per configuration: the columns `by`, then mean and std (ddof=1; nan for a single run) of
     `value`, and runs."""
     groups = tidy.groupby(list(by), dropna=False)[value]
@@ -381,7 +386,7 @@ def _varies(column):
     return not lists and column.nunique(dropna=False) > 1
 
 def settings(
-    tidy,  # table from `table`
+    tidy: 'pd.DataFrame',  # table from `table`
 ) -> list:
     """Names of the parameters that vary between runs, other than `optimizer`, `lr` and `seed`;
     lists say what was evaluated and are left out, and so is what `choice.finals` adds."""
@@ -400,10 +405,10 @@ def _judged(tidy, metric):
     return rows
 
 def best_rates(
-    tidy,                      # table from `table`
+    tidy: 'pd.DataFrame',      # table from `table`
     metric: str = 'accuracy',  # its mean over seeds shall be high, on clean images, and test images if it has them
     by: list | None = None,    # columns within which a rate is chosen; None: dataset, model, optimizer and what varies
-):
+) -> 'pd.DataFrame':
     """Pandas table, one row per optimizer: the columns `by`, its best lr, mean, std, runs, and edge,
     True where the rate is the lowest or highest of several tried."""
     for name in by or (): check_choice(name, 'by', tidy.columns)
@@ -421,9 +426,9 @@ def best_rates(
 
 # %% ../nbs/03_results.ipynb #1575e4e1
 def at_best_rates(
-    tidy,  # table from `table`
-    **kw,  # passed on to `best_rates`
-):
+    tidy: 'pd.DataFrame',  # table from `table`
+    **kw,                  # passed on to `best_rates`
+) -> 'pd.DataFrame':
     "The rows of `tidy` that belong to each optimizer's best learning rate."
     best = best_rates(tidy, **kw)
     keys = [c for c in best.columns if c not in ('mean', 'std', 'runs', 'edge')]

@@ -17,7 +17,7 @@ from .evaluate import is_right
 from .march import March
 from .oracle import Oracle, on_correct
 from .replay import replays
-from .threat import NORMS, TINY, Adversarial, Ball, Rows, Survivors, draw
+from .threat import BATCH, NORMS, TINY, Adversarial, Ball, Rows, Survivors, draw
 
 # %% ../nbs/10d_square.ipynb #796740d2
 HALVINGS = 10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000
@@ -244,14 +244,14 @@ def square_run(net, x, y, keys, run, norm, eps, queries=5000, seed=0, best=None)
 
 # %% ../nbs/10d_square.ipynb #6e2b3063
 def square(
-    model,                  # callable or module in eval mode: images -> logits (n, classes); no gradient is asked for
-    x,                      # images (n, c, h, w), float in [0,1]
-    y,                      # labels (n,), int64
-    norm: str = 'linf',     # 'linf' or 'l2'
-    eps: float = 8/255,     # radius of the ball, in units of the pixels
-    queries: int = 5000,    # random proposals for each image, at most; a forward pass each, and few more
-    seed: int = 0,          # of the random patches
-    batch_size: int = 128,  # images in one batch
+    model,                    # callable or module in eval mode: images -> logits (n, classes); no gradient is asked for
+    x,                        # images (n, c, h, w), float in [0,1]
+    y,                        # labels (n,), int64
+    norm: str = 'linf',       # 'linf' or 'l2'
+    eps: float = 8/255,       # radius of the ball, in units of the pixels
+    queries: int = 5000,      # random proposals for each image, at most; a forward pass each, and few more
+    seed: int = 0,            # of the random patches
+    batch_size: int = BATCH,  # images in one batch
 ) -> Adversarial:
     """Square attack (Andriushchenko et al. 2020): random search over patches with the margin loss; the unfooled
     images come back at their lowest margin."""

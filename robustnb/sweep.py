@@ -1660,7 +1660,7 @@ def run_sweep(
     scheduler: str = '',             # address of a running Dask scheduler instead of this machine
     resources=None,                  # what each run needs of a worker, e.g. {'GPU': 1}
     patience: float = 600,           # seconds to wait for a scheduler, or for workers when there are none
-    progress: bool = True,           # show a bar
+    progress: bool = False,          # show a bar
     dashboard: str = '127.0.0.1:0',  # where the dashboard listens
     each=None,                       # called with each status as it comes
     per_gpu: int | None = None,      # runs at a time on each GPU; None takes one

@@ -458,18 +458,28 @@ class _Trainer:
         return dict(epoch=epoch, loss=loss, accuracy=right/seen, weight_norm=math.hypot(*norms), lr=rate)
 
 # %% ../nbs/09_train.ipynb #45073f7f
-def _resume(checkpoint, model, opt, config):
-    """The curves so far, model and optimizer filled, where there is a checkpoint; else none. The optimizer goes on as it
-    was made here, whatever device the checkpoint comes from."""
-    if not checkpoint or not Path(checkpoint).exists(): return []
-    own = [{name: value for name, value in group.items() if name != 'params'} for group in opt.param_groups]
-    curves = load_checkpoint(checkpoint, model, opt, config)
+def _own_options(opt):
+    "The options of each of an optimizer's groups, without its parameters."
+    return [{name: value for name, value in group.items() if name != 'params'} for group in opt.param_groups]
+
+def _beside(p, kept):
+    "The state `kept` of a parameter with its tensors on the parameter's device."
+    return {name: value.to(p.device) if torch.is_tensor(value) else value for name, value in kept.items()}
+
+def _go_on_as_made(opt, own):
+    "Give a filled optimizer the options `own` back that it was made with; a replayed one's state lies by its weights."
     for group, mine in zip(opt.param_groups, own):
         group.update(mine)
         if not torch.is_tensor(mine['lr']): continue
-        for p in group['params']:
-            kept = opt.state[p]
-            kept.update({name: value.to(p.device) for name, value in kept.items() if torch.is_tensor(value)})
+        for p in group['params']: opt.state[p].update(_beside(p, opt.state[p]))
+
+# %% ../nbs/09_train.ipynb #378b7bde
+def _resume(checkpoint, model, opt, config):
+    "The curves so far, model and optimizer filled, where there is a checkpoint; else none."
+    if not checkpoint or not Path(checkpoint).exists(): return []
+    own = _own_options(opt)
+    curves = load_checkpoint(checkpoint, model, opt, config)
+    _go_on_as_made(opt, own)
     return curves
 
 # %% ../nbs/09_train.ipynb #f6f4dbe6

@@ -197,11 +197,13 @@ def test_constants_are_shown_in_short():
 def test_commands_come_with_their_options():
     from robustnb.cli import make_parser
     text = docs.commands(make_parser())
-    run = text[text.index('## robustnb run {.api-name .api-entry}\n') + 2].splitlines()
+    first = text.index('## robustnb run {.api-name .api-entry}\n')
+    run = text[first + 2].splitlines()
     assert run[2].startswith('| `experiment` | a notebook')
     assert '| `--engine {warm,nbclient}` | as for sweep (default: warm) |' in run
     assert '| `--out OUT` | folder of runs (default: runs) |' in run
-    assert [t.split()[2] for t in text[::3]] == ['run', 'sweep', 'measure', 'report', 'audit', 'data', 'completion']
+    assert text[first + 3].startswith('```\nexamples:\n  robustnb run  ')
+    assert [t.split()[2] for t in text[::4]] == ['run', 'sweep', 'measure', 'report', 'audit', 'data', 'completion']
 
 
 def test_the_style_sheets_ask_for_nothing_from_elsewhere(site):

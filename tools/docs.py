@@ -301,7 +301,7 @@ def constants(path, package, said):
     return ['## Constants {.api-entry}\n', table(('name', 'value', 'meaning'), *rows)] if rows else []
 
 def commands(parser):
-    "A command line's commands, each with the table of its arguments and options; the help says the defaults, or has them added."
+    "A command line's commands, each with the table of its arguments and options, and its examples; the help says the defaults, or has them added."
     text = []
     for command in next(a for a in parser._actions if a.dest == 'command').choices.values():
         form, rows = command._get_formatter(), []
@@ -309,7 +309,8 @@ def commands(parser):
             told = [form._expand_help(a)] if a.help else []
             if not (a.nargs == 0 or a.default in (None, '', []) or '(default: ' in ''.join(told)): told.append(f'(default: {a.default})')
             rows.append((f'`{form._format_action_invocation(a)}`', literal(' '.join(told), {})))
-        text += [f'## {command.prog} {{.api-name .api-entry}}\n', literal(command.description, {}) + '\n', table(('argument', 'meaning'), *rows)]
+        text += [f'## {command.prog} {{.api-name .api-entry}}\n', literal(command.description, {}) + '\n', table(('argument', 'meaning'), *rows),
+                 f'```\n{command.epilog}\n```\n']
     return text
 
 def module_pages(module, chapter):
