@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PANELS', 'colour', 'plural', 'drawable', 'as_text', 'accuracies', 'has_rates', 'rate_curves', 'comparison',
-           'legend_above', 'bar_panel', 'robustness_bars', 'trade_off', 'strength_curves', 'band_losses', 'band_curves',
-           'constants', 'bounds', 'contrasts']
+           'legend_above', 'bar_panel', 'robustness_bars', 'trade_off', 'trajectory_curves', 'strength_curves',
+           'band_losses', 'band_curves', 'constants', 'bounds', 'contrasts']
 
 # %% ../nbs/12_plots.ipynb #ef3b007b
 import itertools, math, warnings
@@ -23,6 +23,7 @@ from .conditions import OURS, Attack, Band, Clean, Condition, Gaussian, conditio
 from .core import check_choice
 from .results import at_best_rates, best_rates, settings, summary
 from .stats import compare, wilson
+from .trajectories import progress, rows_under
 
 # %% ../nbs/12_plots.ipynb #4131e1d5
 _PALETTE = [*plt.get_cmap('tab10').colors, *plt.get_cmap('Dark2').colors]
@@ -279,6 +280,41 @@ def trade_off(
     _legend(ax)
     return ax
 
+# %% ../nbs/12_plots.ipynb #1d549a79
+def _log_ticks(ax, digits):
+    "A logarithmic horizontal axis with plain numbers that begin with these digits."
+    ax.set_xscale('log')
+    ax.xaxis.set(major_locator=LogLocator(subs=digits), minor_formatter=NullFormatter(),
+                 major_formatter=FuncFormatter(lambda v, _: f'{v:g}'))
+
+# %% ../nbs/12_plots.ipynb #790e76bf
+_TRAJECTORY = dict(accuracy=('standard', 100, 'standard accuracy (%)'), loss=('loss', 1, 'training loss'))
+
+def trajectory_curves(
+    tidy,                    # table from `results.table`, with trajectories; one rate for each optimizer
+    condition,               # a `Condition`: which accuracy on the vertical axis
+    over: str = 'accuracy',  # the horizontal axis: 'accuracy', on clean images, or 'loss', on training images
+    ax=None,                 # matplotlib axes to draw on; None makes a figure
+):
+    """Accuracy (%) under a condition along the training, a curve with a band of one std over seeds for each optimizer;
+    time goes to the right, also where the loss falls. Returns the axes."""
+    column, factor, xlabel = _TRAJECTORY[check_choice(over, 'over', _TRAJECTORY)]
+    lines = progress(tidy, [condition])
+    ax = ax or plt.subplots(figsize=(3.6, 3))[1]
+    for name in _names(tidy):
+        epochs = lines.loc[name].groupby('epoch')
+        x, y = factor*epochs[column].mean(), 100*epochs[condition.label].mean()
+        std = 100*epochs[condition.label].std().fillna(0)
+        ax.plot(x, y, 'o-', ms=2.5, lw=1.2, color=colour(name), label=as_text(name))
+        ax.fill_between(x, y - std, y + std, color=colour(name), alpha=.2, lw=0)
+    n = int(rows_under(tidy, condition).n.max())
+    ax.set(xlabel=xlabel, ylabel='accuracy (%)', title=f'{condition.label}, {n:,} images')
+    if over == 'loss':
+        _log_ticks(ax, (1, 3))
+        ax.invert_xaxis()
+    _legend(ax)
+    return ax
+
 # %% ../nbs/12_plots.ipynb #84239672
 _STRENGTHS = dict(gaussian='noise variance $\\sigma^2$', l2='$\\epsilon$', linf='$\\epsilon$')  # names of the axis
 
@@ -423,9 +459,8 @@ def bounds(
 def _logarithmic(ax, values):
     "A logarithmic axis with plain numbers, more of them where the values lie close together."
     close = values.max() < 100*values[values > 0].min()
-    ax.set(xscale='log', xlabel='Lipschitz constant')
-    ax.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5) if close else (1,)), minor_formatter=NullFormatter(),
-                 major_formatter=FuncFormatter(lambda v, _: f'{v:g}'))
+    ax.set(xlabel='Lipschitz constant')
+    _log_ticks(ax, (1, 2, 5) if close else (1,))
 
 # %% ../nbs/12_plots.ipynb #4b4d1e10
 def _in_paper(dataset, panel, strength):
