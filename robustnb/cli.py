@@ -426,7 +426,9 @@ def _progress(sweep, paths):
     return f'{done} of {n} runs are done, {n - done} left; the same command does the rest'
 
 def end_early(sweep, statuses, args, damaged, why, code) -> int:
-    "Summary of a sweep that was ended; returns the exit code."
+    "Summary of a sweep that was ended, what is done published if that was asked for; returns the exit code."
+    if args.publish:
+        with suppress(OSError): _publish(sweep, args)
     if _can_report():
         with suppress(OSError): closing_summary(sweep, statuses, args, damaged)
     sweep = _decided(sweep, args)

@@ -69,6 +69,17 @@ def test_a_candidate_that_fails_holds_up_the_choice(folder, capsys):
     assert sweep(folder, capsys)[0] == 0
 
 
+def test_a_limit_publishes_what_is_done(folder, capsys):
+    notebook(folder, '(__import__("time").sleep(2), lr)[1]')
+    code, said = sweep(folder, capsys)
+    assert code == 0
+    one = next(p for p in results.find(folder/'runs') if results.load(p)['config']['holdout'])
+    shutil.rmtree(one.parent)
+    code, said = sweep(folder, capsys, '--limit', '1s', '--publish')
+    assert code == 124 and said['chosen'][0].startswith('not chosen')
+    assert len(results.find(folder/'results')) == 5, 'the candidates that are done'
+
+
 def test_all_of_a_choice_diverged(folder, capsys):
     notebook(folder, "float('nan') if optimizer == 'adam' else lr")
     code, said = sweep(folder, capsys)
