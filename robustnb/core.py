@@ -109,11 +109,11 @@ def is_named(
     return isinstance(value, str) and re.fullmatch(rf'{word}(\.{word})*:{word}', value) is not None
 
 def name_of(
-    thing,      # a class or function; a text is returned as it is
+    thing,      # a class or function; anything else is returned as it is
     what: str,  # what it is for, for the message
 ) -> str:
     "'module:Name', by which others find it; a ValueError for what its module does not hold under its name."
-    if isinstance(thing, str): return thing
+    if not callable(thing): return thing
     name = f'{getattr(thing, "__module__", "")}:{getattr(thing, "__qualname__", "")}'
     found = is_named(name) and find_named(name, what) is thing
     require(found, what, ' '.join(repr(thing).split())[:80], 'a class or function that its module holds under its name')

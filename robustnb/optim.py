@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'sgd', 'momentum', 'nesterov', 'adagrad', 'rmsprop', 'adadelta', 'adam', 'amsgrad', 'adamw', 'nadam',
            'signsgd', 'lion', 'newton_schulz', 'muon', 'soap', 'lbfgs', 'Spec', 'default_grid', 'update',
-           'RuleOptimizer', 'spec_of', 'step', 'switch', 'create', 'state_of', 'fill']
+           'RuleOptimizer', 'spec_of', 'step', 'switch', 'check_own', 'create', 'state_of', 'fill']
 
 # %% ../nbs/04_optim.ipynb #67b748ea
 import numpy as np, torch
@@ -472,19 +472,38 @@ def _try_out(name, spec, given):
         require(max(asked) <= 1, 'optimizer', f'{name!r}, which asks for the gradient {max(asked)} times a step', _A_STEP)
     return not any(asked)
 
-def _own(name, spec, params, lr, weight_decay, options):
-    "An optimizer of one's own, marked if it ignores closures."
-    given = dict(lr=lr) | ({} if weight_decay is None else dict(weight_decay=weight_decay)) | options | dict(spec.fixed)
-    try:
-        ignores = _try_out(name, spec, given)
-        found = spec.torch(params, **given)
+def _given(spec, lr, weight_decay, options):
+    "What an optimizer of one's own is called with, beside parameters."
+    decay = {} if weight_decay is None else dict(weight_decay=weight_decay)
+    return dict(lr=lr) | decay | options | dict(spec.fixed)
+
+def _ignores_closures(name, spec, given):
+    "Whether it does; a ValueError, whatever it raises."
+    try: return _try_out(name, spec, given)
     except Exception as e:  # it is somebody's code, and may raise anything
         if isinstance(e, ValueError) and str(e).startswith('optimizer: got'): raise
         reason = ' '.join(f'{type(e).__name__}: {e}'.split())[:200]
         raise ValueError(f'optimizer: got {name!r}, and three steps on a small network raised {reason}, '
                          f'accepted: {_A_STEP}') from None
+
+def _own(name, spec, params, lr, weight_decay, options):
+    "An optimizer of one's own, marked if it ignores closures."
+    given = _given(spec, lr, weight_decay, options)
+    ignores = _ignores_closures(name, spec, given)
+    found = spec.torch(params, **given)
     if ignores: found.ignores_closure = True
     return found
+
+# %% ../nbs/04_optim.ipynb #a9303939
+def check_own(
+    name: str,         # see `spec_of`; nothing is checked of this book's
+    lr: float = 1e-3,  # learning rate
+    weight_decay: float | None = None,
+    options: dict = {},  # of the optimizer
+):
+    "A ValueError for an optimizer of one's own that cannot be made with this, or cannot do three steps."
+    spec = spec_of(name)
+    if spec.rule is None: _ignores_closures(name, spec, _given(spec, lr, weight_decay, options))
 
 # %% ../nbs/04_optim.ipynb #1141cae8
 def _kernels(spec, replayed):
