@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import results, sweep
-from .core import shipped
+from .core import is_named, shipped
 
 # %% ../nbs/14c_again.ipynb #1b687bf8
 @dataclass(frozen=True)
@@ -63,8 +63,19 @@ def training(
     experiment = sweep.read_experiment(sweep.find_experiment(name))
     if not experiment.weights: raise ValueError(f'{lacks} keeps none')
     config = {k: result['config'].get(k, p.introduced) for k, p in experiment.parameters.items()}
+    named = _named(config)
+    if named:
+        raise ValueError(f'{lacks} was given {", ".join(named)}; code that only a result names is not run: '
+                         'keep_weights = true in its sweep file keeps them')
     who = result['identity'], result['protocol'], result['outside']
     return sweep.Run(name, config, *who, experiment.source, keep_weights=True)
+
+
+def _named(value):
+    "The names `module:Name` in a value, at any depth."
+    if isinstance(value, dict): value = list(value.values())
+    if isinstance(value, list): return [name for v in value for name in _named(v)]
+    return [value] if is_named(value) else []
 
 # %% ../nbs/14c_again.ipynb #74d87700
 def weights_sweeps(

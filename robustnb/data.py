@@ -6,7 +6,8 @@
 __all__ = ['DIGITS', 'BANDS', 'MAX_CLASSES', 'IMAGE_FILES', 'IMAGE_FORMATS', 'MAX_PIXELS', 'MAX_RATIO', 'GROUNDS', 'FASHION',
            'CIFAR10', 'IMAGENETTE', 'KNOWN', 'MADE', 'NAMES', 'draw_by_class', 'Data', 'to_float', 'show_images',
            'split_by_class', 'radial_amplitude', 'quantile_band', 'nfc', 'Labelled', 'read_npz', 'read_idx', 'read_mat',
-           'resize', 'read_folder', 'data_root', 'is_there', 'load', 'take', 'save', 'Sizes', 'sizes', 'fingerprint']
+           'resize', 'read_folder', 'data_root', 'is_there', 'check_own', 'load', 'take', 'save', 'Sizes', 'sizes',
+           'fingerprint']
 
 # %% ../nbs/06_data.ipynb #e7a96e88
 import fcntl, hashlib, inspect, math, os, pickle, unicodedata, zipfile, zlib
@@ -22,7 +23,8 @@ from typing import NamedTuple
 
 import numpy as np, psutil, torch
 
-from .core import atomic_path, check_choice, check_number, cores, generator, regular_file, require
+from .core import atomic_path, check_choice, check_number, cores, find_named, generator, is_named, name_of
+from .core import regular_file, require
 from .dct import idct2
 
 # %% ../nbs/06_data.ipynb #d5140c0b
@@ -1278,7 +1280,7 @@ def is_there(
     root=None,  # see `data_root`
 ) -> bool:
     "Whether a data set of that name can be had without a download, faulty or not."
-    try: return name in MADE or _locate(name, data_root(root)) is not None
+    try: return name in MADE or is_named(name) or _locate(name, data_root(root)) is not None
     except (ValueError, OSError): return True
 
 # %% ../nbs/06_data.ipynb #91362ad6
@@ -1303,20 +1305,50 @@ def _check_options(options, accepted, name, root):
     for option in options: check_choice(option, f'option of {name}', accepted)
 
 # %% ../nbs/06_data.ipynb #dde6c09b
+_A_FUNCTION = 'a function that returns a robustnb.data.Data'
+
+def check_own(
+    name: str,  # as for `load`; only module:Name is checked
+    options: dict = {},
+):
+    "A ValueError for a data set of one's own that is not there, or cannot be called with these options."
+    if not is_named(name): return
+    function = find_named(name, 'dataset')
+    require(callable(function), 'dataset', f'{name!r}, {type(function).__name__}', _A_FUNCTION)
+    try: inspect.signature(function).bind(**options)
+    except TypeError as e:
+        shown = ', '.join(options) or 'nothing'
+        raise ValueError(f'dataset: got {name!r}, which cannot be called with {shown} ({e}), accepted: {_A_FUNCTION}') from None
+
+def _of_ones_own(name, options):
+    "What the function of that name returns."
+    check_own(name, options)
+    found = find_named(name, 'dataset')(**options)
+    require(isinstance(found, Data), 'dataset', f'{name!r}, which gives {type(found).__name__}', _A_FUNCTION)
+    return found
+
+# %% ../nbs/06_data.ipynb #17bb6049
 def load(
-    name: str = 'digits',    # one of these sets, or your own folder or .npz file, in the root or by its full path
+    name: str = 'digits',    # one of these sets; your own folder or .npz file, in the root or by its full path; module:Name
     root=None,               # where to look; default: see `data_root`
     download: bool = True,   # let torchvision download a published set that is not there
     holdout: int = 0,        # training images to set apart, as many of each class as its share; see `Data.hold_out`
     holdout_seed: int = 0,   # of their draw
     **options,
     # folders: size and ground, see `read_folder`; without a split, and digits: test_fraction, seed;
-                             # spectra: band, strength, exponent, size, n_classes, n_train, n_test, seed
+                             # spectra: band, strength, exponent, size, n_classes, n_train, n_test, seed;
+                             # module:Name: the function's own
 ) -> Data:
     """A data set as uint8 N,C,H,W images and int64 labels.
     FileNotFoundError if it is nowhere, ValueError if its files are faulty.
     Sets: digits, spectra and spectra-low are made here; mnist, fashionmnist, svhn, cifar10, cifar100, caltech101 and
     imagenette are published."""
+    name = name_of(name, 'name') if callable(name) else name
+    whole = _of_ones_own(name, options) if is_named(name) else _load(name, root, download, options)
+    return whole.hold_out(holdout, holdout_seed) if holdout else whole
+
+def _load(name, root, download, options):
+    "The set of that name, from files or made here."
     reader = _reader(name, root, download)
     name, known = os.path.expanduser(name), KNOWN.get(str(name))
     parts = _read_parts(reader, name, data_root(root), options)
@@ -1328,10 +1360,9 @@ def load(
         if known: _check_known_shape(x, known, name, where)
         tensors |= {f'x_{split}': x, f'y_{split}': y}
     own_name = Path(name).name.removesuffix('.npz') if Path(name).is_absolute() else name
-    whole = Data(own_name, **tensors, classes=classes, source=parts['source'],
-                 lossless=parts['lossless'], notes=parts.get('notes', ()),
-                 split=parts.get('split', 'given'))
-    return whole.hold_out(holdout, holdout_seed) if holdout else whole
+    return Data(own_name, **tensors, classes=classes, source=parts['source'],
+                lossless=parts['lossless'], notes=parts.get('notes', ()),
+                split=parts.get('split', 'given'))
 
 def _check_known_classes(classes, known, name, where):
     n = len(known.classes or classes)
@@ -1439,21 +1470,24 @@ def sizes(
 ) -> Sizes:
     "How many images `load` will give, and how high they are, without decoding them; nothing is downloaded."
     if name in MADE: return _MADE_SIZES[name]
+    if is_named(name): return _loaded_sizes(load(name))
     known = KNOWN.get(name)
     if known and known.sizes and not is_there(name, root):
         return Sizes(*known.sizes, known.shape[1] if known.shape else 224)
     reader = _reader(name, root, download=False)
     from_headers = _SIZES.get(getattr(reader, 'func', None))
     if from_headers: return from_headers(*reader.args)
-    found = load(name, root, download=False)
-    return Sizes(len(found.x_train), len(found.x_test), found.shape[1])
+    return _loaded_sizes(load(name, root, download=False))
+
+def _loaded_sizes(found): return Sizes(len(found.x_train), len(found.x_test), found.shape[1])
 
 def fingerprint(
     name: str,  # of data of your own, as for `load`
     root=None,  # likewise
 ) -> str:
     """Digest of the content of all its files, hidden ones left out: another if a file is added, removed, renamed or
-    edited."""
+    edited; of module:Name, of its images and labels."""
+    if is_named(name): return _pixels_digest(load(name))
     place = data_root(root)/os.path.expanduser(name)
     if not place.exists(): place = Path(f'{place}.npz')
     if not place.exists():
@@ -1463,6 +1497,14 @@ def fingerprint(
         with open(regular_file(path), 'rb') as file: inside = hashlib.file_digest(file, 'sha256')
         line = f'{path.relative_to(place.parent).as_posix()} {inside.hexdigest()}\n'
         whole.update(line.encode(errors='surrogateescape'))
+    return whole.hexdigest()[:16]
+
+def _pixels_digest(found):
+    "Digest of all images, labels and names of classes."
+    whole = hashlib.sha256(repr(found.classes).encode())
+    for tensor in found.x_train, found.y_train, found.x_test, found.y_test:
+        whole.update(f'{tensor.dtype} {tuple(tensor.shape)}'.encode())
+        whole.update(tensor.contiguous().numpy())
     return whole.hexdigest()[:16]
 
 def _files(place):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NORMS', 'ARCHITECTURES', 'norm_layer', 'TwoLayerCNN', 'PreActBlock', 'PreActResNet18', 'MLP', 'SmallCNN',
-           'behaves_as', 'create', 'save', 'load', 'default_model']
+           'behaves_as', 'check_own', 'create', 'save', 'load', 'default_model']
 
 # %% ../nbs/07_models.ipynb #6f9a94fd
 import inspect, json, math
@@ -15,7 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from .core import atomic_path, check_choice, check_number, regular_file
+from .core import OWN, atomic_path, check_choice, check_number, find_named, is_named, name_of, regular_file
+from .core import require
 
 # %% ../nbs/07_models.ipynb #63fe28cb
 NORMS = 'none', 'batch', 'group', 'layer'
@@ -179,20 +180,98 @@ def behaves_as(
 # %% ../nbs/07_models.ipynb #e0fda89b
 ARCHITECTURES = dict(twolayercnn=TwoLayerCNN, preactresnet18=PreActResNet18, mlp=MLP, smallcnn=SmallCNN)
 
+_OTHERS = f'torchvision/NAME, timm/NAME, or {OWN}'
+
+def _from_this_book(name, sizes, options):
+    architecture = ARCHITECTURES[check_choice(name, 'model', ARCHITECTURES, _OTHERS)]
+    accepted = [p for p in inspect.signature(architecture).parameters if p not in sizes]
+    for option in options: check_choice(option, f'option of {name}', accepted)
+    return architecture(**sizes, **options)
+
+# %% ../nbs/07_models.ipynb #5a50e9b6
+def _from_torchvision(name, sizes, options):
+    import torchvision
+    known = torchvision.models.list_models(module=torchvision.models)
+    kind = check_choice(name.partition('/')[2], 'model torchvision/...', known)
+    channels = sizes['in_channels']
+    require(channels == 3, 'model', f'{name} for images of {channels} channels', 'images of 3; torchvision has no others')
+    return torchvision.models.get_model(kind, weights=None, num_classes=sizes['n_classes'], **options)
+
+def _from_timm(name, sizes, options):
+    try: import timm
+    except ImportError: raise ValueError(f'model: got {name!r}, and timm is not here: pip install timm') from None
+    kind = check_choice(name.partition('/')[2], 'model timm/...', timm.list_models())
+    of_one_size = getattr(timm.get_pretrained_cfg(kind, allow_unregistered=True), 'fixed_input_size', False)
+    sized = dict(img_size=sizes['input_size']) if of_one_size else {}
+    counts = dict(num_classes=sizes['n_classes'], in_chans=sizes['in_channels'])
+    return timm.create_model(kind, pretrained=False, **counts, **sized | options)
+
+# %% ../nbs/07_models.ipynb #e3b40517
+_SPELLINGS = dict(n_classes='n_classes num_classes', in_channels='in_channels in_chans channels', input_size='input_size img_size size')
+
+def _own(name):
+    "The class or function of that name, and the names of what it takes."
+    architecture = find_named(name, 'model')
+    accepted = 'a class or function that makes an nn.Module'
+    require(callable(architecture), 'model', f'{name!r}, {type(architecture).__name__}', accepted)
+    return architecture, inspect.signature(architecture).parameters
+
+def _called_with(taken, sizes):
+    "Those of the sizes that it takes, as it spells them."
+    pairs = [(spelt, value) for key, value in sizes.items() for spelt in _SPELLINGS[key].split() if spelt in taken]
+    return dict(pairs)
+
+def check_own(
+    name: str,  # as in `create`; only one of your own is checked
+    options: dict = {},
+):
+    "A ValueError for a network of one's own that is not there, or cannot be called with sizes and these options."
+    if not is_named(name): return
+    architecture, taken = _own(name)
+    given = _called_with(taken, dict.fromkeys(_SPELLINGS)) | options
+    try: inspect.signature(architecture).bind(**given)
+    except TypeError as e:
+        raise ValueError(f'model: got {name!r}, which cannot be called with {", ".join(given) or "nothing"} ({e}), '
+                         f'accepted: one that takes {", ".join(_SPELLINGS)}, or fewer of them') from None
+
+def _of_ones_own(name, sizes, options):
+    check_own(name, options)
+    architecture, taken = _own(name)
+    net = architecture(**_called_with(taken, sizes), **options)
+    accepted = 'a class or function that makes an nn.Module'
+    require(isinstance(net, nn.Module), 'model', f'{name!r}, which gives {type(net).__name__}', accepted)
+    return net
+
+# %% ../nbs/07_models.ipynb #b406b307
+def _maker(name):
+    "The function that makes the network of that name."
+    if is_named(name): return _of_ones_own
+    libraries = dict(torchvision=_from_torchvision, timm=_from_timm)
+    library, slash, _ = str(name).partition('/')
+    return libraries.get(library, _from_this_book) if slash else _from_this_book
+
+def _without_none(name, options):
+    "The options, without a norm that is 'none' where it could not be understood."
+    understood = name in ARCHITECTURES or is_named(name) and 'norm' in _own(name)[1]
+    if understood or options.get('norm') != 'none': return options
+    return {k: v for k, v in options.items() if k != 'norm'}
+
 def create(
-    name: str,         # 'twolayercnn', 'preactresnet18', 'mlp' or 'smallcnn'
+    name: str,         # 'twolayercnn', 'preactresnet18', 'mlp', 'smallcnn', 'torchvision/NAME', 'timm/NAME' or module:Name
     n_classes: int,
     in_channels: int,  # channels of the images
     input_size: int,   # height and width of the images
     **options,         # the architecture's own: width, norm, skip, depth
 ) -> nn.Module:
     "An untrained network for images of this size; a ValueError for unknown names and options."
-    architecture = ARCHITECTURES[check_choice(name, 'model', ARCHITECTURES)]
-    given = 'n_classes', 'in_channels', 'input_size'
-    accepted = [p for p in inspect.signature(architecture).parameters if p not in given]
-    for option in options: check_choice(option, f'option of {name}', accepted)
-    net = architecture(n_classes, in_channels, input_size, **options)
-    net.made = dict(name=name, n_classes=n_classes, in_channels=in_channels, input_size=input_size, **options)
+    sizes = dict(n_classes=n_classes, in_channels=in_channels, input_size=input_size)
+    name, options = name_of(name, 'model'), _without_none(name, options)
+    make = _maker(name)
+    try: net = make(name, sizes, options)
+    except TypeError as e:
+        if make is _from_this_book: raise
+        raise ValueError(f"options: got {options!r}, accepted: those of {name} ({e})") from e
+    net.made = dict(name=name, **sizes, **options)
     return net
 
 # %% ../nbs/07_models.ipynb #2e904779
@@ -205,18 +284,28 @@ def save(
     tensors = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in net.state_dict().items()}
     with atomic_path(path) as tmp: save_file(tensors, tmp, {'robustnb': json.dumps(net.made)})
 
+def _check_made(made, path, name):
+    "A ValueError for a file that names code of somebody's own, unless the caller has named it, too."
+    if not is_named(made.get('name')) or made['name'] == name: return
+    raise _Named(f'{path}: holds weights of {made["name"]!r}, and code that only a file names is not run, '
+                 f'accepted: load(path, {made["name"]!r})')
+
+class _Named(ValueError): "Code that a file names."
+
 def load(
     path,  # file from `save`
+    name='',  # module:Name of a network of one's own, or the class itself; it has to be the file's
 ) -> nn.Module:
     "The network, in evaluation mode; a ValueError names the file and what is wrong in it."
-    path = regular_file(path)
+    path, name = regular_file(path), name_of(name, 'name')
     try:
         with safe_open(path, 'pt') as file:
             made = json.loads((file.metadata() or {})['robustnb'])
             tensors = {k: file.get_tensor(k) for k in file.keys()}
+        _check_made(made, path, name)
         net = create(**made)
         net.load_state_dict(tensors)
-    except FileNotFoundError: raise
+    except (FileNotFoundError, _Named): raise
     except Exception as e:  # a damaged file makes safetensors, json and torch raise a dozen kinds
         raise ValueError(f'{path}: not a network saved by robustnb ({type(e).__name__}: {" ".join(str(e).split())[:200]})') from None
     return net.eval()

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'sgd', 'momentum', 'nesterov', 'adagrad', 'rmsprop', 'adadelta', 'adam', 'amsgrad', 'adamw', 'nadam',
            'signsgd', 'lion', 'newton_schulz', 'muon', 'soap', 'lbfgs', 'Spec', 'default_grid', 'update',
-           'RuleOptimizer', 'create']
+           'RuleOptimizer', 'spec_of', 'step', 'switch', 'check_own', 'create', 'state_of', 'fill']
 
 # %% ../nbs/04_optim.ipynb #67b748ea
 import numpy as np, torch
 from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import signature
-from .core import check_choice, check_number, require
+from .core import OWN, check_choice, check_number, find_named, is_named, name_of, require
 
 # %% ../nbs/04_optim.ipynb #5f7c6e9a
 def sgd(
@@ -267,9 +267,9 @@ def lbfgs(
 @dataclass(frozen=True)
 class Spec:
     "What stands behind an optimizer's name."
-    rule: Callable             # w, g, s, lr, **options -> new w
-    grid: tuple                # default learning rates of a sweep
-    torch: type | None = None  # torch's optimizer, where it covers the rule
+    rule: Callable | None = None   # w, g, s, lr, **options -> new w; None: there is only `torch`
+    grid: tuple = ()               # default learning rates of a sweep
+    torch: Callable | None = None  # torch's optimizer, where it covers the rule; without one of your own, see `create`
     fixed: tuple = ()          # (name, value) pairs: torch's arguments that make it this rule
     fused: bool = False        # torch has a fused kernel for CPU and CUDA
     decoupled: bool = False    # weight decay shrinks the weights instead of joining the gradient
@@ -279,10 +279,18 @@ class Spec:
 
     @property
     def options(self) -> dict:
-        "Names and defaults of the rule's options."
+        "Names and defaults of the rule's options; None where there is no default."
+        if self.rule is None: return self._own_options()
         defaults = {name: p.default for name, p in signature(self.rule).parameters.items() if p.default is not p.empty}
         defaults.pop('stacked', None)
         return defaults | dict(self.extra)
+
+    def _own_options(self):
+        "Those that a class or function takes after its parameters, beside rate and weight decay."
+        _, *taken = signature(self.torch).parameters.values()
+        named = [p for p in taken if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        return {p.name: None if p.default is p.empty else p.default
+                for p in named if p.name not in ('lr', 'weight_decay')}
 
 def _grid(low, high):
     "Rates 1, 3, 10, 30, ... times a power of ten, from `low` to `high`."
@@ -329,6 +337,7 @@ def update(
     muon, soap) or joins the gradient (the others)."""
     if name not in OPTIMIZERS: check_choice(name, 'optimizer', OPTIMIZERS)
     spec = OPTIMIZERS[name]
+    if spec.rule is None: raise ValueError(f'optimizer: got {name!r}, accepted: one that has a rule')
     decays = not isinstance(weight_decay, (int, float)) or weight_decay != 0
     if decays and spec.decoupled: w = w*(1 - lr*weight_decay)
     elif decays: g = g + weight_decay*w
@@ -366,6 +375,137 @@ class RuleOptimizer(torch.optim.Optimizer):
         return loss
 
 # %% ../nbs/04_optim.ipynb #66d88c93
+def spec_of(
+    name,  # a key of `OPTIMIZERS`, 'module:Name' of your own, or the class or function itself
+) -> Spec:
+    "What stands behind an optimizer; a ValueError if there is none."
+    name = name_of(name, 'optimizer')
+    if not is_named(name): return OPTIMIZERS[check_choice(name, 'optimizer', OPTIMIZERS, OWN)]
+    made_by = find_named(name, 'optimizer')
+    require(callable(made_by), 'optimizer', f'{name!r}, {type(made_by).__name__}', _OPTIMIZER)
+    return Spec(torch=made_by)
+
+_OPTIMIZER = 'a torch.optim.Optimizer class, or a function params, lr=... -> Optimizer'
+
+# %% ../nbs/04_optim.ipynb #c47527a9
+def _in_two_steps(opt):
+    "Whether it has the two steps of SAM, and no third."
+    return hasattr(opt, 'first_step') and hasattr(opt, 'second_step') and not hasattr(opt, 'third_step')
+
+def step(
+    opt: torch.optim.Optimizer,  # from `create`
+    closure: Callable,           # computes the gradient at the present weights, returns the loss
+):
+    "Move the weights once; returns the loss before."
+    losses = []
+    def ask():
+        with torch.enable_grad(): losses.append(closure())
+        return losses[-1]
+    if _in_two_steps(opt):
+        for part in opt.first_step, opt.second_step: ask(), part()
+    elif getattr(opt, 'ignores_closure', False):
+        ask()
+        opt.step()
+    else: opt.step(ask)
+    return losses[0]
+
+def switch(
+    opt: torch.optim.Optimizer,
+    training: bool,  # whether steps follow, or else evaluations
+):
+    "Have a schedule-free optimizer put the weights for that in place; with others nothing happens."
+    mode = getattr(opt, 'train' if training else 'eval', None)
+    if callable(mode): mode()
+
+# %% ../nbs/04_optim.ipynb #bb887764
+_A_STEP = 'step(closure) that asks it once, step() after the backward pass, or first_step and second_step, as SAM'
+
+def _small_network():
+    "A network of the usual kinds of weights: a convolution, a matrix, biases."
+    layers = torch.nn.Conv2d(1, 2, 2), torch.nn.Flatten(), torch.nn.Linear(8, 2)
+    for p in (net := torch.nn.Sequential(*layers)).parameters(): torch.nn.init.normal_(p, std=.5)
+    return net
+
+def _takes_closure(opt):
+    try: signature(opt.step).bind(None)
+    except TypeError: return False
+    return True
+
+def _questions(opt, net):
+    "How often each of three steps asks a closure, on a small network."
+    x, asked = torch.ones(4, 1, 3, 3), []
+    def closure():
+        opt.zero_grad()
+        with torch.enable_grad(): loss = torch.nn.functional.cross_entropy(net(x), torch.tensor([0, 1, 1, 1]))
+        loss.backward()
+        asked[-1] += 1
+        return loss
+    for _ in range(3):
+        asked.append(0)
+        if _in_two_steps(opt): step(opt, closure)
+        else:
+            closure()
+            opt.step(closure) if _takes_closure(opt) else opt.step()
+            asked[-1] -= 1
+    return asked
+
+# %% ../nbs/04_optim.ipynb #ffb9d3f5
+def _made(name, spec, params, given):
+    "The optimizer of one's own; a ValueError says what it does not take, or that it is none."
+    try: signature(spec.torch).bind(params, **given)
+    except TypeError as e:
+        raise ValueError(f'optimizer: got {name!r}, which cannot be called with params, {", ".join(given)} ({e}), '
+                         f'accepted: {_OPTIMIZER}') from None
+    found = spec.torch(params, **given)
+    require(isinstance(found, torch.optim.Optimizer), 'optimizer', f'{name!r}, which gives {type(found).__name__}', _OPTIMIZER)
+    return found
+
+def _try_out(name, spec, given):
+    "Whether it ignores closures; a ValueError if it cannot do three steps, or asks a closure more than once a step."
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = _small_network()
+        opt = _made(name, spec, list(net.parameters()), given)
+        switch(opt, True)
+        asked = _questions(opt, net)
+    if not _in_two_steps(opt):
+        require(max(asked) <= 1, 'optimizer', f'{name!r}, which asks for the gradient {max(asked)} times a step', _A_STEP)
+    return not any(asked)
+
+def _given(spec, lr, weight_decay, options):
+    "What an optimizer of one's own is called with, beside parameters."
+    decay = {} if weight_decay is None else dict(weight_decay=weight_decay)
+    return dict(lr=lr) | decay | options | dict(spec.fixed)
+
+def _ignores_closures(name, spec, given):
+    "Whether it does; a ValueError, whatever it raises."
+    try: return _try_out(name, spec, given)
+    except Exception as e:  # it is somebody's code, and may raise anything
+        if isinstance(e, ValueError) and str(e).startswith('optimizer: got'): raise
+        reason = ' '.join(f'{type(e).__name__}: {e}'.split())[:200]
+        raise ValueError(f'optimizer: got {name!r}, and three steps on a small network raised {reason}, '
+                         f'accepted: {_A_STEP}') from None
+
+def _own(name, spec, params, lr, weight_decay, options):
+    "An optimizer of one's own, marked if it ignores closures."
+    given = _given(spec, lr, weight_decay, options)
+    ignores = _ignores_closures(name, spec, given)
+    found = spec.torch(params, **given)
+    if ignores: found.ignores_closure = True
+    return found
+
+# %% ../nbs/04_optim.ipynb #a9303939
+def check_own(
+    name: str,         # see `spec_of`; nothing is checked of this book's
+    lr: float = 1e-3,  # learning rate
+    weight_decay: float | None = None,
+    options: dict = {},  # of the optimizer
+):
+    "A ValueError for an optimizer of one's own that cannot be made with this, or cannot do three steps."
+    spec = spec_of(name)
+    if spec.rule is None: _ignores_closures(name, spec, _given(spec, lr, weight_decay, options))
+
+# %% ../nbs/04_optim.ipynb #1141cae8
 def _kernels(spec, replayed):
     "Arguments of torch's optimizer that say how it computes."
     fused = dict(fused=True) if spec.fused else {}
@@ -374,22 +514,23 @@ def _kernels(spec, replayed):
     return (fused or dict(foreach=True)) | (dict(capturable=True) if 'capturable' in known else {})
 
 def create(
-    name: str,    # optimizer, a key of `OPTIMIZERS`; else a ValueError
+    name: str,    # optimizer, a key of `OPTIMIZERS`, or one of your own, see `spec_of`; else a ValueError
     params,       # parameters, or parameter groups as torch takes them
     lr: float | torch.Tensor,  # learning rate, >= 0; a tensor on their device where steps shall be replayed, see `Spec`
-    weight_decay: float | None = None,  # None: PyTorch's default (0, but .01 for adamw and .1 for muon)
+    weight_decay: float | None = None,  # None: PyTorch's default (0, but .01 for adamw and .1 for muon), or its own
     **options,    # the rule's options, e.g. betas, eps, momentum
 ) -> torch.optim.Optimizer:
     """The named optimizer over `params`: 'sgd', 'momentum', 'nesterov', 'adagrad', 'rmsprop', 'adadelta', 'adam',
     'amsgrad', 'adamw', 'nadam', 'signsgd', 'lion', 'muon', 'soap' or 'lbfgs'.
-    L-BFGS needs a closure in `step`, the others accept one."""
-    spec = OPTIMIZERS[check_choice(name, 'optimizer', OPTIMIZERS)]
-    for key in options: check_choice(key, f'option of {name}', [*spec.options, 'lr', 'weight_decay'])
-    if weight_decay is None: weight_decay = spec.weight_decay
+    L-BFGS needs a closure in `step`, the others accept one; `step` does a step of any kind."""
+    name, spec = name_of(name, 'optimizer'), spec_of(name)
     replayed = torch.is_tensor(lr)
     if replayed: require(spec.replays, 'lr', f'a tensor for {name}', 'a number, since its steps cannot be replayed')
     check_number(float(lr) if replayed else lr, 'lr', low=0)
-    weight_decay = check_number(weight_decay, 'weight_decay', low=0)
+    if weight_decay is not None: check_number(weight_decay, 'weight_decay', low=0)
+    if spec.rule is None: return _own(name, spec, params, lr, weight_decay, options)
+    for key in options: check_choice(key, f'option of {name}', [*spec.options, 'lr', 'weight_decay'])
+    if weight_decay is None: weight_decay = spec.weight_decay
     options = spec.options | options
     if name == 'lbfgs' and weight_decay:
         raise ValueError(f'weight_decay: got {weight_decay!r}, accepted with lbfgs: 0 (add the penalty to the loss)')
@@ -397,3 +538,26 @@ def create(
     if spec.torch is None: return RuleOptimizer(params, name, lr, weight_decay, **options)
     how = _kernels(spec, replayed)
     return spec.torch(params, lr=lr, weight_decay=weight_decay, **options, **dict(spec.fixed), **how)
+
+# %% ../nbs/04_optim.ipynb #2a401550
+def _inside(opt):
+    "Optimizers that this one keeps as attributes."
+    return [value for value in vars(opt).values() if isinstance(value, torch.optim.Optimizer)]
+
+def state_of(
+    opt: torch.optim.Optimizer,
+) -> dict:
+    "Its `state_dict`, and those of optimizers inside it."
+    inside = [o.state_dict() for o in _inside(opt)]
+    return opt.state_dict() | (dict(inside=inside) if inside else {})
+
+def fill(
+    opt: torch.optim.Optimizer,
+    state: dict,  # from `state_of`
+):
+    "Give it that state back. What it shares with one inside it is shared afterwards."
+    inside, state = state.get('inside', []), {k: v for k, v in state.items() if k != 'inside'}
+    shared = [(o, name) for o in _inside(opt) for name in ('state', 'param_groups') if getattr(o, name) is getattr(opt, name)]
+    opt.load_state_dict(state)
+    for o, kept in zip(_inside(opt), inside): o.load_state_dict(kept)
+    for o, name in shared: setattr(opt, name, getattr(o, name))

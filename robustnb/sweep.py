@@ -22,8 +22,8 @@ import nbformat, psutil
 from tqdm.auto import tqdm
 
 from . import choice, results
-from .core import check_choice, check_number, code_digest, cores, digest, find_named, parse_number, read_json
-from .core import read_toml, require, shipped, thread_env, write_json, write_text
+from .core import OWN, check_choice, check_number, code_digest, cores, digest, find_named, is_named
+from .core import parse_number, read_json, read_toml, require, shipped, thread_env, write_json, write_text
 from .warm import Halted, check_limits, end_server, halt, run_isolated, temp_dir
 
 # %% ../nbs/14b_sweep.ipynb #794abe15
@@ -37,6 +37,7 @@ class Parameter:
     folder: bool = False           # whether data of one's own is accepted as well
     settle: str = ''               # the rule by which 'auto' or 0 is settled, see `SETTLED`
     introduced: object = ...       # the default with which it was introduced
+    own: str = ''                  # where module:Name is accepted as well: the name of the function that checks it
     def __post_init__(self):
         if self.introduced is ...: object.__setattr__(self, 'introduced', self.default)
     @property
@@ -231,11 +232,18 @@ def _choices(given):
     require(isinstance(given, (list, tuple, str)), 'choices', repr(given), 'a list, or module:NAME')
     return tuple(find_named(given, 'choices') if isinstance(given, str) else given)
 
+_CHECKS = {  # lists of names beside which one of your own is accepted, and what checks that
+    'robustnb.data:NAMES': 'robustnb.data:check_own',
+    'robustnb.models:ARCHITECTURES': 'robustnb.models:check_own',
+    'robustnb.optim:OPTIMIZERS': 'robustnb.optim:check_own'}
+
 def _parameter(name, default, comment, about):
     "One parameter, and what the about cell says of it."
     choices = about['choices']
+    listed = choices.get(name)
     return Parameter(name, default, comment,
-                     choices=_choices(choices[name]) if name in choices else None,
+                     choices=_choices(listed) if name in choices else None,
+                     own=_CHECKS.get(listed, '') if isinstance(listed, str) else '',
                      folder=name in about['folders'],
                      settle=about['settled'].get(name, ''),
                      introduced=about['introduced'].get(name, default))
@@ -310,10 +318,19 @@ def _as_float(value):
     return float(value) if type(value) is int else value
 
 def _is_accepted(value, parameter):
-    "Is it one of the accepted values, or data of one's own that is there?"
+    """Is it one of the accepted values, something of one's own, or data of one's own that is there? A ValueError says
+    what is wrong with module:Name."""
     accepted = parameter.accepted
     if not accepted or value in accepted: return True
-    return parameter.folder and _is_own_data(value)
+    if not parameter.own or not is_named(value): return parameter.folder and _is_own_data(value)
+    find_named(parameter.own, 'own')(value)
+    return True
+
+def _others(parameter):
+    "In words, what is accepted beside the names."
+    folders = '"./photos" beside the sweep file, a full path, a name in ROBUSTNB_DATA'
+    words = [f'a folder or .npz of your own ({folders})'] if parameter.folder else []
+    return ', or '.join(words + [OWN]*bool(parameter.own))
 
 def _is_own_data(value):
     "Whether the text names data of one's own that is there."
@@ -335,7 +352,7 @@ def convert(
     if isinstance(default, float): value = _as_float(value)
     fits = default is None or type(value) is type(default)
     require(fits, name, repr(str(value)[:60]), f'{type(default).__name__}, as in the default {default!r}')
-    if not _is_accepted(value, parameter): check_choice(value, name, parameter.accepted)
+    if not _is_accepted(value, parameter): check_choice(value, name, parameter.accepted, _others(parameter))
     return value
 
 def _convert_list(value, parameter):
@@ -403,7 +420,12 @@ def identity(
 ) -> dict:
     "What differs from the values with which the parameters were introduced."
     def is_new(parameter, value): return digest(value) != digest(_in_form(parameter, parameter.introduced))
-    return {k: config[k] for k, p in parameters.items() if k in config and is_new(p, config[k])}
+    return {k: _by_name(p, config[k]) for k, p in parameters.items() if k in config and is_new(p, config[k])}
+
+def _by_name(parameter, value):
+    "A folder of one's own without the way there: a digest of its content is `outside`, and it may be moved."
+    is_path = parameter.folder and isinstance(value, str) and Path(value).is_absolute()
+    return Path(value).name if is_path else value
 
 def _in_form(parameter, value):
     "A value that stands in the notebook, in the form that a config has."
@@ -546,8 +568,16 @@ def cells_digest(
 
 def _module_digest(name):
     "Fingerprint of the module that 'module:Name' comes from."
-    file = inspect.getsourcefile(find_named(name, 'kind'))
-    return code_digest(Path(file).read_text(encoding='utf-8'))
+    return code_digest(Path(_source(name)).read_text(encoding='utf-8'))
+
+def _source(name):
+    "The file in which the class or function was written, or else that of its module."
+    found = find_named(name, 'module:Name')
+    module = sys.modules[name.partition(':')[0]]
+    for thing in inspect.unwrap(found) if callable(found) else found, module:
+        with suppress(TypeError):
+            if file := inspect.getsourcefile(thing): return file
+    raise ValueError(f'module:Name: got {name!r}, and its source is not there, accepted: one written in a .py file')
 
 # %% ../nbs/14b_sweep.ipynb #acc35148
 @dataclass(frozen=True)
@@ -574,6 +604,12 @@ def _is_outside(parameter, value):
     return parameter.folder and value not in (parameter.accepted or ())
 
 # %% ../nbs/14b_sweep.ipynb #dfc5b5b7
+def _placed(value, near):
+    "A path that begins with ./ or ../ as a full one, in the folder `near`; anything else as it is."
+    relative = isinstance(value, str) and value.startswith(('./', '../'))
+    return str((Path(near)/value).resolve()) if relative else value
+
+# %% ../nbs/14b_sweep.ipynb #7d0d5b65
 @dataclass(frozen=True)
 class Experiment:
     "What a notebook is and accepts."
@@ -600,19 +636,22 @@ class Experiment:
     def defaults(self) -> dict:
         "Every parameter's default, in the form that a config has."
         return {k: _in_form(p, p.default) for k, p in self.parameters.items()}
-    def check(self, name, value):
-        "The value of a parameter in its type; a ValueError says what is accepted."
+    def check(self, name, value, near='.'):
+        "The value of a parameter in its type, './photos' as a folder in `near`; a ValueError says what is accepted."
         check_choice(name, f'parameter of {self.name}', self.parameters)
-        return convert(value, self.parameters[name])
-    def _own_kinds(self, config):
-        "Names `module:Name` of the conditions that are not this book's."
+        parameter = self.parameters[name]
+        return convert(_placed(value, near) if parameter.folder else value, parameter)
+    def _own_names(self, config):
+        "Names `module:Name` of what is not this book's: conditions, optimizer, network, data."
         listed = [config[k] for k, p in self.parameters.items() if _takes_conditions(p)]
-        return sorted({table['kind'] for table in itertools.chain(*listed) if ':' in table['kind']})
+        kinds = [table['kind'] for table in itertools.chain(*listed)]
+        named = [config[k] for k, p in self.parameters.items() if p.own]
+        return sorted({name for name in kinds + named if is_named(name)})
     def outside(self, config: dict, ask=asked_here) -> dict:
         "Digests of what a run with this config uses that is not this book's."
         found = {} if self.ours else dict(notebook=self.source)
         found |= {k: ask(_fingerprint, config[k]) for k, p in self.parameters.items() if _is_outside(p, config[k])}
-        return found | {kind: ask(_module_digest, kind) for kind in self._own_kinds(config)}
+        return found | {kind: ask(_module_digest, kind) for kind in self._own_names(config)}
     def run(self, values: dict, ask=asked_here, **kw) -> Run:
         "The run with these parameters, the others at their defaults."
         config = settle({**self.defaults, **values}, self.parameters, ask)
@@ -706,7 +745,7 @@ class _SweepFile:
     experiment: Experiment
     def located(self, key, value=''): return _located(self.path, self.text, key, value)
     def checked(self, key, value):
-        with self.located(key, value): return self.experiment.check(key, value)
+        with self.located(key, value): return self.experiment.check(key, value, self.path.parent)
     def axis(self, key, values):
         with self.located(key): require(values != [], key, '[]', 'at least one value')
         parameter = self.experiment.parameters.get(key)

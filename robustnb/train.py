@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from . import optim
 from .core import Stopwatch, atomic_path, check_choice, check_number, derive_seed, generator
-from .core import keep_freed_memory, regular_file, require
+from .core import keep_freed_memory, name_of, regular_file, require
 from .core import device as pick_device
 from .data import to_float
 from .dct import dct2
@@ -210,7 +210,7 @@ def _check_option(value, default, name):
     if isinstance(default, bool):
         _expect(isinstance(value, bool), value, name, 'True or False')
         return value
-    if default is None and isinstance(value, str | None): return value
+    if isinstance(default, str | None) and isinstance(value, str | None): return value
     _expect(isinstance(value, Real), value, name, 'a number')
     return check_number(value, name, integer=isinstance(default, int))
 
@@ -225,7 +225,7 @@ def _check_options(values, defaults, name):
 class Config:
     """Everything that decides a training run besides the data and the initial weights.
     A ValueError for a value that cannot be."""
-    optimizer: str = 'sgd'       # 'sgd', 'adam', 'rmsprop', ..., see `optim.create`
+    optimizer: str = 'sgd'       # 'sgd', 'adam', ..., see `optim.create`; one of your own by class or module:Name
     lr: float = .1               # learning rate, >= 0
     epochs: int = 10             # passes over the training set
     batch_size: int = 128        # the last batch of an epoch may be smaller; with batch norm, never one image
@@ -239,23 +239,27 @@ class Config:
     options: dict = field(default_factory=dict)  # the optimizer's, e.g. {'momentum': .9}
 
     def __post_init__(self):
+        if callable(self.optimizer): object.__setattr__(self, 'optimizer', name_of(self.optimizer, 'optimizer'))
         for name, value in vars(self).items(): object.__setattr__(self, name, _plain(value, name))
         self._check_choices()
         object.__setattr__(self, 'options', self._checked_options())
         self._check_numbers()
+        optim.check_own(self.optimizer, self.lr, self.weight_decay, self.options)
 
     def _check_choices(self):
-        accepted = dict(optimizer=optim.OPTIMIZERS, schedule=SCHEDULES, augment=AUGMENTS,
-                        precision=PRECISIONS)
-        for name, choices in accepted.items():
-            value = getattr(self, name)
-            shown = value if isinstance(value, str | None) else _brief(value)
-            check_choice(shown, name, choices)
+        accepted = dict(schedule=SCHEDULES, augment=AUGMENTS, precision=PRECISIONS)
+        optim.spec_of(self._shown('optimizer'))
+        for name, choices in accepted.items(): check_choice(self._shown(name), name, choices)
+
+    def _shown(self, name):
+        "The value, of which a message can be made."
+        value = getattr(self, name)
+        return value if isinstance(value, str | None) else _brief(value)
 
     def _checked_options(self):
         "The optimizer's options, each of the kind of its default."
         _expect(isinstance(self.options, dict), self.options, 'options', "a dict, e.g. {'momentum': .9}")
-        defaults = optim.OPTIMIZERS[self.optimizer].options
+        defaults = optim.spec_of(self.optimizer).options
         checked = {}
         for name, value in self.options.items():
             shown = name if isinstance(name, str) else _brief(name)
@@ -322,11 +326,16 @@ def _training_set(data):
     require(len(x) and y.shape == (len(x),), 'data', got, 'as many of both, at least one')
     return x, y
 
+def _is_own(optimizer):
+    "Whether it is not one of this book's."
+    return optim.spec_of(optimizer).rule is None
+
 def _layout(shape, device, optimizer):
     """Memory order of activations: channels last is faster for colour images, slower on a CPU where the first
-    convolution sees one channel, and impossible with torch's L-BFGS."""
+    convolution sees one channel, and impossible with torch's L-BFGS, as perhaps with optimizers of one's own."""
     faster = shape[1] > 1 or device.type != 'cpu'
-    return torch.channels_last if faster and optimizer != 'lbfgs' else torch.contiguous_format
+    flattens = optimizer == 'lbfgs' or _is_own(optimizer)
+    return torch.channels_last if faster and not flattens else torch.contiguous_format
 
 # %% ../nbs/09_train.ipynb #51201b5e
 def _has_batch_norm(model):
@@ -383,7 +392,7 @@ def _step(model, opt, x, y, config, in_bf16):
         loss.backward()
         logits = out.detach()
         return loss
-    loss = opt.step(closure).detach()
+    loss = optim.step(opt, closure).detach()
     return loss, (logits.argmax(1) == y).sum()
 
 # %% ../nbs/09_train.ipynb #ef5573d0
@@ -404,6 +413,8 @@ class _Trainer:
         self.loss_sum = torch.zeros((), device=device)
         self.right = torch.zeros((), dtype=torch.long, device=device)
         self.rate = self.opt.param_groups[0]['lr']  # a tensor where steps are replayed
+        made_with = [float(group['lr']) for group in self.opt.param_groups]
+        self.parts = [lr/self.config.lr if self.config.lr else 1. for lr in made_with]  # a function may give groups others
         counts = '' if torch.is_tensor(self.rate) else f'{self.config.optimizer} keeps numbers in Python'
         self.full = Replay(lambda: self.batch(size), device, 'a training step', counts)
 
@@ -425,6 +436,7 @@ class _Trainer:
 
     def begin(self, epoch):
         "Put in place what the epoch needs: all random choices, and sums of zero; returns its learning rates."
+        optim.switch(self.opt, training=True)
         c, n = self.config, len(self.course.sizes)
         rates = [c.lr*lr_factor(epoch*n + i, n*c.epochs, c.schedule, round(c.warmup*n)) for i in range(n)]
         torch.manual_seed(derive_seed(c.seed, 'dropout', epoch))
@@ -448,11 +460,12 @@ class _Trainer:
         seen = 0
         for i, (rate, size) in enumerate(zip(self.begin(epoch), self.course.sizes)):
             if not torch.is_tensor(self.rate):
-                for group in self.opt.param_groups: group['lr'] = rate
+                for group, part in zip(self.opt.param_groups, self.parts): group['lr'] = rate*part
             self.full() if size == self.config.batch_size else self.batch(size)
             seen += size
             looks = i % 20 == 0 and self.x.device.type == 'cpu'
             if looks and not self.loss_sum.isfinite(): break
+        optim.switch(self.opt, training=False)
         sums = torch.stack([(self.loss_sum/seen).double(), self.right.double()])
         loss, right, *norms = torch.cat([sums, _norms(self.model)]).tolist()
         return dict(epoch=epoch, loss=loss, accuracy=right/seen, weight_norm=math.hypot(*norms), lr=rate)
@@ -479,6 +492,7 @@ def _resume(checkpoint, model, opt, config):
     if not checkpoint or not Path(checkpoint).exists(): return []
     own = _own_options(opt)
     curves = load_checkpoint(checkpoint, model, opt, config)
+    if _is_own(config.optimizer): own = [dict(lr=group['lr']) for group in own]  # it may count its steps there
     _go_on_as_made(opt, own)
     return curves
 
@@ -502,7 +516,7 @@ def fit(
     precision = resolve_precision(config.precision, device)
     model.to(device, memory_format=_layout(x.shape, device, config.optimizer)).train()
     keep_freed_memory()
-    steady = replays(device) and optim.OPTIMIZERS[config.optimizer].replays
+    steady = replays(device) and optim.spec_of(config.optimizer).replays
     lr = torch.tensor(config.lr, dtype=torch.float, device=device) if steady else config.lr
     opt = optim.create(config.optimizer, model.parameters(), lr, weight_decay=config.weight_decay, **config.options)
     curves = _resume(checkpoint, model, opt, config)
@@ -548,7 +562,7 @@ def _kind_of(tensor): return f'{tensor.dtype} {list(tensor.shape)}'
 def _pack_tensor(value, name, tensors):
     "Put a tensor into `tensors`; returns what JSON says of it: its memory order decides how later sums are rounded."
     order = sorted(range(value.ndim), key=lambda i: -value.stride(i))
-    tensors[name] = value.detach().cpu().permute(order).contiguous()
+    tensors[name] = value.detach().cpu().permute(order).contiguous().clone()  # two names may share one
     return {'tensor': name, 'order': order, 'kind': _kind_of(tensors[name])}
 
 def _pack(value, name, tensors):
@@ -587,7 +601,7 @@ def save_checkpoint(
     plain = torch.contiguous_format
     weights = model.state_dict().items()
     tensors = {f'model.{k}': v.cpu().clone(memory_format=plain) for k, v in weights}  # a file can't hold shared weights
-    state = _pack(opt.state_dict(), 'optim', tensors)
+    state = _pack(optim.state_of(opt), 'optim', tensors)
     about = json.dumps(dict(config=asdict(config), curves=curves, optim=state))
     with atomic_path(path) as tmp: save_file(tensors, tmp, {'robustnb': about})
 
@@ -655,7 +669,7 @@ def load_checkpoint(
     except (RuntimeError, ValueError) as e:
         reason = _one_line(e)[:200]
         raise ValueError(f'{path}: made with another model ({reason}); delete it or use another path') from e
-    try: opt.load_state_dict(_unpack(state, 'optim', tensors))
+    try: optim.fill(opt, _unpack(state, 'optim', tensors))
     except Exception as e:  # torch checks little of what it loads, and fails in many ways
         reason = f'{type(e).__name__}: {_one_line(e)[:200]}'
         raise ValueError(f'{path}: its optimizer state does not fit ({reason}); delete it or use another path') from e

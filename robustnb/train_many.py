@@ -37,7 +37,7 @@ def _check_configs(configs):
         values = {getattr(c, name) for c in configs}
         require(len(values) == 1, 'configs', f'{name} {sorted(values)}', 'one value for all models of a pass')
     check_choice(configs[0].augment, 'augment of fit_many', ['none'])
-    for c in configs: check_choice(c.optimizer, 'optimizer of fit_many', _OPTIMIZERS)
+    for c in configs: check_choice(c.optimizer, 'optimizer of fit_many', _OPTIMIZERS, 'another one with train.fit')
 
 # %% ../nbs/09a_train_many.ipynb #e603e2ec
 def _kind(model):
