@@ -581,8 +581,9 @@ questions.toml holds conditions, as a sweep file does: conditions = [{kind = "ga
   robustnb audit net.pt2 --images photos/ --attack autoattack --linf 4/255 8/255 --n-attack 1000
   robustnb audit net.pt2 --images photos/ --conditions mine.toml
 
-A model file is safetensors (weights; --arch names the architecture) or a program from torch.export (.pt2). Pickles (.pt, .pth, .bin)
-are never read, because reading one runs the code in it; the error message says how to convert yours.""",
+A model file holds weights (safetensors, or a state dict in a .pt or .pth file; --arch names the architecture) or a program from
+torch.export (.pt2). State dicts are read by torch's restricted reader, which runs no code of the file; what needs more is refused,
+and the error message says how to convert yours.""",
     data="""
   robustnb data                                    all known data sets
   robustnb data cifar10 --download                 fetch one""",
@@ -671,7 +672,7 @@ def _measure_options(option):
 # %% ../nbs/15_cli.ipynb #b8ee52d3
 def _audit_options(option):
     "What `robustnb audit` takes about model and images."
-    option('model', help='.safetensors or .pt2 file')
+    option('model', help='.safetensors file, state dict (.pt, .pth), or program (.pt2)')
     option('--images', required=True, metavar='SOURCE',
            help='folder of class folders, .npz file (images, labels), or name of a data set')
     option('--split', default='auto', choices=['auto', 'all', 'train', 'test'],
@@ -682,7 +683,7 @@ def _audit_options(option):
                 '(default: they are '
                 'refused)')
     option('--arch', default='', metavar='NAME',
-           help='architecture of a .safetensors file: twolayercnn, preactresnet18, mlp, '
+           help='architecture of weights: twolayercnn, preactresnet18, mlp, '
                 'smallcnn, or torchvision/NAME')
     option('--option', action='append', default=[], metavar='KEY=VALUE',
            help='option of the architecture, e.g. width=32 or norm=batch; may be repeated')

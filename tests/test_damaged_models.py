@@ -640,6 +640,35 @@ def test_no_pickle_runs(originals, tmp_path):
 
 # --- weights
 
+def test_pickled_weights_never_run_code(tmp_path):
+    ran, net = tmp_path/'ran', models.SmallCNN(width=4)
+    class Bomb:
+        def __reduce__(self): return Path.touch, (ran,)
+    held = net.state_dict()
+    kinds = dict(beside=dict(model=held, args=Bomb()), within=dict(held, more=Bomb()),
+                 whole=net, old=dict(model=held, args=Bomb()))
+    for name, content in kinds.items():
+        path = tmp_path/f'{name}.pth'
+        torch.save(content, path, _use_new_zipfile_serialization=name != 'old')
+        with pytest.raises(ValueError, match=f'{name}.pth: got a file with a pickle in it that ') as error:
+            interop.load_model(path, 'smallcnn', 1, 8, width=4)
+        assert 'save_file(model.state_dict()' in str(error.value)
+    assert not ran.exists()
+    torch.load(tmp_path/'old.pth', weights_only=False)
+    assert ran.exists(), 'the control: it runs where somebody unpickles it'
+
+def test_damaged_pickled_weights(tmp_path):
+    net, rng, read = models.SmallCNN(width=4), random.Random(0), 0
+    torch.save(dict(epoch=3, state_dict=net.state_dict()), tmp_path/'good.pth')
+    raw = (tmp_path/'good.pth').read_bytes()
+    for i in range(60):
+        bad = bytearray(raw[:rng.randrange(1, len(raw))] if i%2 else raw)
+        for _ in range(3): bad[rng.randrange(len(bad))] ^= 1 << rng.randrange(8)
+        (tmp_path/'bad.pth').write_bytes(bad)
+        try: read += bool(interop.load_model(tmp_path/'bad.pth', 'smallcnn', 1, 8, width=4))
+        except ValueError as e: assert 'bad.pth' in str(e)
+    assert read < 60
+
 def saved(tensors, path):
     from safetensors.torch import save_file
     save_file(tensors, path)
