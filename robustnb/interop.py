@@ -990,6 +990,21 @@ def _look(arg, values, device):
     return device if arg is torch.device else arg
 
 # %% ../nbs/13b_interop.ipynb #b2541165
+def _viewed(args, copied):
+    "The view, or a copy where there is none; what was copied, and the copy, join `copied`."
+    try: return torch.ops.aten.view.default(*args)
+    except RuntimeError:
+        made = args[0].reshape(*args[1:])
+        copied += [args[0], made]
+        return made
+
+def _check_writes(tensors, copied):
+    "A ValueError if one of the tensors lies in the memory of one that was copied instead of viewed."
+    there = {_storage(t) for t in copied}
+    _require(not there & {_storage(t) for t in tensors}, 'a write in place to what was copied where the program has a view',
+             'a program that writes to no view')
+
+# %% ../nbs/13b_interop.ipynb #5fdd37a9
 @dataclass
 class _Node:
     "One step of a program."
@@ -1018,14 +1033,20 @@ class _Node:
         n = _pieces(self.function._schema.name.partition('::')[2], args[0], args[1:])
         _require(n == len(self.results), f'{n:,} pieces for {len(self.results)} names', 'a name for each')
 
-    def run(self, values, device, dry=False):
-        "Compute the results into `values`."
+    def compute(self, args, options, copied):
+        "The result of these arguments."
+        if self.function is None: return _arithmetic(self.target, args)
+        if self.function is torch.ops.aten.view.default: return _viewed(args, copied)
+        return self.function(*args, **options)
+
+    def run(self, values, device, dry=False, copied=()):
+        "Compute the results into `values`; `copied` are tensors that were copied instead of viewed, a list."
+        if copied and self.changes: _check_writes(map(values.get, self.changes), copied)
         args = [_look(a, values, device) for a in self.args]
         options = {k: _look(v, values, device) for k, v in self.options.items()}
         if dry: self.foresee(args)
         elif options.get('rounding_mode') == 'trunc': _check_quotient(*args[:2])
-        if self.function is None: result = _arithmetic(self.target, args)
-        else: result = self.function(*args, **options)
+        result = self.compute(args, options, [] if dry else copied)
         if isinstance(self.results, _Name): values[self.results] = result
         else: values.update(zip(self.results, result))
 
@@ -1281,9 +1302,9 @@ class _Graph:
 
     def run(self, values):
         "The logits from {name: value} of all inputs, of which the images' device is taken."
-        device = values[self.image].device
+        device, copied = values[self.image].device, []
         for i, node in enumerate(self.nodes):
-            try: node.run(values, device)
+            try: node.run(values, device, copied=copied)
             except torch.OutOfMemoryError: raise
             except Exception as e:  # what depends on values, not on shapes: an index beyond a table
                 raise ValueError(f'{self.where(i, values)}: {_short(str(e), 200)}') from e

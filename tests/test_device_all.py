@@ -84,6 +84,10 @@ def crown(g):
     return [*bounds.out, bounds.margins(g.y[:9])]
 
 
+def _on_the_way(given):
+    return trajectories.Trajectory(given.x, given.y, given.x[:5], given.y[:5], CONDITIONS[:2], [1])
+
+
 CASES = {
     # evaluate
     'evaluate.logits': (lambda g: evaluate.logits(g.model, g.x), 'cpu'),
@@ -116,6 +120,7 @@ CASES = {
     'certify.certify_batch': (lambda g: certify.certify_batch(g.model, g.x, g.y, 'l2', .1), 'model'),
     'certify.certify': (lambda g: [certify.certify(g.model, g.x, g.y, *ball) for ball in (('linf', .01), ('l2', .1))], 'cpu'),
     'conditions.measure': (lambda g: conditions.measure(g.model, g.x, g.y, CONDITIONS), 'cpu'),
+    'trajectories.Trajectory': (lambda g: _on_the_way(g)(g.model, [dict(loss=1., weight_norm=1.)])['trajectory'], 'cpu'),
     'conditions.Condition.hits': (lambda g: [c.hits(g.model, g.x[:9], g.y[:9]) for c in CONDITIONS[:2]], 'cpu'),
     # layers and bounds of them
     'conv_norm.conv_norm_reshaped': (lambda g: [conv_norm.conv_norm_reshaped(g.first, ord) for ord in (1, 2, math.inf)], 'cpu'),
@@ -291,7 +296,7 @@ EXCEPT = {
     **{f'lip_exact.{name}': 'matrices of the search, which is on the CPU' for name in ('envelope', 'open_piece', 'piece_maps')},
     'data.Labelled': 'what a file holds', 'evaluate.eval_mode': 'changes no place',
     'evaluate.takes': 'says the place', 'interop.Images': 'what a file holds', 'certify.interval': 'one layer, where it and its input are',
-    'layers.refuse': 'raises an error'}
+    'layers.refuse': 'raises an error', 'trajectories.log_spread': 'a number of points', 'stats.Estimate': 'a number of images'}
 
 
 def public():
