@@ -10,7 +10,7 @@ import card
 import robustnb
 from robustnb import (
     attacks, audit, audit_page, bands, certify, conditions, conv_norm, data, dct, evaluate, interop, layers, linear,
-    lip_bounds, lip_exact, lip_lower, lipschitz, models, spectrum, train)
+    lip_bounds, lip_exact, lip_lower, lipschitz, models, spectrum, train, trajectories)
 from robustnb.core import seed_all
 
 N = 40  # images
