@@ -16,7 +16,8 @@ class WithExperiments(build_py):
     def run(self):
         super().run()
         if self.editable_mode: return
-        for folder, kind in ('nbs/experiments', '*.ipynb'), ('sweeps', '*.toml'), ('results', '*/*.json'):
+        taken = ('nbs/experiments', '*.ipynb'), ('sweeps', '*.toml'), ('results', '*/*.json'), ('results', 'families.toml')
+        for folder, kind in taken:
             for path in (root/folder).glob(kind):
                 target = Path(self.build_lib)/cfg['lib_name']/Path(folder).name/path.relative_to(root/folder)
                 self.mkpath(str(target.parent))

@@ -31,6 +31,7 @@ def test_a_wheel_brings_experiments_and_sweeps(installed, tmp_path):
     assert shipped(installed/'robustnb/experiments', '*.ipynb') == shipped(ROOT/'nbs/experiments', '*.ipynb') != set()
     assert shipped(installed/'robustnb/sweeps', '*.toml') == shipped(ROOT/'sweeps', '*.toml') != set()
     assert {p.parent.name for p in (installed/'robustnb/results').glob('*/*.json')} == {p.name for p in (ROOT/'results').iterdir() if p.is_dir()}
+    assert (installed/'robustnb/results/families.toml').is_file()
     assert len(robustnb('sweep', 'demo', '--dry-run', '--json')['runs']) == 28
     robustnb('run', 'fig08_energy', '--json')
     result, = tmp_path.glob('runs/fig08_energy/*/result.json')
@@ -53,7 +54,7 @@ def imported(path):
 
 def test_requirements_are_what_the_modules_import(installed):
     needed = {name for path in (installed/'robustnb').glob('*.py') for name in imported(path)}
-    needed -= {'robustnb', *sys.stdlib_module_names}
+    needed -= {'robustnb', 'timm', *sys.stdlib_module_names}  # timm is asked for where it is installed only
     homes = packages_distributions()
     distributions = {name: {home.lower().replace('_', '-') for home in homes[name]} for name in needed}
     required = requirements(installed)
