@@ -68,7 +68,7 @@ def training(
         raise ValueError(f'{lacks} was given {", ".join(named)}; code that only a result names is not run: '
                          'keep_weights = true in its sweep file keeps them')
     who = result['identity'], result['protocol'], result['outside']
-    return sweep.Run(name, config, *who, experiment.source, keep_weights=True)
+    return sweep.Run(name, config, *who, experiment.source, keep_weights=True, resumes=experiment.resumes)
 
 
 def _named(value):

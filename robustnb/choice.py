@@ -91,10 +91,12 @@ def sentences(
     for line in found[found.chosen].to_dict('records'):
         of_it = found[(found[within] == pd.Series(line)[within]).all(axis=1)] if within else found
         tied = [_described(r) for r in of_it[of_it.tied & ~of_it.chosen][over].to_dict('records')]
-        words = [f'{_described({k: line[k] for k in over})}, with {line["accuracy"]:.2%} of {line["n"]:,} held-out images']
+        best = _described({k: line[k] for k in over})
+        words = [f'{best}, with {line["accuracy"]:.2%} of {line["n"]:,} held-out images']
         words += [f'tied with it: {"; ".join(tied)}'] if tied else []
         words += [f'at the edge of its grid: {line["edge"]}'] if line['edge'] else []
-        said.append(' '.join(map(str, [*(line[k] for k in within if line[k] == line[k])])) + ': ' + '; '.join(words))
+        name = ' '.join(str(line[k]) for k in within if line[k] == line[k])
+        said.append(f'{name}: {"; ".join(words)}')
     return said
 
 # %% ../nbs/03c_choice.ipynb #acb1fd5d

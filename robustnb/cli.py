@@ -684,7 +684,7 @@ def _audit_options(option):
                 'refused)')
     option('--arch', default='', metavar='NAME',
            help='architecture of weights: twolayercnn, preactresnet18, mlp, '
-                'smallcnn, or torchvision/NAME')
+                'smallcnn, torchvision/NAME, timm/NAME, or module:Name of your own')
     option('--option', action='append', default=[], metavar='KEY=VALUE',
            help='option of the architecture, e.g. width=32 or norm=batch; may be repeated')
     option('--size', type=int, metavar='PIXELS', help='resize images to this height and width')

@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['OLD_LAYOUT', 'PREFIXES', 'LARGEST', 'NESTS', 'OPERATIONS', 'ROOM', 'GROWTH', 'GRAPH', 'ALIVE', 'KEPT', 'WORK',
-           'NODES', 'file_kind', 'refuse_pickle', 'architecture', 'is_class_head', 'load_weights', 'Program',
-           'as_layers', 'check_readable', 'notes_of', 'load_model', 'prepared', 'read_label_map', 'mapped', 'Images',
-           'read_images']
+           'NODES', 'file_kind', 'refuse_pickle', 'is_class_head', 'load_weights', 'Program', 'as_layers',
+           'check_readable', 'notes_of', 'load_model', 'prepared', 'read_label_map', 'mapped', 'Images', 'read_images']
 
 # %% ../nbs/13b_interop.ipynb #91839d91
 import ast, json, math, operator, re, zipfile
@@ -22,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from . import data, models
-from .core import check_choice, check_number, generator, regular_file, require
+from .core import OWN, check_choice, check_number, generator, leads_on, regular_file, require
 from .evaluate import plain_mode, takes
 from .layers import TABLE
 
@@ -93,24 +92,6 @@ def refuse_pickle(
         'If you made it, convert it where you trust it:\n'
         "  from safetensors.torch import save_file; save_file(model.state_dict(), 'model.safetensors')\n"
         "  or torch.export.save(torch.export.export(model.eval(), (images,)), 'model.pt2')")
-
-# %% ../nbs/13b_interop.ipynb #7b58c94a
-def architecture(
-    name: str,         # 'twolayercnn', 'preactresnet18', 'mlp', 'smallcnn' or 'torchvision/NAME'
-    n_classes: int,
-    in_channels: int,  # channels of the images; torchvision's architectures do not use it and take 3
-    input_size: int,   # height and width of the images; torchvision's do not use it
-    **options,         # the architecture's own: width, norm, ...
-) -> nn.Module:
-    "An untrained network by name; a ValueError for unknown names."
-    if not name.startswith('torchvision/'):
-        return models.create(name, n_classes, in_channels, input_size, **options)
-    import torchvision
-    known = torchvision.models.list_models(module=torchvision.models)
-    kind = check_choice(name.partition('/')[2], 'architecture torchvision/...', known)
-    try: return torchvision.models.get_model(kind, weights=None, num_classes=n_classes, **options)
-    except TypeError as e:
-        raise ValueError(f"options: got {options!r}, accepted: those of torchvision's {kind} ({e})") from e
 
 # %% ../nbs/13b_interop.ipynb #ef13b390
 PREFIXES = 'module.', '_orig_mod.', 'model.'  # of wrappers: parallel training, averages; torch.compile; Lightning
@@ -211,7 +192,7 @@ def _laid_out(path, n_classes, name, in_channels, input_size, options) -> dict:
     "{name: tensor} of an architecture, without memory; a ValueError that names the file."
     try:
         with torch.device('meta'):
-            return architecture(name, n_classes, in_channels, input_size, **options).state_dict()
+            return models.create(name, n_classes, in_channels, input_size, **options).state_dict()
     except ValueError: raise
     except Exception as e:  # whatever the layers make of such sizes
         raise ValueError(f'{path}: its architecture, {name}, cannot be made with the options {options!r} '
@@ -269,7 +250,7 @@ def _said_pickle(place, others, dropped) -> str:
 # %% ../nbs/13b_interop.ipynb #2d4c105d
 def load_weights(
     path,              # .safetensors file, or a pickled state dict
-    name: str,         # see `architecture`
+    name: str,         # see `models.create`
     in_channels: int,  # channels of the images
     input_size: int,   # height and width of the images
     **options,         # the architecture's own: width, norm, ...
@@ -288,7 +269,7 @@ def load_weights(
         images = f'{in_channels} x {input_size} x {input_size} images'
         raise ValueError(f'{path}: does not fit {name} for {images}: {"; ".join(wrong[:3])}{more}. '
                          'Other options (width, norm, ...) or another architecture may fit')
-    model = architecture(name, n_classes, in_channels, input_size, **options)
+    model = models.create(name, n_classes, in_channels, input_size, **options)
     model.load_state_dict(tensors)
     model.notes = notes
     return model.eval()
@@ -1564,8 +1545,8 @@ def check_readable(
     if kind == 'old program': raise ValueError(f'{path}: {OLD_LAYOUT}')
     if kind == 'unknown': raise ValueError(f'{path}: neither weights nor a program from torch.export (.pt2)')
     if kind != 'program' and not name:
-        known = ', '.join(models.ARCHITECTURES)
-        raise ValueError(f'architecture: got none, but {path} brings none along; accepted: {known}, torchvision/NAME')
+        known = f'{", ".join(models.ARCHITECTURES)}, torchvision/NAME, timm/NAME, or {OWN}'
+        raise ValueError(f'architecture: got none, but {path} brings none along; accepted: {known}')
     return kind
 
 # %% ../nbs/13b_interop.ipynb #346d6f1f
@@ -1578,7 +1559,7 @@ def notes_of(
 
 def load_model(
     path,                  # .safetensors, pickled state dict (.pt, .pth), or .pt2 file
-    name: str = '',        # architecture, for weights: see `architecture`
+    name: str = '',        # architecture, for weights: see `models.create`
     in_channels: int = 3,  # channels of the images
     input_size: int = 32,  # height and width of the images
     **options,             # the architecture's own: width, norm, ...
@@ -1753,3 +1734,6 @@ def read_images(
     images = _drawn(Images(taken.x[y >= 0], y[y >= 0], classes, taken.source, taken.notes), n, seed)
     x = images.x if size is None else data.resize(images.x, size)
     return replace(images, x=_with_channels(x, channels))
+
+# %% ../nbs/13b_interop.ipynb #acb49be5
+__getattr__ = leads_on('interop', dict(architecture='models.create'))

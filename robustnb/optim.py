@@ -402,7 +402,9 @@ def step(
         with torch.enable_grad(): losses.append(closure())
         return losses[-1]
     if _in_two_steps(opt):
-        for part in opt.first_step, opt.second_step: ask(), part()
+        for part in opt.first_step, opt.second_step:
+            ask()
+            part()
     elif getattr(opt, 'ignores_closure', False):
         ask()
         opt.step()

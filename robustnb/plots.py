@@ -23,7 +23,7 @@ from .conditions import OURS, Attack, Band, Clean, Condition, Gaussian, conditio
 from .core import check_choice
 from .results import at_best_rates, best_rates, settings, summary
 from .stats import compare, wilson
-from .trajectories import progress, rows_under
+from .trajectories import by_epoch, rows_under
 
 # %% ../nbs/12_plots.ipynb #4131e1d5
 _PALETTE = [*plt.get_cmap('tab10').colors, *plt.get_cmap('Dark2').colors]
@@ -299,7 +299,7 @@ def trajectory_curves(
     """Accuracy (%) under a condition along the training, a curve with a band of one std over seeds for each optimizer;
     time goes to the right, also where the loss falls. Returns the axes."""
     column, factor, xlabel = _TRAJECTORY[check_choice(over, 'over', _TRAJECTORY)]
-    lines = progress(tidy, [condition])
+    lines = by_epoch(tidy, [condition])
     ax = ax or plt.subplots(figsize=(3.6, 3))[1]
     for name in _names(tidy):
         epochs = lines.loc[name].groupby('epoch')

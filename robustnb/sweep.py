@@ -679,7 +679,7 @@ class Sweep:
     "A sweep: its name, its notebook and its runs."
     name: str        # the file's stem, with overrides appended
     notebook: Path   # the experiment
-    runs: list       # of `Run`, each once; where it chooses, those of its candidates, and after `decided` the final ones
+    runs: list       # of `Run`, each once; where it chooses those of candidates, after `decided` the final ones, too
     candidates: tuple = ()  # of `Candidate`, where it chooses
     over: tuple = ()        # parameters that are chosen
     undecided: str = ''     # why there are no final runs yet
@@ -773,7 +773,8 @@ class _SweepFile:
         over = self.spec['choose'].get('over', known)
         with self.located('over'):
             require(isinstance(over, list) and over != [], 'over', repr(over), 'a list of parameters')
-            for name in over: check_choice(name, f'over: parameter of {self.experiment.name}', self.experiment.parameters)
+            what = f'over: parameter of {self.experiment.name}'
+            for name in over: check_choice(name, what, self.experiment.parameters)
         return tuple(over)
     def points(self, shared):
         "What the grids, crossed with these axes, say of each run: `{parameter: value}`."
@@ -1065,6 +1066,10 @@ class _Attempt:
         home.mkdir(exist_ok=True)
         return home/f'{self.run.id}-{self.run.source}.safetensors'
 
+    def forget(self):
+        "Remove the run's checkpoints, also those that other cells of its notebook left."
+        for path in (workspace(self.place.parent)/'checkpoints').glob(f'{self.run.id}-*'): path.unlink(missing_ok=True)
+
     def is_worth_keeping(self):
         "Has an interrupted run a result? One from before is worth more than this, which may not be whole."
         return self.shared and not is_done(self.place) and is_done(self.work, status=False)
@@ -1096,7 +1101,7 @@ class _Attempt:
         if not (self.work/'log.txt').stat().st_size: (self.work/'log.txt').unlink()
         write_json(self.work/'status.json', status)
         if self.shared: _install(self.work, self.place)
-        if self.shared and self.run.resumes and not error: self.checkpoint().unlink(missing_ok=True)
+        if self.shared and not error: self.forget()
         return status
 
 # %% ../nbs/14b_sweep.ipynb #65048bee
@@ -1607,7 +1612,7 @@ def decided(
     out='runs',           # folder of runs
     committed='results',  # folder of committed results
 ) -> Sweep:
-    "The sweep with the final runs of what it chooses, or `undecided`, with the reason; one that chooses nothing as it is."
+    "The sweep with the final runs of what it chooses, or with why it has none; one that chooses nothing as it is."
     if not sweep.candidates: return sweep
     try: found = chosen(sweep, out, committed)
     except ValueError as e: return replace(sweep, undecided=str(e))

@@ -127,39 +127,26 @@ def _losses(model, params, x, y, smoothing, precision):
 # %% ../nbs/09a_train_many.ipynb #1dbe06d0
 @dataclass
 class _Stack:
-    "All models of a pass as one."
+    "All models as one: their weights, and how a step moves them."
     skeleton: torch.nn.Module  # one of them, for its layers
     params: dict               # name: weights of all models (M,...)
     configs: list
-    x: torch.Tensor            # all training images, float, on the device
-    y: torch.Tensor            # their labels
     precision: str             # 'fp32' or 'bf16'
 
     def __post_init__(self):
-        device, common, models = self.x.device, self.configs[0], len(self.configs)
-        sizes = [len(part) for part in torch.arange(len(self.x)).split(common.batch_size)]
-        self.course = _Course(sizes, (models,), device)
+        device = next(iter(self.params.values())).device
         self.groups = _groups(self.configs, device)
         self.fixed = replays(device)
         self.slots = Slots(self.params)
-        self.loss_sum, self.right = torch.zeros(2, models, device=device)
-        counts = 'soap looks at its count' if any(c.optimizer == 'soap' for c in self.configs) else ''
-        self.full = Replay(lambda: self.batch(common.batch_size), device, 'a step of all models', counts)
-        if self.fixed and not counts:
+        self.counts = 'soap looks at its count' if any(c.optimizer == 'soap' for c in self.configs) else ''
+        if self.fixed and not self.counts:
             for group in self.groups: group.begin(self.params)
 
-    def batch(self, size):
-        "The step on the next images, so many for each model."
-        losses, hits = self.step(self.course.index(size), self.course.rate())
-        self.loss_sum += losses*size
-        self.right += hits.sum(1)
-        self.course.advance(size)
-
-    def step(self, index, factor):
-        "Move all models once by images `index` (M,B); returns losses before (M,) and which answers are right (M,B)."
+    def step(self, x, y, factor):
+        "Move all models once by images (M,B,...); returns losses before (M,) and which answers are right (M,B)."
         for w in self.params.values(): w.requires_grad_()
         smoothing = self.configs[0].label_smoothing
-        losses, hits = _losses(self.skeleton, self.params, self.x[index], self.y[index], smoothing, self.precision)
+        losses, hits = _losses(self.skeleton, self.params, x, y, smoothing, self.precision)
         grads = torch.autograd.grad(losses.sum(), list(self.params.values()))
         with torch.no_grad(): self.move(dict(zip(self.params, grads)), factor)
         return losses.detach(), hits
@@ -182,12 +169,37 @@ class _Stack:
         "Euclidean norm of each model's parameters (M,)."
         return sum(w.double().square().flatten(1).sum(1) for w in self.params.values()).sqrt()
 
+# %% ../nbs/09a_train_many.ipynb #14288213
+@dataclass
+class _Passes:
+    "The passes of a stack over the images."
+    stack: _Stack
+    x: torch.Tensor  # all training images, float, on the device
+    y: torch.Tensor  # their labels
+
+    def __post_init__(self):
+        device, configs = self.x.device, self.stack.configs
+        self.common = configs[0]  # what all of them share
+        sizes = [len(part) for part in torch.arange(len(self.x)).split(self.common.batch_size)]
+        self.course = _Course(sizes, (len(configs),), device)
+        self.loss_sum, self.right = torch.zeros(2, len(configs), device=device)
+        whole = lambda: self.batch(self.common.batch_size)
+        self.full = Replay(whole, device, 'a step of all models', self.stack.counts)
+
+    def batch(self, size):
+        "The step on the next images, so many for each model."
+        index = self.course.index(size)
+        losses, hits = self.stack.step(self.x[index], self.y[index], self.course.rate())
+        self.loss_sum += losses*size
+        self.right += hits.sum(1)
+        self.course.advance(size)
+
     def begin(self, epoch):
         "Put in place what the epoch needs; returns what the rates are multiplied by in each batch."
-        common, batches = self.configs[0], len(self.course.sizes)
+        common, batches = self.common, len(self.course.sizes)
         total, warm = batches*common.epochs, round(common.warmup*batches)
         factors = [lr_factor(epoch*batches + i, total, common.schedule, warm) for i in range(batches)]
-        self.course.begin(_orders(self.configs, len(self.x), epoch), factors)
+        self.course.begin(_orders(self.stack.configs, len(self.x), epoch), factors)
         self.loss_sum.zero_()
         self.right.zero_()
         return factors
@@ -200,13 +212,13 @@ class _Stack:
     def epoch(self, epoch):
         "One pass over the data; a line of the curves for each model."
         factors = self.begin(epoch)
-        n, common = len(self.x), self.configs[0]
-        for size in self.course.sizes: self.full() if size == common.batch_size else self.batch(size)
-        columns = torch.stack([(self.loss_sum/n).double(), (self.right/n).double(), self.norms()]).tolist()
+        n = len(self.x)
+        for size in self.course.sizes: self.full() if size == self.common.batch_size else self.batch(size)
+        columns = torch.stack([(self.loss_sum/n).double(), (self.right/n).double(), self.stack.norms()]).tolist()
         return [dict(epoch=epoch, loss=loss, accuracy=accuracy, weight_norm=norm, lr=c.lr*factors[-1])
-                for c, loss, accuracy, norm in zip(self.configs, *columns)]
+                for c, loss, accuracy, norm in zip(self.stack.configs, *columns)]
 
-# %% ../nbs/09a_train_many.ipynb #14288213
+# %% ../nbs/09a_train_many.ipynb #c5e9aad8
 def _record(curves, lines):
     "Append each model's line to its curves, unless they ended in divergence before."
     for curve, line in zip(curves, lines):
@@ -230,13 +242,14 @@ def fit_many(
     skeleton = models[0].to(device).train()
     weights, _ = stack_module_state([model.to(device) for model in models])
     params = {name: w.detach() for name, w in weights.items()}
-    stack = _Stack(skeleton, params, configs, to_float(x, device), y.to(device), precision)
+    stack = _Stack(skeleton, params, configs, precision)
+    passes = _Passes(stack, to_float(x, device), y.to(device))
     curves = [[] for _ in models]
-    room = memory_for(configs[0].batch_size, stack.try_out)
+    room = memory_for(configs[0].batch_size, passes.try_out)
     with Stopwatch() as watch, exact(precision != 'tf32'), room:
-        for epoch in range(epochs): _record(curves, stack.epoch(epoch))
+        for epoch in range(epochs): _record(curves, passes.epoch(epoch))
     cost = {name: seconds/len(models) for name, seconds in watch.seconds().items()}
-    eager = stack.full.why_not if replays(device) else ''
+    eager = passes.full.why_not if replays(device) else ''
     fits = []
     for j, (model, config, curve) in enumerate(zip(models, configs, curves)):
         model.load_state_dict(stack.state_of(j))

@@ -64,12 +64,9 @@ def _pairs(final, reference, other):
     "[(rows of the reference, rows of the other)] for each pair of tied rates."
     return list(product(_by_choice(final, reference), _by_choice(final, other)))
 
-def _seed_hits(rows, condition, n):
-    "Hits (seeds, n) of the first n images under a condition, sorted by seed."
-    found = select(rows, condition).sort_values('seed')
-    return np.stack([results.hits(found.iloc[[k]])[0, :n].astype(float) for k in range(len(found))])
-
 # %% ../nbs/12a_verdicts.ipynb #0ce4a6e2
+_NONE = stats.Estimate(math.nan, math.nan, math.nan, 0, 0)  # stands for what cannot be compared yet
+
 def _accuracy(pairs, line, reference, other):
     "SGD's accuracy minus the other's under each condition."
     for c in parse(line['conditions']):
@@ -83,20 +80,26 @@ def _same_accuracy(pairs, line, reference, other):
         yield c.label, found, 'same', min(stats.margin_of_equal_accuracy(*pair) for pair in means)
 
 def _at_equal_loss(pairs, line, reference, other):
-    "SGD's accuracy minus the other's at the lowest training loss that all their runs have reached."
-    level, _ = overlap(pd.concat([rows for pair in pairs for rows in pair]))
+    "SGD's accuracy minus the other's at the lowest training loss that all their runs have reached, if there is one."
+    try: level, _ = overlap(pd.concat([rows for pair in pairs for rows in pair]))
+    except ValueError: level = None
     for c in parse(line['conditions']):
-        found = [compare_at(pd.concat(pair), c, level, other, reference) for pair in pairs]
-        yield f'{c.label} at training loss {level:.3g}', found, 'above', .005
+        if level is None: yield c.label, [_NONE], 'above', .005
+        else:
+            found = [compare_at(pd.concat(pair), c, level, other, reference) for pair in pairs]
+            yield f'{c.label} at training loss {level:.3g}', found, 'above', .005
 
 def _in_high_bands(pairs, line, reference, other):
     "What the other loses more in these bands than SGD, the mean over them."
     bands = parse(line['conditions'])
-    def loss(rows):
-        n = int(select(rows, bands[0]).n.min())
-        return _seed_hits(rows, Clean(), n) - np.mean([_seed_hits(rows, band, n) for band in bands], axis=0)
-    found = [stats.estimate(loss(b) - loss(a)) for a, b in pairs]
-    yield f'loss in bands {bands[0].band} to {bands[-1].band}', found, 'above', .005
+    yield f'loss in bands {bands[0].band} to {bands[-1].band}', [_extra_loss(*pair, bands) for pair in pairs], 'above', .005
+
+def _extra_loss(a, b, bands):
+    "What `b` loses more than `a` under noise in a band, the mean over bands, paired by seed and image."
+    sides = dict(a=a, b=b).items()
+    of = stats.paired({(side, c): select(rows, c) for side, rows in sides for c in [Clean(), *bands]})
+    loss = {side: of[side, Clean()] - np.mean([of[side, band] for band in bands], axis=0) for side, _ in sides}
+    return stats.estimate(loss['b'] - loss['a'])
 
 _CONSTANTS = {'steepest slope found': ('lipschitz_lower', 'greedy search'),
               'certified product': ('lipschitz_upper', 'product')}
@@ -130,8 +133,13 @@ def final_runs(
     try: tidy = results.published(sweep)
     except FileNotFoundError: return None
     if not choice.is_held_out(tidy).any(): return tidy.assign(choice='', chosen=True)
-    found = choice.finals(tidy)
-    return found if len(found) else None
+    return _complete(choice.finals(tidy), choice.choices(tidy))
+
+def _complete(final, found):
+    "The final runs of the optimizers all of whose tied rates have some: a verdict has to hold for each."
+    tied = found[found.tied].groupby('optimizer').size()
+    there = final.groupby('optimizer').choice.nunique()
+    return final[final.optimizer.isin(there.index[there == tied.reindex(there.index)])]
 
 def _expected(family, line):
     "What the comparisons of a line will be called, for one that cannot be made yet."
@@ -139,8 +147,6 @@ def _expected(family, line):
     if family.measure == 'loss in high bands': return ['loss in high bands']
     if family.measure != 'accuracy without frequencies': return [c.label for c in parse(line['conditions'])]
     return [f'{filter_name}, without {p:g}%' for filter_name, p in product(line['filters'], line['p'])]
-
-_NONE = stats.Estimate(math.nan, math.nan, math.nan, 0, 0)
 
 def _compared(family, line, other, runs):
     "[(label, estimates, kind, number)] of one line for one optimizer; estimates of nothing where runs are lacking."
@@ -150,6 +156,7 @@ def _compared(family, line, other, runs):
         return [(label, [_NONE], 'above', .005) for label in _expected(family, line)]
     if not by_pairs: return list(_without_frequencies(runs, line, other))
     pairs = _pairs(runs, family.reference, other)
+    if not all(set(a.seed) & set(b.seed) for a, b in pairs): return _compared(family, line, other, None)
     return list(_COMPARED[family.measure](pairs, line, family.reference, other))
 
 # %% ../nbs/12a_verdicts.ipynb #95ce175d

@@ -679,9 +679,11 @@ def saved(tensors, path):
 def test_options_that_no_network_has(originals, kind, options):
     path = originals/'net.safetensors'
     with pytest.raises(ValueError, match='net.safetensors: its architecture, .* cannot be made with the options'):
-        interop.load_weights(path, kind, 1, 8, **options)
+        interop.load_weights(path, kind, 3 if kind.startswith('torchvision') else 1, 8, **options)
     with pytest.raises(ValueError, match='depth: got .*, accepted: a whole number >= 0 and <= 1000'):
         interop.load_weights(path, 'mlp', 1, 8, depth=10**9)
+    with pytest.raises(ValueError, match='model: got torchvision/resnet18 for images of 1 channels, accepted: images of 3'):
+        interop.load_weights(path, 'torchvision/resnet18', 1, 8)
     assert interop.load_weights(path, 'smallcnn', 1, 8, width=4)(torch.rand(2, 1, 8, 8)).shape == (2, 10)
 
 
