@@ -220,5 +220,5 @@ def _said_cut(before, after, kept, budget, cost):
 
 def _kept_to(budget, cost, cuts):
     "The sentence that lists the cuts."
-    return (f'To keep to a budget of {in_words(budget)} instead of up to {in_words(cost.seconds)}: {"; ".join(cuts)}. '
+    return (f'To be done in {in_words(budget)} instead of up to {in_words(cost.seconds)}: {"; ".join(cuts)}. '
             'Intervals are wider for it.')

@@ -24,6 +24,7 @@ from torch.utils.flop_counter import flop_registry
 from . import data, models
 from .core import OWN, check_choice, check_number, generator, leads_on, regular_file, require
 from .evaluate import plain_mode, takes
+from .replay import exact
 from .layers import TABLE, kind_of, named_layers, out_shape, role_of
 
 # %% ../nbs/13b_interop.ipynb #517a42be
@@ -1612,6 +1613,13 @@ def _are_known(model) -> bool:
     leaves = [m for m in model.modules() if not next(m.children(), None)]
     return all(kind_of(m) for m in leaves if m is not model)
 
+def _exported(model, x):
+    "The program of a model."
+    with exact(False): program = torch.export.export(model, (x,))  # where products are exact, it fails
+    with tempfile.TemporaryDirectory() as folder:
+        torch.export.save(program, Path(folder)/'model.pt2')
+        return Program(Path(folder)/'model.pt2')
+
 def layered(
     model: nn.Module,  # in evaluation mode; any other callable comes back as it is
     x: torch.Tensor,   # an image of its kind or more (n, c, h, w), float
@@ -1619,13 +1627,8 @@ def layered(
     "The model as nn.Sequential of known layers where it is a chain of them, whatever its code looks like; else the model."
     is_chain = all(role_of(layer) for _, layer in named_layers(model))
     if is_chain or not _are_known(model): return model
-    on_cpu = copy.deepcopy(model).cpu()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder)/'model.pt2'
-        try:
-            torch.export.save(torch.export.export(on_cpu, (x[:1].cpu().repeat(2, 1, 1, 1),)), path)
-            found = as_layers(Program(path))
-        except Exception: return model  # code of the user's that torch.export does not follow, in many ways
+    try: found = as_layers(_exported(copy.deepcopy(model).cpu(), x[:1].cpu().repeat(2, 1, 1, 1)))
+    except Exception: return model  # code of the user's that torch.export does not follow, in many ways
     if found is None: return model
     found.notes = ()
     return found.to(takes(model)[0])

@@ -1,11 +1,11 @@
 "Audits: what they keep, the order of their images, conditions from files and of one's own."
-import inspect, json, math
+import inspect, json, math, time
 
 import numpy as np
 import pytest, torch
 from safetensors.torch import save_file
 
-from robustnb import audit, audit_page, conditions, data, evaluate, models, results, train
+from robustnb import audit, audit_page, conditions, data, evaluate, interop, lip_lower, models, results, train
 from robustnb.cli import main
 from robustnb.conditions import Attack, Band, Clean, Gaussian, Proof
 
@@ -204,3 +204,71 @@ def test_a_file_and_options_that_say_the_same_are_refused(files, capsys, option)
 def test_a_file_that_is_not_there(files, capsys):
     assert main([*COMMAND, '--conditions', 'nowhere.toml']) == 2
     assert 'nowhere.toml: no such file' in capsys.readouterr().err
+
+
+# What it costs
+
+def test_a_dry_run_says_the_cost_and_leaves_nothing(files, capsys):
+    code = main('audit net.safetensors --arch smallcnn --option width=4 --images digits --dry-run --to page'.split())
+    said = capsys.readouterr().out
+    assert code == 0 and 'This audit takes up to' in said and not (files/'page').exists()
+
+
+def test_a_budget_takes_fewer_images_and_says_so(digits):
+    class Slow(torch.nn.Module):
+        "The net, a hundredth of a second an image and pass."
+        def __init__(self):
+            super().__init__()
+            self.net = digits[0]
+        def forward(self, x):
+            time.sleep(.01*len(x))
+            return self.net(x) + 0*x.flatten(1)[:, :10]   # so that it is no chain of layers, which would not sleep
+    slow = Slow().eval()
+    found = audit.audit(slow, *digits[1:], conditions=conditions.usual(n_attack=60), lipschitz=0, budget=20)
+    attacked = pick(found, 'accuracy', kind='attack')
+    assert all(r['n'] < 60 for r in attacked)
+    assert found.notes[0].startswith('To be done in') and 'images' in found.notes[0]
+    assert conditions.parse(found.config['conditions'])
+
+
+@pytest.mark.parametrize('budget', ['10', 'soon', '0m'])
+def test_a_budget_without_unit_is_refused(files, capsys, budget):
+    assert main(f'audit net.safetensors --arch smallcnn --images digits --budget {budget}'.split()) == 2
+    assert f'budget: got {budget!r}, accepted: a time above 0 with its unit' in capsys.readouterr().err
+
+
+def test_normalisation_in_forward_keeps_the_proofs(digits):
+    class Written(torch.nn.Module):
+        "The digits' net as people write networks."
+        def __init__(self, net):
+            super().__init__()
+            self.conv, self.last = net[0], net[-1]
+            self.between = torch.nn.Sequential(*list(net)[1:-1])
+        def forward(self, x): return self.last(self.between(self.conv((x - .1)/.9)))
+    net, x, y = digits
+    written = Written(net).eval()
+    wanted = [Proof('linf', 1/255, n=20)]
+    found = audit.audit(written, x, y, conditions=wanted, lipschitz=1)
+    by_hand = torch.nn.Sequential(interop.prepared(net, [.1], [.9])).eval()
+    other = audit.audit(by_hand, x, y, conditions=wanted, lipschitz=1)
+    assert pick(found, 'certified_accuracy')[0]['value'] == pick(other, 'certified_accuracy')[0]['value'] > 0
+    assert pick(found, 'lipschitz_upper') and not found.notes
+
+
+def test_a_model_of_a_thousand_outputs_has_a_lower_bound():
+    "Without a thousand backward passes an image."
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.SiLU(), torch.nn.Flatten(), torch.nn.Linear(3600, 1000)).eval()
+    passes = []
+    net.register_forward_hook(lambda *_: passes.append(1))
+    x, y = torch.rand(64, 3, 32, 32), torch.arange(64) % 10
+    found = lip_lower.lip_lower(net, x, rounds=0)
+    steepest = lip_lower.jacobian_norms(lip_lower.jacobians(net, x[:2])).min().item()
+    assert found.lower > .8*steepest and len(passes) < 200
+
+
+def test_bars_move_within_a_stage(digits, capsys):
+    net, x, y = digits
+    conditions.measure(net, x, y, [Attack('quick', 'linf', 8/255, n=20)], progress=True)
+    shown = [part for part in capsys.readouterr().err.split('\r') if 'apgd-ce' in part]
+    assert shown   # a bar was there
