@@ -1,11 +1,12 @@
 "One's own: optimizers of every kind, networks, data sets, by module:Name."
-import importlib, itertools, json, sys
+import importlib, itertools, json, os, subprocess, sys
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np, pytest, torch
 
 from robustnb import data, models, optim, results, sweep, train
+from robustnb.core import code_digest
 
 ROOT = Path(__file__).parent.parent
 
@@ -310,6 +311,45 @@ def test_a_sweep_of_ones_own_runs_resumes_and_knows_edits(lab, tmp_path):
     assert [r.id for r in read().runs] == [r.id for r in first.runs]
     path.write_text(MODULE.replace('rho=.05', 'rho=.1'))
     assert not {r.id for r in read().runs} & {r.id for r in first.runs}
+
+
+@pytest.fixture
+def ids(tmp_path):
+    "Function (folder) -> ids of the runs of its own.toml, with its modules, in a process of its own."
+    (tmp_path/'empty').mkdir()
+    def read(folder):
+        code = f'from robustnb.sweep import read_sweep; print(*[r.id for r in read_sweep({str(folder/"own.toml")!r}).runs])'
+        done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path/'empty', capture_output=True, text=True,
+                              env={**os.environ, 'PYTHONPATH': f'{ROOT}{os.pathsep}{folder}'})
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()
+    return read
+
+
+STEP = 'import torch\ndef rate(lr): return lr/2\n'
+
+@pytest.mark.parametrize('importing', ['from .deep.step import rate', 'from . import deep\nfrom mylab.deep import step\nrate = step.rate',
+                                       'import mylab.deep.step as step\nrate = step.rate', 'from mystep import rate'])
+def test_what_a_module_imports_belongs_to_its_runs(importing, ids, tmp_path):
+    lab, step = tmp_path/'at', tmp_path/'at'/('mystep.py' if 'mystep' in importing else 'mylab/deep/step.py')
+    (lab/'mylab'/'deep').mkdir(parents=True)
+    (lab/'mylab'/'__init__.py').touch()
+    (lab/'mylab'/'opt.py').write_text('import torch\nfrom .tools import make\n')
+    (lab/'mylab'/'tools.py').write_text(f'import torch\n{importing}\ndef make(params, lr): return torch.optim.SGD(params, rate(lr))\n')
+    (lab/'mylab'/'other.py').write_text('1/0')
+    step.write_text(STEP)
+    (lab/'own.toml').write_text('experiment = "fig01_robustness"\n[fixed]\nconditions = []\noptimizer = "mylab.opt:make"\n')
+    first = ids(lab)
+    step.write_text(STEP + '# a comment\n')
+    (lab/'mylab'/'other.py').write_text('2/0')  # which nobody imports
+    lab.rename(tmp_path/'moved')
+    assert ids(tmp_path/'moved') == first
+    (tmp_path/'moved'/step.relative_to(lab)).write_text(STEP.replace('lr/2', 'lr/3'))
+    assert ids(tmp_path/'moved') != first
+
+
+def test_a_lone_module_keeps_the_digest_of_its_file(lab):
+    assert sweep.read_experiment(sweep.find_experiment('fig01_robustness')).run(dict(optimizer=f'{lab}:halved')).outside == {f'{lab}:halved': code_digest(MODULE)}
 
 
 def test_photos_beside_the_sweep_file(tmp_path, robustnb):
