@@ -416,7 +416,7 @@ def _took(paths):
     "What finished runs took, in words."
     from robustnb.results import load
     seconds = [load(path)['cost'].get('wall_s', 0) for path in paths]
-    return f'all are done, which took {_time(sum(seconds)/60)} on 1 worker'
+    return f'all are done; one after another they took {_time(sum(seconds)/60)}'
 
 def _finals_lines(sweep, known, workers):
     "How long the final runs of a sweep take at least that has not chosen yet; [] where it need not."
@@ -550,7 +550,7 @@ def cmd_measure(args) -> int:
     conditions = tables(read(args.conditions))
     name = f'measure-{sweeps.sweep_name(Path(args.conditions).stem, {})}'
     sweep, statuses, trained = measure_again(
-        args.folders, conditions, args.out, name, workers=args.workers, engine=args.engine,
+        args.folders, conditions, args.out, name, args.own, workers=args.workers, engine=args.engine,
         timeout=args.timeout, memory=_memory(args), progress=not args.json, per_gpu=args.per_gpu)
     lost = [s for s in trained if s['state'] == 'failed']
     for s in lost:
@@ -598,6 +598,7 @@ EXAMPLES = dict(
     measure="""
   robustnb measure runs/fig01_robustness --conditions questions.toml
   robustnb measure results/fig01_mnist --conditions questions.toml   trained again, where no weights were kept
+  robustnb measure runs --conditions questions.toml --own mylab.nets:Wide   with a network of your own
 
 questions.toml holds conditions, as a sweep file does: conditions = [{kind = "gaussian", var = [0.02, 0.2]}]""",
     report="""
@@ -695,6 +696,9 @@ def _measure_options(option):
     option('folders', nargs='+', help='folders of runs or results, or result files')
     option('--conditions', required=True, metavar='FILE',
            help='TOML file with conditions = [{kind = ...}, ...]')
+    option('--own', nargs='+', default=[], metavar='MODULE:NAME',
+           help='what of your own the runs were given, and may be run: network and data set, and where the weights are '
+                'gone everything')
     option('--out', default='runs',
            help='folder of runs (default: runs); results go to measure in it')
 

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['SETTLED', 'ABOUT', 'MARK', 'WEIGHTS', 'FILES', 'FULL', 'NEVER', 'QUIET', 'LIGHT', 'SCALES', 'Parameter', 'evaluate',
            'parameters', 'find_experiment', 'convert', 'gpus', 'seats', 'identity', 'run_id', 'environment',
-           'asked_here', 'settle', 'cells_digest', 'Run', 'Experiment', 'read_experiment', 'Candidate', 'Sweep',
-           'sweep_name', 'read_sweep', 'workspace', 'strip_show', 'is_done', 'is_run', 'check_place', 'clear_leftovers',
-           'run_notebook', 'execute_run', 'receive', 'result_path', 'damaged', 'locked', 'Stopped', 'TimeUp', 'Limit',
-           'Patience', 'check_scheduler', 'check_greeting', 'connect', 'check_dashboard', 'cluster', 'threads',
-           'asked_workers', 'dispatch', 'read_results', 'chosen', 'decided', 'run_sweep', 'edited', 'replay', 'Cost',
-           'costs', 'Estimate', 'estimate', 'least_finals', 'publish']
+           'asked_here', 'settle', 'cells_digest', 'module_digest', 'Run', 'Experiment', 'read_experiment', 'Candidate',
+           'Sweep', 'sweep_name', 'read_sweep', 'workspace', 'strip_show', 'is_done', 'is_run', 'check_place',
+           'clear_leftovers', 'run_notebook', 'execute_run', 'receive', 'result_path', 'damaged', 'locked', 'Stopped',
+           'TimeUp', 'Limit', 'Patience', 'check_scheduler', 'check_greeting', 'connect', 'check_dashboard', 'cluster',
+           'threads', 'asked_workers', 'dispatch', 'read_results', 'chosen', 'decided', 'run_sweep', 'edited', 'replay',
+           'Cost', 'costs', 'Estimate', 'estimate', 'least_finals', 'publish']
 
 # %% ../nbs/14b_sweep.ipynb #12eee027
 import ast, errno, fcntl, hashlib, inspect, io, itertools, math, operator, os, queue, re, secrets, shutil, socket, ssl
@@ -634,8 +634,10 @@ def _own_modules(name, root):
     return found
 
 # %% ../nbs/14b_sweep.ipynb #155d72bc
-def _module_digest(name):
-    "Fingerprint of the code that 'module:Name' comes from."
+def module_digest(
+    name: str,  # 'module:Name'
+) -> str:
+    "Fingerprint of the code that it comes from; a ValueError where that is not there."
     file, home = _origin(name)
     if _is_installed(file): return _text_digest(file.read_text(encoding='utf-8'))
     root, home = _root(file, home)
@@ -715,7 +717,7 @@ class Experiment:
         "Digests of what a run with this config uses that is not this book's."
         found = {} if self.ours else dict(notebook=self.source)
         found |= {k: ask(_fingerprint, config[k]) for k, p in self.parameters.items() if _is_outside(p, config[k])}
-        return found | {kind: ask(_module_digest, kind) for kind in self._own_names(config)}
+        return found | {kind: ask(module_digest, kind) for kind in self._own_names(config)}
     def run(self, values: dict, ask=asked_here, **kw) -> Run:
         "The run with these parameters, the others at their defaults."
         config = settle({**self.defaults, **values}, self.parameters, ask)

@@ -1,5 +1,5 @@
 "One's own: optimizers of every kind, networks, data sets, by module:Name."
-import importlib, itertools, json, os, subprocess, sys
+import importlib, itertools, json, os, shutil, subprocess, sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -364,3 +364,40 @@ def test_photos_beside_the_sweep_file(tmp_path, robustnb):
     (tmp_path/'moved'/'my.toml').write_text('experiment = "fig01_robustness"\n[fixed]\ndataset = "./foto"')
     with pytest.raises(ValueError, match=r'my.toml:3: dataset: got .*moved/foto.*a folder or .npz of your own \("./photos" beside the sweep file'):
         sweep.read_sweep(tmp_path/'moved'/'my.toml')
+
+
+# --- measured again
+
+def measured(process):
+    "What a command of robustnb printed, which ended well."
+    out, err = process.communicate()
+    assert process.returncode == 0, out + err
+    return out
+
+
+def test_runs_of_ones_own_are_measured_again_with_and_without_weights(tmp_path, robustnb):
+    (tmp_path/'own_lab.py').write_text(MODULE)
+    (tmp_path/'my.toml').write_text('experiment = "fig01_robustness"\nkeep_weights = true\n[fixed]\ndataset = "own_lab:digits"\nmodel = "own_lab:Wide"\n'
+                                    'optimizer = "own_lab:Sharp"\nepochs = 1\nconditions = []\n')
+    (tmp_path/'more.toml').write_text('conditions = [{kind = "gaussian", var = 0.1}]')
+    measured(robustnb('sweep', 'my.toml', '--workers', 1))
+    measure = 'measure', 'runs/fig01_robustness', '--conditions', 'more.toml', '--workers', 1
+    for names in [], ['--own', 'own_lab:Sharp', 'own_lab:digits']:
+        process = robustnb(*measure, *names)
+        out, err = process.communicate()
+        assert process.returncode == 2 and 'code that only a result names is not run, accepted: one that you name, too: --own own_lab:' in err and err.count('\n') == 1, err
+    assert '1 done now' in measured(robustnb(*measure, '--own', 'own_lab:Wide', 'own_lab:digits'))
+    first, = (results.load(p) for p in results.find(tmp_path/'runs'/'measure'))
+    weights, = (tmp_path/'runs'/'fig01_robustness').glob('*/model.safetensors')
+    weights.unlink()
+    shutil.rmtree(tmp_path/'runs'/'measure')
+    process = robustnb(*measure, '--own', 'own_lab:Wide', 'own_lab:digits')
+    assert 'own_lab:Sharp, and code that only a result names' in process.communicate()[1]
+    every = '--own', 'own_lab:Wide', 'own_lab:digits', 'own_lab:Sharp'
+    assert '1 done now' in measured(robustnb(*measure, *every))
+    again, = (results.load(p) for p in results.find(tmp_path/'runs'/'measure'))
+    assert [r['hits'] for r in again['metrics']] == [r['hits'] for r in first['metrics']]
+    assert any('trained again' in note for note in again['notes'])
+    (tmp_path/'own_lab.py').write_text(MODULE.replace('rho=.05', 'rho=.1'))
+    process = robustnb(*measure, *every)
+    assert 'own_lab:Sharp, which was edited after this run was made' in process.communicate()[1]
