@@ -706,7 +706,13 @@ class Experiment:
         "The value of a parameter in its type, './photos' as a folder in `near`; a ValueError says what is accepted."
         check_choice(name, f'parameter of {self.name}', self.parameters)
         parameter = self.parameters[name]
-        return convert(_placed(value, near) if parameter.folder else value, parameter)
+        value = convert(_placed(value, near) if parameter.folder else value, parameter)
+        if _is_outside(parameter, value) and not is_named(value): self._check_images(value)
+        return value
+    def _check_images(self, name):
+        "A ValueError for images that this experiment cannot use; to train on, they must be of two classes."
+        from robustnb.data import check_images
+        check_images(name, classes=2 if 'optimizer' in self.parameters else 1)
     def _own_names(self, config):
         "Names `module:Name` of what is not this book's: conditions, optimizer, network, data."
         listed = [config[k] for k, p in self.parameters.items() if _takes_conditions(p)]

@@ -4,8 +4,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np, pytest, torch
+from PIL import Image
 
-from robustnb import data, models, optim, results, sweep, train
+from robustnb import conditions, data, models, optim, results, sweep, train
 from robustnb.core import code_digest
 
 ROOT = Path(__file__).parent.parent
@@ -364,6 +365,73 @@ def test_photos_beside_the_sweep_file(tmp_path, robustnb):
     (tmp_path/'moved'/'my.toml').write_text('experiment = "fig01_robustness"\n[fixed]\ndataset = "./foto"')
     with pytest.raises(ValueError, match=r'my.toml:3: dataset: got .*moved/foto.*a folder or .npz of your own \("./photos" beside the sweep file'):
         sweep.read_sweep(tmp_path/'moved'/'my.toml')
+
+
+def photos(folder, classes=('dark', 'light', 'red'), n=20):
+    "Colour images of 24x24 in a folder for each class, dim, bright and red on noise."
+    levels = dict(dark=(60, 60, 60), light=(150, 150, 150), red=(180, 40, 40))
+    for label, i in itertools.product(classes, range(n)):
+        noise = np.random.default_rng([i, len(label)]).integers(0, 60, (24, 24, 3))
+        (folder/label).mkdir(parents=True, exist_ok=True)
+        Image.fromarray((noise + levels[label]).astype(np.uint8)).save(folder/label/f'{i}.png')
+
+
+def test_photos_that_cannot_be_trained_on_are_one_line_with_its_place(tmp_path):
+    photos(tmp_path/'one', ['dark'], 3)
+    photos(tmp_path/'broken', n=3)
+    (tmp_path/'broken'/'light'/'1.png').write_text('no image')
+    (tmp_path/'empty').mkdir()
+    for name, why in dict(one='images of 1 class; wanted 2', broken='light/1.png: cannot be read as an image', empty='wanted a folder of images for each class').items():
+        (tmp_path/'my.toml').write_text(f'experiment = "fig01_robustness"\n[fixed]\ndataset = "./{name}"')
+        with pytest.raises(ValueError, match=f'my.toml:3: .*{why}') as error: sweep.read_sweep(tmp_path/'my.toml')
+        assert '\n' not in str(error.value)
+    photos(tmp_path/'broken', n=3)
+    (tmp_path/'my.toml').write_text('experiment = "fig01_robustness"\n[fixed]\ndataset = "./broken"')
+    assert len(sweep.read_sweep(tmp_path/'my.toml').runs) == 1
+
+
+CONDITIONS = '''
+import torch
+from dataclasses import dataclass
+from robustnb.conditions import Condition
+@dataclass(frozen=True)
+class Silent(Condition):
+    kind = 'silent'
+@dataclass(frozen=True)
+class Short(Condition):
+    kind = 'short'
+    def hits(self, images): return images > 0
+@dataclass(frozen=True)
+class Demanding(Condition):
+    kind = 'demanding'
+    def hits(self, model, x, y, topk, seed): return model(x).argmax(1) == y
+@dataclass(frozen=True)
+class Counting(Condition):
+    kind = 'counting'
+    def hits(self, model, x, y): return (model(x).argmax(1) == y).sum()
+'''
+
+def test_conditions_that_cannot_judge_are_one_line_with_its_place(tmp_path, monkeypatch):
+    (tmp_path/'judges_lab.py').write_text(CONDITIONS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in 'Silent', 'Short':
+        (tmp_path/'my.toml').write_text(f'experiment = "fig01_robustness"\n[fixed]\nconditions = [{{kind = "judges_lab:{name}"}}]')
+        with pytest.raises(ValueError, match=f"my.toml:3: kind: got 'judges_lab:{name}', whose hits cannot be called") as error: sweep.read_sweep(tmp_path/'my.toml')
+        assert '\n' not in str(error.value)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    with torch.no_grad(): net[1].weight.zero_().add_(torch.tensor([[1.], [0]]))  # of two classes always the first
+    def measured_under(name): return conditions.measure(net, torch.ones(3, 1, 2, 2), torch.tensor([0, 1, 0]), [dict(kind=f'judges_lab:{name}')])
+    assert measured_under('Demanding')[1]['value'] == 2/3
+    with pytest.raises(ValueError, match=r'Counting.hits: got torch.int64 of shape \(\), accepted: torch.bool of shape \(3,\)'): measured_under('Counting')
+
+
+def test_networks_that_do_not_fit_the_images_are_one_line(tmp_path, monkeypatch):
+    (tmp_path/'nets_lab.py').write_text('from torch import nn\ndef shape(n_classes): return nn.Sequential(nn.Flatten(), nn.Linear(5, n_classes))\n'
+                                        'def few(n_classes): return nn.Sequential(nn.Flatten(), nn.Linear(64, 2))\ndef fails(): raise KeyError(3)')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name, why in dict(shape=r'does not take images of shape \(1, 8, 8\)', few=r'gives \(2, 2\) for 2 images', fails='raises KeyError: 3').items():
+        with pytest.raises(ValueError, match=f"model: got 'nets_lab:{name}', which {why}") as error: models.create(f'nets_lab:{name}', 3, 1, 8)
+        assert '\n' not in str(error.value)
 
 
 # --- measured again
