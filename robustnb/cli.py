@@ -410,25 +410,54 @@ def _plan_lines(runs, paths):
     return [' '.join([run.id, 'done' if paths[run.id] else 'to do', *told(run)]) for run in runs]
 
 # %% ../nbs/15_cli.ipynb #eaeb4568
-def _estimate(paths, to_do, workers):
-    "(minutes that `to_do` runs take, or None; the same in words), by the runs that are done."
+def _time(minutes):
+    "Minutes in words, seconds where there are few, hours where there are many."
+    if minutes < 2: return f'{60*minutes:.0f} seconds'
+    return f'{minutes:.1f} minutes' if minutes < 120 else f'{minutes/60:.1f} hours'
+
+def _sources(found):
+    "What an estimate is made from, in words."
+    card = 'with a GPU' if found.gpu else 'without GPU'
+    published = f'{found.published} published runs, on another machine {card}'
+    words = [f'{found.here} runs that are done']*bool(found.here) + [published]*bool(found.published)
+    return ' and '.join(words)
+
+def _about(found, workers):
+    "An estimate in words."
+    if found.minutes is None: return 'time unknown, nothing like it is done or published'
+    least, most = _time(found.least), _time(found.minutes)
+    told = f'about {most}' if least == most or found.here else f'{least} of computing to {most} by the clock'
+    unknown = f'; time unknown for {found.unknown} of them'*bool(found.unknown)
+    return f'{told} on {workers} workers, estimated from {_sources(found)}{unknown}'
+
+# %% ../nbs/15_cli.ipynb #459dd3a5
+def _took(paths):
+    "What finished runs took, in words."
     from robustnb.results import load
-    seconds = [load(path)['cost'].get('wall_s', 0) for path in paths if path]
-    if not seconds: return None, 'time unknown, none is done yet'
-    minutes = sum(seconds)/len(seconds)*to_do/workers/60
-    about = f'about {minutes:.1f} minutes on {workers} workers'
-    return minutes, f'{about}, by the {len(seconds)} that are done'
+    seconds = [load(path)['cost'].get('wall_s', 0) for path in paths]
+    return f'all are done; one after another they took {_time(sum(seconds)/60)}'
+
+def _finals_lines(sweep, known, workers):
+    "How long the final runs of a sweep take at least that has not chosen yet; [] where it need not."
+    from robustnb.sweep import estimate, least_finals
+    finals = least_finals(sweep) if sweep.undecided else []
+    if not finals: return []
+    about = _about(estimate(finals, known, workers), workers)
+    return [f'then its final runs, {len(finals)} at least; {about}']
 
 def show_plan(sweep, args) -> int:
     "Print the runs of a sweep, which are done, and how long the rest may take; nothing is run."
-    from robustnb.sweep import seats
+    from robustnb.sweep import costs, estimate, seats
     paths = _paths(sweep, args)
-    to_do = sum(path is None for path in paths.values())
-    minutes, about = _estimate(paths.values(), to_do, len(seats(args.workers, args.per_gpu)))
-    lines = [*_plan_lines(sweep.runs, paths), *_edited_line(sweep, paths),
-             *_chosen_lines(sweep, args), f'{sweep.name}: {len(sweep.runs)} runs, {to_do} to do; {about}']
+    left = [run for run in sweep.runs if not paths[run.id]]
+    workers = len(seats(args.workers, args.per_gpu))
+    known = costs(sweep, args.out, args.results)
+    found = estimate(left, known, workers)
+    about = _about(found, workers) if left else _took(paths.values())
+    lines = [*_plan_lines(sweep.runs, paths), *_edited_line(sweep, paths), *_chosen_lines(sweep, args),
+             f'{sweep.name}: {len(sweep.runs)} runs, {len(left)} to do; {about}', *_finals_lines(sweep, known, workers)]
     runs = [dict(id=run.id, done=bool(paths[run.id]), config=run.config) for run in sweep.runs]
-    say(args, '\n'.join(lines), runs=runs, to_do=to_do, minutes=minutes)
+    say(args, '\n'.join(lines), runs=runs, to_do=len(left), minutes=found.minutes if left else 0., estimate=asdict(found))
     return 0
 
 # %% ../nbs/15_cli.ipynb #df468929
@@ -540,7 +569,7 @@ def cmd_measure(args) -> int:
     conditions = tables(read(args.conditions))
     name = f'measure-{sweeps.sweep_name(Path(args.conditions).stem, {})}'
     sweep, statuses, trained = measure_again(
-        args.folders, conditions, args.out, name, workers=args.workers, engine=args.engine,
+        args.folders, conditions, args.out, name, args.own, workers=args.workers, engine=args.engine,
         timeout=args.timeout, memory=_memory(args), progress=not args.json, per_gpu=args.per_gpu)
     lost = [s for s in trained if s['state'] == 'failed']
     for s in lost:
@@ -588,6 +617,7 @@ EXAMPLES = dict(
     measure="""
   robustnb measure runs/fig01_robustness --conditions questions.toml
   robustnb measure results/fig01_mnist --conditions questions.toml   trained again, where no weights were kept
+  robustnb measure runs --conditions questions.toml --own mylab.nets:Wide   with a network of your own
 
 questions.toml holds conditions, as a sweep file does: conditions = [{kind = "gaussian", var = [0.02, 0.2]}]""",
     report="""
@@ -685,6 +715,9 @@ def _measure_options(option):
     option('folders', nargs='+', help='folders of runs or results, or result files')
     option('--conditions', required=True, metavar='FILE',
            help='TOML file with conditions = [{kind = ...}, ...]')
+    option('--own', nargs='+', default=[], metavar='MODULE:NAME',
+           help='what of your own the runs were given, and may be run: network and data set, and where the weights are '
+                'gone everything')
     option('--out', default='runs',
            help='folder of runs (default: runs); results go to measure in it')
 

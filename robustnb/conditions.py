@@ -318,7 +318,15 @@ def _judge(group, model, x, y, how):
     "`Judged` for each condition of a group, by its class's `judge` or by its `hits`."
     together = getattr(type(group[0]), 'judge', None)
     if together: return together(group, model, x, y, **_accepted(together, how))
-    return [Judged(torch.as_tensor(c.hits(model, x, y, **_accepted(c.hits, how)))) for c in group]
+    return [Judged(_bools(c.hits(model, x, y, **_accepted(c.hits, how)), c, len(x))) for c in group]
+
+def _bools(right, condition, n):
+    "What `hits` says, as a tensor; a ValueError unless it is a bool for each of the n images."
+    right = torch.as_tensor(right)
+    fits = right.dtype == torch.bool and right.shape[-1:] == (n,) and right.ndim <= 2
+    got = f'{right.dtype} of shape {tuple(right.shape)}'
+    require(fits, f'{type(condition).__name__}.hits', got, f'torch.bool of shape ({n},) or (draws, {n})')
+    return right
 
 def _accepted(function, how):
     "Those keyword arguments that the function takes."
@@ -386,7 +394,17 @@ def _kind(table):
     judges = isinstance(found, type) and is_dataclass(found) and _judges(found)
     _demand(judges, 'kind', f'kind: got {kind!r}, which is no condition, accepted: a subclass of '
                             'conditions.Condition', kind)
+    _demand(_answers(found), 'kind', f'kind: got {kind!r}, whose hits cannot be called with model, x and y, accepted: '
+                                     'hits(self, model, x, y), which says what is right', kind)
     return found
+
+def _answers(cls):
+    "Whether a condition of this class can be asked, by `judge` or by `hits`."
+    if hasattr(cls, 'judge'): return True
+    how = _accepted(cls.hits, dict.fromkeys(('seed', 'topk', 'batch_size', 'progress')))
+    try: inspect.signature(cls.hits).bind(None, 'model', 'x', 'y', **how)
+    except TypeError: return False
+    return cls.hits is not Condition.hits
 
 def _class_of(kind):
     "What is called so: a kind, or module:Name."

@@ -7,7 +7,7 @@ __all__ = ['DIGITS', 'BANDS', 'MAX_CLASSES', 'IMAGE_FILES', 'IMAGE_FORMATS', 'MA
            'CIFAR10', 'IMAGENETTE', 'KNOWN', 'MADE', 'NAMES', 'draw_by_class', 'Data', 'to_float', 'show_images',
            'split_by_class', 'radial_amplitude', 'quantile_band', 'nfc', 'Labelled', 'read_npz', 'read_idx', 'read_mat',
            'resize', 'read_folder', 'data_root', 'is_there', 'check_own', 'load', 'take', 'save', 'Sizes', 'sizes',
-           'fingerprint']
+           'check_images', 'fingerprint']
 
 # %% ../nbs/06_data.ipynb #e7a96e88
 import fcntl, hashlib, inspect, math, os, pickle, unicodedata, zipfile, zlib
@@ -1003,14 +1003,17 @@ def _form(heads, size, enlarge):
     return _Form(mode, size, enlarge and not already)
 
 # %% ../nbs/06_data.ipynb #6a4be1dc
+def _attempt(path, use, faults):
+    "What `use` says of an image; None and an entry in `faults` if it is none."
+    try: return _open(path, use)
+    except Exception as e: faults[path] = e   # damaged images make Pillow raise a dozen kinds
+
 def _decode(paths, where, size=None, ground=None, enlarge=False):
     """(uint8 N,size,size[,3], number of images whose pixels are not untouched, notes), decoded on all cores;
     size None: 224, or the one size that all share. One ValueError for all faulty files."""
     if size is not None: check_number(size, 'size', low=1, integer=True)
     ground, faults = _grey_level(ground), {}
-    def attempt(path, use):
-        try: return _open(path, use)
-        except Exception as e: faults[path] = e   # damaged images make Pillow raise a dozen kinds
+    attempt = partial(_attempt, faults=faults)
     with ThreadPoolExecutor(cores()) as pool:
         heads = list(pool.map(partial(attempt, use=_head), paths))
         if not any(heads): raise _refusal(faults, where)
@@ -1480,6 +1483,33 @@ def sizes(
     return _loaded_sizes(load(name, root, download=False))
 
 def _loaded_sizes(found): return Sizes(len(found.x_train), len(found.x_test), found.shape[1])
+
+def _trees(reader):
+    "The folders of class folders that a reader reads, [] for other layouts."
+    match getattr(reader, 'func', None), *getattr(reader, 'args', ()):
+        case read, train, test, _, ignore, *_ if read is _read_tree: return [_tree(train, ignore), _tree(test, ignore)]
+        case read, folder, _, ignore, *_ if read is read_folder: return [_tree(folder, ignore)]
+    return []
+
+def _own_reader(name, root):
+    "The reader of data of your own; a ValueError in one line where there is none."
+    with suppress(FileNotFoundError): return _reader(name, root, download=False)
+    wanted = f'a folder of images for each class, or train.npz and test.npz, in {_shown(name)}'
+    raise _fault(name, 'holds no images that could be trained on', f'wanted {wanted}')
+
+def check_images(
+    name: str,         # of a folder or file of your own, as for `load`
+    root=None,         # likewise
+    classes: int = 2,  # at least
+):
+    "A ValueError unless there are images of so many classes; of a folder, the header of each file is read."
+    reader, faults = _own_reader(name, root), {}
+    trees = _trees(reader)
+    found = trees[0].files if trees else load(name, root, download=False).classes
+    _demand(len(found) >= classes, name, f'images of {len(found)} class', f'wanted {classes} or more, a folder for each')
+    with ThreadPoolExecutor(cores()) as pool:
+        list(pool.map(partial(_attempt, use=_head, faults=faults), [path for tree in trees for path in tree.paths]))
+    if faults: raise _refusal(faults, name)
 
 def fingerprint(
     name: str,  # of data of your own, as for `load`

@@ -234,12 +234,35 @@ def check_own(
         raise ValueError(f'model: got {name!r}, which cannot be called with {", ".join(given) or "nothing"} ({e}), '
                          f'accepted: one that takes {", ".join(_SPELLINGS)}, or fewer of them') from None
 
+def _said(e): return ' '.join(f'{type(e).__name__}: {e}'.split())
+
+def _tried(net, x):
+    "What a network says to images in evaluation mode; its modes and torch's random numbers stay as they are."
+    modes = [(module, module.training) for module in net.modules()]
+    try:
+        with torch.random.fork_rng(), torch.no_grad(): return net.eval()(x)
+    finally:
+        for module, training in modes: module.training = training
+
+def _check_output(net, name, n_classes, in_channels, input_size):
+    "A ValueError for a network that does not take such images, or gives something else than logits for them."
+    shape = in_channels, input_size, input_size
+    where = next(net.parameters(), torch.empty(0)).device
+    try: z = _tried(net, torch.zeros(2, *shape, device=where))
+    except Exception as e:
+        raise ValueError(f'model: got {name!r}, which does not take images of shape {shape} ({_said(e)})') from e
+    given = tuple(z.shape) if isinstance(z, torch.Tensor) else type(z).__name__
+    require(given == (2, n_classes), 'model', f'{name!r}, which gives {given} for 2 images', f'logits, {(2, n_classes)}')
+
 def _of_ones_own(name, sizes, options):
     check_own(name, options)
     architecture, taken = _own(name)
-    net = architecture(**_called_with(taken, sizes), **options)
+    try: net = architecture(**_called_with(taken, sizes), **options)
+    except TypeError: raise
+    except Exception as e: raise ValueError(f'model: got {name!r}, which raises {_said(e)}') from e
     accepted = 'a class or function that makes an nn.Module'
     require(isinstance(net, nn.Module), 'model', f'{name!r}, which gives {type(net).__name__}', accepted)
+    _check_output(net, name, **sizes)
     return net
 
 # %% ../nbs/07_models.ipynb #b406b307

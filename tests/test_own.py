@@ -1,11 +1,13 @@
 "One's own: optimizers of every kind, networks, data sets, by module:Name."
-import importlib, itertools, json, sys
+import importlib, itertools, json, os, shutil, subprocess, sys
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np, pytest, torch
+from PIL import Image
 
-from robustnb import data, models, optim, results, sweep, train
+from robustnb import conditions, data, models, optim, results, sweep, train
+from robustnb.core import code_digest
 
 ROOT = Path(__file__).parent.parent
 
@@ -312,6 +314,45 @@ def test_a_sweep_of_ones_own_runs_resumes_and_knows_edits(lab, tmp_path):
     assert not {r.id for r in read().runs} & {r.id for r in first.runs}
 
 
+@pytest.fixture
+def ids(tmp_path):
+    "Function (folder) -> ids of the runs of its own.toml, with its modules, in a process of its own."
+    (tmp_path/'empty').mkdir()
+    def read(folder):
+        code = f'from robustnb.sweep import read_sweep; print(*[r.id for r in read_sweep({str(folder/"own.toml")!r}).runs])'
+        done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path/'empty', capture_output=True, text=True,
+                              env={**os.environ, 'PYTHONPATH': f'{ROOT}{os.pathsep}{folder}'})
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()
+    return read
+
+
+STEP = 'import torch\ndef rate(lr): return lr/2\n'
+
+@pytest.mark.parametrize('importing', ['from .deep.step import rate', 'from . import deep\nfrom mylab.deep import step\nrate = step.rate',
+                                       'import mylab.deep.step as step\nrate = step.rate', 'from mystep import rate'])
+def test_what_a_module_imports_belongs_to_its_runs(importing, ids, tmp_path):
+    lab, step = tmp_path/'at', tmp_path/'at'/('mystep.py' if 'mystep' in importing else 'mylab/deep/step.py')
+    (lab/'mylab'/'deep').mkdir(parents=True)
+    (lab/'mylab'/'__init__.py').touch()
+    (lab/'mylab'/'opt.py').write_text('import torch\nfrom .tools import make\n')
+    (lab/'mylab'/'tools.py').write_text(f'import torch\n{importing}\ndef make(params, lr): return torch.optim.SGD(params, rate(lr))\n')
+    (lab/'mylab'/'other.py').write_text('1/0')
+    step.write_text(STEP)
+    (lab/'own.toml').write_text('experiment = "fig01_robustness"\n[fixed]\nconditions = []\noptimizer = "mylab.opt:make"\n')
+    first = ids(lab)
+    step.write_text(STEP + '# a comment\n')
+    (lab/'mylab'/'other.py').write_text('2/0')  # which nobody imports
+    lab.rename(tmp_path/'moved')
+    assert ids(tmp_path/'moved') == first
+    (tmp_path/'moved'/step.relative_to(lab)).write_text(STEP.replace('lr/2', 'lr/3'))
+    assert ids(tmp_path/'moved') != first
+
+
+def test_a_lone_module_keeps_the_digest_of_its_file(lab):
+    assert sweep.read_experiment(sweep.find_experiment('fig01_robustness')).run(dict(optimizer=f'{lab}:halved')).outside == {f'{lab}:halved': code_digest(MODULE)}
+
+
 def test_photos_beside_the_sweep_file(tmp_path, robustnb):
     data.save(data.load('digits').subset(60, 20), tmp_path/'at'/'photos')
     (tmp_path/'at'/'my.toml').write_text('experiment = "fig01_robustness"\n[fixed]\nepochs = 1\nconditions = []\ndataset = "./photos"')
@@ -324,3 +365,107 @@ def test_photos_beside_the_sweep_file(tmp_path, robustnb):
     (tmp_path/'moved'/'my.toml').write_text('experiment = "fig01_robustness"\n[fixed]\ndataset = "./foto"')
     with pytest.raises(ValueError, match=r'my.toml:3: dataset: got .*moved/foto.*a folder or .npz of your own \("./photos" beside the sweep file'):
         sweep.read_sweep(tmp_path/'moved'/'my.toml')
+
+
+def photos(folder, classes=('dark', 'light', 'red'), n=20):
+    "Colour images of 24x24 in a folder for each class, dim, bright and red on noise."
+    levels = dict(dark=(60, 60, 60), light=(150, 150, 150), red=(180, 40, 40))
+    for label, i in itertools.product(classes, range(n)):
+        noise = np.random.default_rng([i, len(label)]).integers(0, 60, (24, 24, 3))
+        (folder/label).mkdir(parents=True, exist_ok=True)
+        Image.fromarray((noise + levels[label]).astype(np.uint8)).save(folder/label/f'{i}.png')
+
+
+def test_photos_that_cannot_be_trained_on_are_one_line_with_its_place(tmp_path):
+    photos(tmp_path/'one', ['dark'], 3)
+    photos(tmp_path/'broken', n=3)
+    (tmp_path/'broken'/'light'/'1.png').write_text('no image')
+    (tmp_path/'empty').mkdir()
+    for name, why in dict(one='images of 1 class; wanted 2', broken='light/1.png: cannot be read as an image', empty='wanted a folder of images for each class').items():
+        (tmp_path/'my.toml').write_text(f'experiment = "fig01_robustness"\n[fixed]\ndataset = "./{name}"')
+        with pytest.raises(ValueError, match=f'my.toml:3: .*{why}') as error: sweep.read_sweep(tmp_path/'my.toml')
+        assert '\n' not in str(error.value)
+    photos(tmp_path/'broken', n=3)
+    (tmp_path/'my.toml').write_text('experiment = "fig01_robustness"\n[fixed]\ndataset = "./broken"')
+    assert len(sweep.read_sweep(tmp_path/'my.toml').runs) == 1
+
+
+CONDITIONS = '''
+import torch
+from dataclasses import dataclass
+from robustnb.conditions import Condition
+@dataclass(frozen=True)
+class Silent(Condition):
+    kind = 'silent'
+@dataclass(frozen=True)
+class Short(Condition):
+    kind = 'short'
+    def hits(self, images): return images > 0
+@dataclass(frozen=True)
+class Demanding(Condition):
+    kind = 'demanding'
+    def hits(self, model, x, y, topk, seed): return model(x).argmax(1) == y
+@dataclass(frozen=True)
+class Counting(Condition):
+    kind = 'counting'
+    def hits(self, model, x, y): return (model(x).argmax(1) == y).sum()
+'''
+
+def test_conditions_that_cannot_judge_are_one_line_with_its_place(tmp_path, monkeypatch):
+    (tmp_path/'judges_lab.py').write_text(CONDITIONS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in 'Silent', 'Short':
+        (tmp_path/'my.toml').write_text(f'experiment = "fig01_robustness"\n[fixed]\nconditions = [{{kind = "judges_lab:{name}"}}]')
+        with pytest.raises(ValueError, match=f"my.toml:3: kind: got 'judges_lab:{name}', whose hits cannot be called") as error: sweep.read_sweep(tmp_path/'my.toml')
+        assert '\n' not in str(error.value)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    with torch.no_grad(): net[1].weight.zero_().add_(torch.tensor([[1.], [0]]))  # of two classes always the first
+    def measured_under(name): return conditions.measure(net, torch.ones(3, 1, 2, 2), torch.tensor([0, 1, 0]), [dict(kind=f'judges_lab:{name}')])
+    assert measured_under('Demanding')[1]['value'] == 2/3
+    with pytest.raises(ValueError, match=r'Counting.hits: got torch.int64 of shape \(\), accepted: torch.bool of shape \(3,\)'): measured_under('Counting')
+
+
+def test_networks_that_do_not_fit_the_images_are_one_line(tmp_path, monkeypatch):
+    (tmp_path/'nets_lab.py').write_text('from torch import nn\ndef shape(n_classes): return nn.Sequential(nn.Flatten(), nn.Linear(5, n_classes))\n'
+                                        'def few(n_classes): return nn.Sequential(nn.Flatten(), nn.Linear(64, 2))\ndef fails(): raise KeyError(3)')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name, why in dict(shape=r'does not take images of shape \(1, 8, 8\)', few=r'gives \(2, 2\) for 2 images', fails='raises KeyError: 3').items():
+        with pytest.raises(ValueError, match=f"model: got 'nets_lab:{name}', which {why}") as error: models.create(f'nets_lab:{name}', 3, 1, 8)
+        assert '\n' not in str(error.value)
+
+
+# --- measured again
+
+def measured(process):
+    "What a command of robustnb printed, which ended well."
+    out, err = process.communicate()
+    assert process.returncode == 0, out + err
+    return out
+
+
+def test_runs_of_ones_own_are_measured_again_with_and_without_weights(tmp_path, robustnb):
+    (tmp_path/'own_lab.py').write_text(MODULE)
+    (tmp_path/'my.toml').write_text('experiment = "fig01_robustness"\nkeep_weights = true\n[fixed]\ndataset = "own_lab:digits"\nmodel = "own_lab:Wide"\n'
+                                    'optimizer = "own_lab:Sharp"\nepochs = 1\nconditions = []\n')
+    (tmp_path/'more.toml').write_text('conditions = [{kind = "gaussian", var = 0.1}]')
+    measured(robustnb('sweep', 'my.toml', '--workers', 1))
+    measure = 'measure', 'runs/fig01_robustness', '--conditions', 'more.toml', '--workers', 1
+    for names in [], ['--own', 'own_lab:Sharp', 'own_lab:digits']:
+        process = robustnb(*measure, *names)
+        out, err = process.communicate()
+        assert process.returncode == 2 and 'code that only a result names is not run, accepted: one that you name, too: --own own_lab:' in err and err.count('\n') == 1, err
+    assert '1 done now' in measured(robustnb(*measure, '--own', 'own_lab:Wide', 'own_lab:digits'))
+    first, = (results.load(p) for p in results.find(tmp_path/'runs'/'measure'))
+    weights, = (tmp_path/'runs'/'fig01_robustness').glob('*/model.safetensors')
+    weights.unlink()
+    shutil.rmtree(tmp_path/'runs'/'measure')
+    process = robustnb(*measure, '--own', 'own_lab:Wide', 'own_lab:digits')
+    assert 'own_lab:Sharp, and code that only a result names' in process.communicate()[1]
+    every = '--own', 'own_lab:Wide', 'own_lab:digits', 'own_lab:Sharp'
+    assert '1 done now' in measured(robustnb(*measure, *every))
+    again, = (results.load(p) for p in results.find(tmp_path/'runs'/'measure'))
+    assert [r['hits'] for r in again['metrics']] == [r['hits'] for r in first['metrics']]
+    assert any('trained again' in note for note in again['notes'])
+    (tmp_path/'own_lab.py').write_text(MODULE.replace('rho=.05', 'rho=.1'))
+    process = robustnb(*measure, *every)
+    assert 'own_lab:Sharp, which was edited after this run was made' in process.communicate()[1]

@@ -14,6 +14,7 @@ from robustnb import data, models
 
 # what cannot run in a test, by a part of its text, and why
 ELSEWHERE = {
+    'download.pytorch.org': 'it downloads torch; tests/test_wheel.py and tests/test_own.py install the wheel',
     'make test': 'it is what runs this test; tests/test_sweep.py runs the sweep of `make demo`',
     'HOST:8786': 'tests/test_faults.py runs these lines with this machine as HOST',
     'SLURMCluster': 'needs Slurm',

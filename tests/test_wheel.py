@@ -1,10 +1,12 @@
 "The package as it is installed: a wheel built from a copy of the tree, unpacked elsewhere, used in an empty folder."
-import ast, json, os, re, shutil, subprocess, sys
+import ast, json, os, re, shutil, signal, subprocess, sys, time
 from importlib.metadata import packages_distributions
 
 import pytest
 
 from conftest import ROOT
+from robustnb import results
+from test_own import photos
 
 COPIED = ['robustnb', 'nbs/experiments', 'sweeps', 'results', 'setup.py', 'settings.ini', 'MANIFEST.in', 'README.md', 'LICENSE']
 
@@ -78,6 +80,91 @@ def test_old_names_of_modules_lead_on(old, new):
     code = f'import robustnb.{old} as old, robustnb.{new} as new; from robustnb import {old}; assert old is new is {old}'
     done = subprocess.run([sys.executable, '-W', 'always::DeprecationWarning', '-c', code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and f'robustnb.{old} is robustnb.{new} now' in done.stderr, done.stderr
+
+
+LAB = {
+    'opt': '''
+import torch
+from .tools import sign
+class Signs(torch.optim.Optimizer):
+    def __init__(self, params, lr): super().__init__(params, dict(lr=lr))
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group['params']: p -= group['lr']*sign(p.grad)
+''', 'tools': '''
+def sign(g): return g.sign()
+''', 'nets': '''
+from torch import nn
+class Wide(nn.Sequential):
+    def __init__(self, n_classes, in_channels, width=16):
+        super().__init__(nn.Conv2d(in_channels, width, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, n_classes))
+''', 'seen': '''
+from dataclasses import dataclass
+from robustnb.conditions import Condition
+from robustnb.data import to_float
+from robustnb.evaluate import correct
+@dataclass(frozen=True)
+class Dim(Condition):
+    by: float
+    kind = 'dim'
+    def hits(self, model, x, y, topk=1): return correct(model, to_float(x)*self.by, y, topk)
+'''}
+OWN_SWEEP = '''
+experiment = "fig01_robustness"
+keep_weights = true
+[fixed]
+dataset = "./photos"
+model = "mylab.nets:Wide"
+epochs = 300
+batch_size = 8
+conditions = [{kind = "gaussian", var = 0.01}, {kind = "mylab.seen:Dim", by = [0.5, 0.9]}]
+[axes]
+optimizer = ["sgd", "mylab.opt:Signs"]
+lr = [0.003, 0.01, 0.03]
+'''
+
+
+@pytest.fixture
+def lab(tmp_path):
+    "A folder with a package of one's own, photos of three classes, and a sweep of them."
+    (tmp_path/'mylab').mkdir()
+    for name, text in LAB.items(): (tmp_path/'mylab'/f'{name}.py').write_text(text)
+    photos(tmp_path/'photos')
+    (tmp_path/'own.toml').write_text(OWN_SWEEP)
+    (tmp_path/'asked.toml').write_text('conditions = [{kind = "gaussian", var = 0.01}, {kind = "mylab.seen:Dim", by = 0.9}, '
+                                       '{kind = "attack", attack = "quick", norm = "linf", eps = "2/255", n = 10}]')
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_ones_own_folder_runs_resumes_reports_and_audits(installed, lab):
+    "From the wheel: killed after its first run, the same command does the rest on two workers."
+    def start(*args):
+        code = 'import sys; from robustnb.cli import main; sys.exit(main())'
+        return subprocess.Popen([sys.executable, '-c', code, *map(str, args)], cwd=lab, env={**os.environ, 'PYTHONPATH': str(installed)},
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    def robustnb(*args):
+        process = start(*args)
+        out, err = process.communicate()
+        assert process.returncode == 0, out + err
+        return out
+    def made(): return [results.load(path) for path in lab.glob('runs/fig01_robustness/*/result.json')]
+    sweep = 'sweep', 'own.toml', '--workers', 2
+    process = start(*sweep)
+    while process.poll() is None and not made(): time.sleep(.05)
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 130, process.stderr.read()
+    before = len(made())
+    assert 0 < before < 6
+    assert f'{6 - before} done now, {before} done before, 0 failed' in robustnb(*sweep)
+    assert 'mylab.opt:Signs' in robustnb('report', 'runs', '--to', 'page') and (lab/'page'/'report.html').is_file()
+    found = made()
+    assert [sorted({row['kind'] for row in r['metrics'] if 'kind' in row}) for r in found] == [['clean', 'dim', 'gaussian']]*6
+    assert {r['provenance']['commit'] for r in found} == {None} and {r['config']['n_train'] for r in found} == {48}
+    best = max(lab.glob('runs/fig01_robustness/*/result.json'), key=lambda path: results.load(path)['metrics'][0]['value'])
+    out = robustnb('audit', best.with_name('model.safetensors'), '--arch', 'mylab.nets:Wide', '--images', 'photos', '--conditions', 'asked.toml', '--to', 'audit')
+    assert 'mylab.nets:Wide' in json.dumps(json.loads((lab/'audit'/'audit.json').read_text())['config']) and 'page: audit/audit.html' in out
 
 
 @pytest.mark.slow
