@@ -11,7 +11,7 @@ __all__ = ['USUAL', 'EXAMPLES', 'parse_set', 'say', 'find_sweep', 'failed_runs',
 # %% ../nbs/15_cli.ipynb #8a9ae23f
 import argparse, os, shutil, signal, sys, textwrap, threading, time, tomllib
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from multiprocessing.util import get_temp_dir
 from pathlib import Path
