@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['DIGITS', 'BANDS', 'MAX_CLASSES', 'IMAGE_FILES', 'IMAGE_FORMATS', 'MAX_PIXELS', 'MAX_RATIO', 'GROUNDS', 'FASHION',
-           'CIFAR10', 'IMAGENETTE', 'KNOWN', 'MADE', 'NAMES', 'draw_by_class', 'Data', 'to_float', 'show_images',
-           'split_by_class', 'radial_amplitude', 'quantile_band', 'nfc', 'Labelled', 'read_npz', 'read_idx', 'read_mat',
-           'resize', 'read_folder', 'data_root', 'is_there', 'check_own', 'load', 'take', 'save', 'Sizes', 'sizes',
-           'check_images', 'fingerprint']
+           'CIFAR10', 'IMAGENETTE', 'idx_layout', 'KNOWN', 'MADE', 'NAMES', 'draw_by_class', 'Data', 'to_float',
+           'show_images', 'split_by_class', 'radial_amplitude', 'quantile_band', 'nfc', 'Labelled', 'read_npz',
+           'read_idx', 'idx_set', 'read_mat', 'resize', 'read_folder', 'data_root', 'Known', 'is_there', 'check_own',
+           'load', 'take', 'save', 'Sizes', 'sizes', 'check_images', 'fingerprint']
 
 # %% ../nbs/06_data.ipynb #e7a96e88
 import fcntl, hashlib, inspect, math, os, pickle, unicodedata, zipfile, zlib
@@ -553,7 +553,11 @@ def _first_file(folder, name, suffixes):
 
 _IDX_FILES = [f'{part}-{kind}-ubyte' for part in ('train', 't10k') for kind in ('images-idx3', 'labels-idx1')]
 
-def _idx_set(base, *, folder):
+def idx_set(
+    base,    # folder that holds torchvision's data sets
+    *,
+    folder,  # name of this one's, with MNIST's four files in its folder raw
+):
     "Reader of torchvision's MNIST layout, or None if it is not under `base`."
     paths = _needed(base/folder/'raw', _IDX_FILES, ('', '.gz'))
     return paths and partial(_read_idx_set, paths, f'{folder}/raw')
@@ -1081,7 +1085,7 @@ def data_root(
 
 # %% ../nbs/06_data.ipynb #14faab66
 @dataclass(frozen=True)
-class _Known:
+class Known:
     "What is known of a published data set."
     torchvision: str               # its class in torchvision.datasets, which downloads it
     layout: str                    # the files of torchvision's layout, for error messages
@@ -1114,26 +1118,26 @@ IMAGENETTE = dict(
     n03417042='garbage truck', n03425413='gas pump', n03445777='golf ball',
     n03888257='parachute')
 
-_idx_layout = '{}/raw/{{train,t10k}}-{{images-idx3,labels-idx1}}-ubyte[.gz]'.format
+idx_layout = '{}/raw/{{train,t10k}}-{{images-idx3,labels-idx1}}-ubyte[.gz]'.format
 _cifar10 = partial(_cifar_set, folder='cifar-10-batches-py', test='test_batch', key='labels',
                    train=[f'data_batch_{i}' for i in range(1, 6)])
 _cifar100 = partial(_cifar_set, folder='cifar-100-python', test='test', key='fine_labels', train=['train'])
 KNOWN = dict(
-    mnist=_Known('MNIST', _idx_layout('MNIST'), partial(_idx_set, folder='MNIST'),
-                 DIGITS, (1, 28, 28), sizes=(60_000, 10_000)),
-    fashionmnist=_Known('FashionMNIST', _idx_layout('FashionMNIST'),
-                        partial(_idx_set, folder='FashionMNIST'),
-                        FASHION, (1, 28, 28), sizes=(60_000, 10_000)),
-    svhn=_Known('SVHN', '{train,test}_32x32.mat', _svhn_set,
-                DIGITS, (3, 32, 32), sizes=(73_257, 26_032)),
-    cifar10=_Known('CIFAR10', 'cifar-10-batches-py/{data_batch_1..5,test_batch}', _cifar10,
-                   CIFAR10, (3, 32, 32), sizes=(50_000, 10_000)),
-    cifar100=_Known('CIFAR100', 'cifar-100-python/{train,test}', _cifar100,
-                    tuple(map(str, range(100))), (3, 32, 32), sizes=(50_000, 10_000)),
-    caltech101=_Known('Caltech101', 'caltech101/101_ObjectCategories/<class>/', _caltech_set,
-                      ignore=('BACKGROUND_Google',)),
-    imagenette=_Known('Imagenette', 'imagenette2[-320|-160]/{train,val}/<class>/', _imagenette_set,
-                      names=IMAGENETTE, options=dict(size='320px'), sizes=(9_469, 3_925)))
+    mnist=Known('MNIST', idx_layout('MNIST'), partial(idx_set, folder='MNIST'),
+                DIGITS, (1, 28, 28), sizes=(60_000, 10_000)),
+    fashionmnist=Known('FashionMNIST', idx_layout('FashionMNIST'),
+                       partial(idx_set, folder='FashionMNIST'),
+                       FASHION, (1, 28, 28), sizes=(60_000, 10_000)),
+    svhn=Known('SVHN', '{train,test}_32x32.mat', _svhn_set,
+               DIGITS, (3, 32, 32), sizes=(73_257, 26_032)),
+    cifar10=Known('CIFAR10', 'cifar-10-batches-py/{data_batch_1..5,test_batch}', _cifar10,
+                  CIFAR10, (3, 32, 32), sizes=(50_000, 10_000)),
+    cifar100=Known('CIFAR100', 'cifar-100-python/{train,test}', _cifar100,
+                   tuple(map(str, range(100))), (3, 32, 32), sizes=(50_000, 10_000)),
+    caltech101=Known('Caltech101', 'caltech101/101_ObjectCategories/<class>/', _caltech_set,
+                     ignore=('BACKGROUND_Google',)),
+    imagenette=Known('Imagenette', 'imagenette2[-320|-160]/{train,val}/<class>/', _imagenette_set,
+                     names=IMAGENETTE, options=dict(size='320px'), sizes=(9_469, 3_925)))
 
 # %% ../nbs/06_data.ipynb #7d74da06
 def _has_images(folder, deep=True):
@@ -1390,7 +1394,7 @@ def take(
     "Images of a data set that is here, with labels and names of classes; nothing is downloaded."
     check_choice(split, 'split', ['auto', 'all', 'train', 'test'])
     _grey_level(ground)
-    reader = _reader(name, root, download=False)
+    reader = partial(load, name) if is_named(name) else _reader(name, root, download=False)
     options = _accepted(dict(size=size, ground=ground), [] if name in MADE else _options(reader))
     if isinstance(reader, _Whole) and split in ('auto', 'all'): return _numbered(reader(**options))
     data = load(name, root, download=False, **options)

@@ -216,9 +216,11 @@ def test_no_markdown_is_left_in_the_text(site):
         assert not re.search(r'\]\([\w./]+\)|^\s*\|.*\|\s*$', text, re.M), page.name
 
 
-def blocks(path):
-    "Code blocks of a Markdown file: (language, text)."
-    return re.findall(r'^```(\w*)\n(.*?)^```$', path.read_text(), re.M | re.S)
+def code(text):
+    "Code blocks of a Markdown text: (language, text)."
+    return re.findall(r'^```(\w*)\n(.*?)^```$', text, re.M | re.S)
+
+def blocks(path): return code(path.read_text(encoding='utf-8'))
 
 
 def test_links_between_files_of_the_repository():
@@ -240,18 +242,43 @@ def test_the_contributing_guide_turns_a_notebook_into_a_module(tmp_path):
     assert subprocess.run([sys.executable, '-c', shown], cwd=tmp_path, env=env, capture_output=True, text=True).stdout == '[1.0, -1.0]\n'
 
 
-@pytest.mark.parametrize('heading', ['Adding an optimizer', 'Adding a data set', 'Adding an attack'])
-def test_worked_examples_of_the_contributing_guide(heading, tmp_path):
-    (tmp_path/'part.md').write_text((ROOT/'CONTRIBUTING.md').read_text().split(f'## {heading}\n')[1].split('\n## ')[0])
-    script = []
-    for language, text in blocks(tmp_path/'part.md'):
-        inside = re.match(r'# nbs/\d+\w?_(\w+)\.ipynb', text)
+def parts(path):
+    "The parts of a Markdown file that hold blocks of code: {heading: blocks}."
+    texts = re.split(r'^## ', path.read_text(encoding='utf-8'), flags=re.M)
+    return {text.split('\n', 1)[0]: found for text in texts if (found := code(text))}
+
+GUIDE = parts(ROOT/'CONTRIBUTING.md')
+# parts of the guide whose blocks are not run here, and where they are
+OTHERS = {'# Contributing': 'what make does is run by everybody who makes it', 'How a notebook becomes a module': 'the test above runs it'}
+
+
+def command(language, text, folder):
+    "What runs a block as it is printed, None for a file, which is written."
+    named = re.match(r'# ([\w/]+\.(?:py|toml))\n', text)
+    if named:
+        (folder/named[1]).parent.mkdir(exist_ok=True)
+        (folder/named[1]).write_text(text)
+    elif not language: return ['bash', '-ec', text]
+
+
+@pytest.mark.parametrize('heading', GUIDE.keys() - OTHERS.keys())
+def test_the_contributing_guide_runs_as_it_is_printed(heading, tmp_path):
+    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'ROBUSTNB_DATA': str(tmp_path), 'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}'}
+    commands, script = [], ['from importlib import import_module']
+    for language, text in GUIDE[heading]:
+        inside = re.match(r'# nbs/\d+\w*?_(\w+)\.ipynb', text)
         space = f'vars(import_module("robustnb.{inside[1]}"))' if inside else 'globals()'
-        if language == 'python': script.append(f'exec({text!r}, {space})')
-    assert len(script) > 1
-    done = subprocess.run([sys.executable, '-c', '\n'.join(['from importlib import import_module', *script])], cwd=tmp_path, capture_output=True, text=True,
-                          env={**os.environ, 'PYTHONPATH': str(ROOT), 'ROBUSTNB_DATA': str(tmp_path)})
-    assert done.returncode == 0, done.stderr
+        commands.append(command(language, text, tmp_path))
+        if language == 'python' and commands[-1] is None and not (tmp_path/text.split('\n')[0][2:]).is_file(): script.append(f'exec({text!r}, {space})')
+    for line in [*filter(None, commands), [sys.executable, '-c', '\n'.join(script)]]:
+        done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, env=env)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_contributing_guide_has_no_private_names():
+    assert set(OTHERS) < set(GUIDE)
+    for heading, found in GUIDE.items():
+        for language, text in found: assert not re.findall(r'(?<![\w./{])_[A-Za-z]\w*(?!\w*/)', text), heading
 
 
 @browser_needed

@@ -257,9 +257,9 @@ def test_sam_of_pytorch_optimizer_in_a_function(tmp_path, monkeypatch):
     assert torch.equal(weights(trained('sam_lab:sam', epochs=4, checkpoint=path)), weights(whole))
 
 
-def test_the_optimizer_of_contributing_runs_from_outside_of_the_package(tmp_path, monkeypatch):
-    text = (ROOT/'CONTRIBUTING.md').read_text(encoding='utf-8').split('This is `myopt.py`:')[1]
-    (tmp_path/'myopt.py').write_text(text.split('```python\n')[1].split('```')[0])
+def test_the_optimizer_of_contributing_steps_as_by_hand(tmp_path, monkeypatch):
+    guide = (ROOT/'CONTRIBUTING.md').read_text(encoding='utf-8')
+    (tmp_path/'myopt.py').write_text('# mylab/opt.py' + guide.split('# mylab/opt.py')[1].split('```')[0])
     monkeypatch.syspath_prepend(str(tmp_path))
     w = torch.nn.Parameter(torch.tensor([1., 1]))
     opt = optim.create('myopt:Signum', [w], .1)
