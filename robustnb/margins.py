@@ -52,7 +52,8 @@ def margin_bound(
     check_choice(norm, 'norm', DUAL)
     alpha = np.asarray(alpha, float)
     total = alpha.sum(-1, keepdims=True)
-    require((alpha >= 0).all() and (total > 0).all(), 'alpha', f'{alpha.tolist()!r:.60}', 'numbers >= 0, not all 0')
+    good = (alpha >= 0).all() and (total > 0).all()
+    require(good, 'alpha', f'{alpha.tolist()!r:.60}', 'numbers >= 0, not all 0')
     return size(alpha/total @ np.asarray(Z, float), DUAL[norm])
 
 # %% ../nbs/06a_margins.ipynb #603beb38
@@ -70,9 +71,11 @@ def _least_l1(Z):
 
 def _least_l2(Z):
     from scipy.optimize import nnls
-    u, _ = nnls(np.vstack([Z.T, np.ones(len(Z))]), np.r_[np.zeros(Z.shape[1]), 1], maxiter=100*sum(Z.shape))
+    rows = np.vstack([Z.T, np.ones(len(Z))])
+    u, _ = nnls(rows, np.r_[np.zeros(Z.shape[1]), 1], maxiter=100*sum(Z.shape))
     return Z.T @ u
 
+# %% ../nbs/06a_margins.ipynb #c831259e
 _LEAST = dict(l1=_least_l1, l2=_least_l2, linf=_least_linf)
 
 def separator(
@@ -82,10 +85,12 @@ def separator(
     "Weights (d,) of the widest margin in this norm, scaled to the margin 1; a ValueError if no plane separates."
     check_choice(norm, 'norm', _LEAST)
     Z = np.asarray(Z, float)
-    require(Z.ndim == 2 and np.isfinite(Z).all(), 'Z', f'the shape {Z.shape}', 'finite numbers (n, d)')
+    finite = Z.ndim == 2 and np.isfinite(Z).all()
+    require(finite, 'Z', f'the shape {Z.shape}', 'finite numbers (n, d)')
     w = _LEAST[norm](Z)
     least = (Z @ w).min()
-    require(least > 1e-9*np.abs(Z).max(), 'Z', 'examples that no plane through 0 separates', 'separable ones')
+    separates = least > 1e-9*np.abs(Z).max()
+    require(separates, 'Z', 'examples that no plane through 0 separates', 'separable ones')
     return w/least
 
 # %% ../nbs/06a_margins.ipynb #1efc594f
@@ -110,10 +115,18 @@ def _batches(n, batch, rngs) -> Iterator:
             orders = np.stack([rng.permutation(n)[:k*batch] for rng in rngs])
             yield from np.split(orders, k, axis=1)
 
+# %% ../nbs/06a_margins.ipynb #9fd0eccd
 def _slopes(scores, top):
     "Minus the logistic loss's derivatives times e^top."
     return np.exp(np.minimum(top - np.logaddexp(0, scores), 600))
 
+def _gradient(Z, w, chosen, top):
+    "Minus the sum of the gradients of the chosen examples, None: all, for weights (seeds, d), in the unit e^-top."
+    if chosen is None: return _slopes(w @ Z.T, top) @ Z
+    scores = np.einsum('sbd,sd->sb', Z[chosen], w)
+    return np.einsum('sb,sbd->sd', _slopes(scores, top), Z[chosen])
+
+# %% ../nbs/06a_margins.ipynb #b87ebb4b
 class _Unit:
     "The logarithm of the gradients' unit for each seed, and its change in a state."
     def __init__(self, seeds): self.top = np.zeros((seeds, 1))
@@ -128,7 +141,8 @@ class _Unit:
 # %% ../nbs/06a_margins.ipynb #432145ae
 def _asked(Z, steps, batch, seeds):
     Z = np.asarray(Z, float)
-    require(Z.ndim == 2 and np.isfinite(Z).all(), 'Z', f'the shape {Z.shape}', 'finite numbers (n, d)')
+    finite = Z.ndim == 2 and np.isfinite(Z).all()
+    require(finite, 'Z', f'the shape {Z.shape}', 'finite numbers (n, d)')
     check_number(steps, 'steps', low=1, integer=True)
     batch = len(Z) if batch is None else check_number(batch, 'batch', low=1, high=len(Z), integer=True)
     check_number(seeds, 'seeds', low=1, integer=True)
@@ -136,12 +150,12 @@ def _asked(Z, steps, batch, seeds):
 
 def follow(
     Z,                 # examples times their labels (n, d)
-    optimizer: str,    # a name in `optim.OPTIMIZERS` that has a rule; Signum is 'lion' with two equal betas
+    optimizer: str,    # one of `optim.OPTIMIZERS` with a rule; Signum is 'lion' with equal betas
     lr: Callable | float,  # learning rate, or a function of the step 1, 2, ... that gives it
     steps: int,
     batch: int | None = None,  # examples a step; None: all
     seeds: int = 1,    # orders of the batches
-    record=60,         # about so many steps, spaced logarithmically, or an array of steps; the last always is
+    record=60,         # so many steps or less, spaced logarithmically, or an array; the last always is
     scaled: bool = True,  # gradients in the unit of the loss
     rows: int = 1,     # the weights are a matrix with so many rows
     weight_decay: float = 0.,
@@ -150,18 +164,17 @@ def follow(
     "(t, w): steps recorded (T,) and the weights there, (T, seeds, d), of logistic regression from 0."
     Z, batch = _asked(Z, steps, batch, seeds)
     rate = lr if callable(lr) else lambda t: lr
-    t = np.union1d(log_steps(steps, record) if np.ndim(record) == 0 else record, [steps]).astype(int)
-    stream = _batches(len(Z), batch, [np.random.default_rng(derive_seed(s, 'margins')) for s in range(seeds)])
+    wanted = log_steps(steps, record) if np.ndim(record) == 0 else record
+    t = np.union1d(wanted, [steps]).astype(int)
+    rngs = [np.random.default_rng(derive_seed(seed, 'margins')) for seed in range(seeds)]
+    stream = _batches(len(Z), batch, rngs)
     w, state, unit, found = np.zeros((seeds, rows, Z.shape[1]//rows)), {}, _Unit(seeds), []
     if t[0] == 0: found.append(w)
     for step in range(1, steps + 1):
         flat = w.reshape(seeds, -1)
         if scaled and step % 10 == 1: unit.renew(flat @ Z.T, state)
-        chosen = next(stream)
-        scores = flat @ Z.T if chosen is None else np.einsum('sbd,sd->sb', Z[chosen], flat)
-        slopes = _slopes(scores, unit.top)
-        g = slopes @ Z if chosen is None else np.einsum('sb,sbd->sd', slopes, Z[chosen])
-        w = optim.update(optimizer, w, -g.reshape(w.shape)/batch, state, rate(step), weight_decay, stacked=1, **options)
+        g = -_gradient(Z, flat, next(stream), unit.top).reshape(w.shape)/batch
+        w = optim.update(optimizer, w, g, state, rate(step), weight_decay, stacked=1, **options)
         if step in t: found.append(w)
     return t, np.stack(found).reshape(len(t), seeds, -1)
 
@@ -190,9 +203,9 @@ def adam_direction(
     Z,           # examples times their labels (n, d)
     batch: int,  # examples a step
     length: float = 200.,  # largest weight at the end
-    steps: int = 5000,
+    steps: int = 5000,     # their sizes fall linearly to 0
 ) -> np.ndarray:
-    "Weights (d,) of Adam's flow for long memory and small rates, without draws; steps fall from 2/steps of `length` to 0."
+    "Weights (d,) of Adam's flow for long memory and small rates, without draws."
     Z, batch = _asked(Z, steps, batch, 1)
     check_number(length, 'length', above=0)
     w = np.zeros(Z.shape[1])
