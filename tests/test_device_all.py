@@ -299,7 +299,8 @@ EXCEPT = {
     'audit.audit': 'a test of its own',
     'core.leads_on': 'a module of Python', 'linear.log_steps': 'a number of points', 'lip_bounds.Factor': 'what `factor` makes',
     **{f'lip_exact.{name}': 'matrices of the search, which is on the CPU' for name in ('envelope', 'open_piece', 'piece_maps')},
-    'data.Labelled': 'what a file holds', 'evaluate.eval_mode': 'changes no place',
+    'data.Labelled': 'what a file holds', 'dynamics.fit_path': 'NumPy, no images', 'dynamics.nearest_interpolator': 'likewise',
+    'evaluate.eval_mode': 'changes no place',
     'evaluate.takes': 'says the place', 'interop.Images': 'what a file holds', 'certify.interval': 'one layer, where it and its input are',
     'layers.refuse': 'raises an error', 'trajectories.log_spread': 'a number of points', 'stats.Estimate': 'a number of images',
     'budget.attack_seconds': 'a number of images'}
