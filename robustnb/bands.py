@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from .core import check_number, generator
 from .data import Data, to_float
 from .dct import dct_matrix
-from .evaluate import correct, gaussian_noise, takes
+from .evaluate import correct, gaussian_noise, slices, takes
 from .stats import estimate, over_images
 from .spectrum import band_masks, confine, keep
 
@@ -62,6 +62,7 @@ def band_accuracy(
     topk: int = 1,          # right if the label is among the k largest logits
     batch_size: int = 512,  # images per pass
     only=None,              # list of bands to look at, counted from 1; None: all
+    progress: bool = False, # show a bar if it takes long
 ) -> BandAccuracy:
     "Accuracy under noise confined to each of `n_bands` bands, or to those in `only`, not clamped (paper, Figure 4)."
     check_number(var, 'var', low=0)
@@ -71,8 +72,7 @@ def band_accuracy(
     clean = torch.zeros(len(x), dtype=torch.bool)
     right = torch.zeros(repeats, len(masks), len(x), dtype=torch.bool)
     device = takes(model)[0]
-    for start in range(0, len(x), batch_size):
-        part = slice(start, min(start + batch_size, len(x)))
+    for part in slices(len(x), batch_size, progress):
         batch = to_float(x[part], device)
         judge = lambda images: correct(model, images, y[part], topk, batch_size=batch_size)
         clean[part] = judge(batch)

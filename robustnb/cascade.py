@@ -292,6 +292,7 @@ class Bar:
         self.queue = queue
         self.bar = None
         self.fooled = 0
+        self.early = 0  # passes of the stage that is under way
     def open(self, total):
         if self.queue: self.queue.put(('open', total))
         elif self.bar: self.bar.total += total
@@ -299,10 +300,15 @@ class Bar:
     def say(self, text):
         if self.queue: self.queue.put(('say', text))
         else: self.bar.set_description(text)
+    def within(self, passes):
+        if self.queue: return self.queue.put(('within', passes))
+        self.early += passes
+        self.bar.update(passes)
     def advance(self, passes, fooled):
         if self.queue: return self.queue.put(('advance', passes, fooled))
         self.fooled += fooled
-        self.bar.update(passes)
+        self.bar.update(passes - self.early)
+        self.early = 0
         self.bar.set_postfix(fooled=self.fooled)
     def close(self):
         if not self.queue: self.bar.close()
@@ -402,6 +408,7 @@ class Cascade:
         self.clean()
         runs = Counter(stage.attack for stage in self.plan)
         self.bar.open(sum(map(self.ahead, self.ev.done[self.waiting()].tolist())))
+        self.net.told = self.bar.within
         for number, stage in enumerate(self.plan, 1):
             self.bar.say(f'{stage.attack} {stage.run + 1}/{runs[stage.attack]}')
             if self.ev.certify and number > 1:

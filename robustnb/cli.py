@@ -9,9 +9,9 @@ __all__ = ['USUAL', 'EXAMPLES', 'parse_set', 'say', 'find_sweep', 'failed_runs',
            'cmd_completion', 'make_parser', 'Ended', 'exit_code', 'gentle_signals', 'Loose', 'main']
 
 # %% ../nbs/15_cli.ipynb #8a9ae23f
-import argparse, os, shutil, signal, sys, textwrap, threading, tomllib
+import argparse, os, shutil, signal, sys, textwrap, threading, time, tomllib
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from multiprocessing.util import get_temp_dir
 from pathlib import Path
@@ -343,13 +343,24 @@ def usual_conditions(args, images):
     return usual(images.x.shape[1], eps=eps or None, **given)
 
 # %% ../nbs/15_cli.ipynb #227fa975
-def _audit(args):
-    "Audit one model on one set of images, as the options say."
+def _not_larger(args, images):
+    "The images, in the size of torchvision's weights where they are larger and nobody said a size."
+    from robustnb import data, interop
+    usual, largest = interop.usual_size(args.arch), max(images.x.shape[2:])
+    if args.size or not usual or largest <= usual: return images
+    note = (f'The images of {largest} pixels were resized to {usual}, for which the weights of {args.arch} are made; '
+            '--size says otherwise.')
+    return replace(images, x=data.resize(images.x, usual), notes=(*images.notes, note))
+
+# %% ../nbs/15_cli.ipynb #c2afc869
+def _audit(args, limit):
+    "Audit one model on one set of images, as the options say, within a time limit."
     from robustnb import audit as audits, interop
     listed = listed_conditions(args)
     label_map = interop.read_label_map(args.label_map) if args.label_map else None
     images = interop.read_images(args.images, args.size, label_map, args.n, args.seed, args.root,
                                  args.channels, args.ground, args.split)
+    images = _not_larger(args, images)
     for mean in args.mean or []: check_number(mean, 'mean')
     options = parse_set(args.option, '--option')
     channels, _, width = images.x.shape[1:]
@@ -361,15 +372,22 @@ def _audit(args):
                         usual_conditions(args, images) if listed is None else listed,
                         args.lipschitz, args.seed, args.batch_size, args.device, images.source,
                         progress=not args.json, notes=[*images.notes, *interop.notes_of(model)],
-                        mapped=bool(args.label_map), prepared=prepared)
+                        mapped=bool(args.label_map), prepared=prepared, dry_run=args.dry_run,
+                        budget=None if args.budget is None else limit.end - time.monotonic(),
+                        say=lambda text: args.json or print(text, file=sys.stderr, flush=True))
 
 def cmd_audit(args) -> int:
     "Audit one model, write its page and print what it says."
     from robustnb import audit_page, interop
     from robustnb.report import check_replaceable
-    check_replaceable(args.to, audit_page.FILES, 'audit')
+    from robustnb.sweep import Limit
+    limit = Limit(args.budget, 'budget')
+    if not args.dry_run: check_replaceable(args.to, audit_page.FILES, 'audit')
     interop.check_readable(args.model, args.arch)
-    found = _audit(args)
+    found = _audit(args, limit)
+    if args.dry_run:
+        say(args, found.said(), seconds=found.seconds, noise=found.noise, attacks=found.attacks, lipschitz=found.lipschitz)
+        return 0
     page = audit_page.save(found, args.to)
     words = audit_page.sentences(found)
     lines = [f'warning: {note}' for note in found.notes]
@@ -730,6 +748,9 @@ def _page_options(option):
     option('--seed', type=int, default=0)
     option('--batch-size', type=int, default=512, help='images per pass; attacks and proofs take at most 128 (default: 512)')
     option('--device', default='auto', help='auto, cpu, cuda, cuda:1, ...')
+    option('--budget', metavar='TIME',
+           help='keep to a time, e.g. 90s, 10m or 1h, by taking fewer images, and say so')
+    option('--dry-run', action='store_true', help='say what it will cost, measure nothing')
     option('--root',
            help='folder of named data sets (default: ROBUSTNB_DATA, else the cache folder of '
                 'the user)')

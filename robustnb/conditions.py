@@ -96,9 +96,9 @@ def _check_strength(self, name):
 class Clean(Condition):
     "The images as they are."
     kind, label, strength = 'clean', 'standard', 0.
-    def hits(self, model, x, y, topk=1, batch_size=512) -> torch.Tensor:
+    def hits(self, model, x, y, topk=1, batch_size=512, progress=False) -> torch.Tensor:
         "Which images are classified right, (n,) bool."
-        return correct(model, x, y, topk, batch_size=batch_size)
+        return correct(model, x, y, topk, batch_size=batch_size, progress=progress)
 
 @dataclass(frozen=True)
 class _Noise(Condition):
@@ -116,9 +116,9 @@ class Gaussian(_Noise):
     kind = 'gaussian'
     @property
     def label(self) -> str: return f'noise var {self.var:g}'
-    def hits(self, model, x, y, seed=0, topk=1, batch_size=512) -> torch.Tensor:
+    def hits(self, model, x, y, seed=0, topk=1, batch_size=512, progress=False) -> torch.Tensor:
         "Which images are classified right under noise, (draws, n) bool."
-        how = dict(topk=topk, batch_size=batch_size)
+        how = dict(topk=topk, batch_size=batch_size, progress=progress)
         drawn = [noise_correct(model, x, y, self.var, seed, draw, **how) for draw in range(self.draws)]
         return torch.stack(drawn)
 
@@ -142,11 +142,11 @@ class Band(_Noise):
         "Which images are classified right under noise, (draws, n) bool."
         return self.judge([self], model, x, y, **how)[0].right
     @staticmethod
-    def judge(group, model, x, y, seed=0, topk=1, batch_size=512) -> list:
+    def judge(group, model, x, y, seed=0, topk=1, batch_size=512, progress=False) -> list:
         "`Judged` for each band of the group, one pass and one draw for all."
         first = group[0]
         found = band_accuracy(model, x, y, first.var, first.n_bands, first.draws, seed, topk, batch_size,
-                              only=[c.band for c in group])
+                              only=[c.band for c in group], progress=progress)
         return [Judged(found.right[:, i]) for i in range(len(group))]
 
 @dataclass
@@ -307,7 +307,7 @@ def measure(
     seed: int = 0,          # of noise and attacks; models compared under one seed see the same noise
     topk: int = 1,          # right if the label is among the k largest logits
     batch_size: int = 512,  # images per pass
-    progress: bool = False, # show bars of attacks
+    progress: bool = False, # show bars of what takes long
     split: str = 'test',    # where the images come from, for the rows
     diverged: bool = False, # the model's training diverged: rows are nan, and keep no hits
 ) -> list:

@@ -132,7 +132,7 @@ def fab_run(net, x, y, keys, run, norm, eps, steps=100):
     s = Survivors(x, x=x, y=y, target=target, far=far, eps=torch.full_like(far, eps))
     _, f, w = net.gradient(x, lambda z: gap(z, y, target))
     net.notice(w, 'gap')
-    net.passes['forward'] += len(x)
+    net.count(forward=len(x))
     leap(s, f, w)
     march = March(net, s, step, dict(gradient=1, forward=1), 'fab', norm)
     for k in range(1, steps):

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['OLD_LAYOUT', 'PREFIXES', 'LARGEST', 'NESTS', 'OPERATIONS', 'ROOM', 'GROWTH', 'GRAPH', 'ALIVE', 'KEPT', 'WORK',
-           'NODES', 'file_kind', 'refuse_pickle', 'is_class_head', 'load_weights', 'Program', 'as_layers',
-           'check_readable', 'notes_of', 'load_model', 'prepared', 'read_label_map', 'mapped', 'Images', 'read_images']
+           'NODES', 'file_kind', 'refuse_pickle', 'usual_size', 'is_class_head', 'load_weights', 'Program', 'as_layers',
+           'layered', 'check_readable', 'notes_of', 'load_model', 'prepared', 'read_label_map', 'mapped', 'Images',
+           'read_images']
 
 # %% ../nbs/13b_interop.ipynb #91839d91
-import ast, json, math, operator, re, zipfile
+import ast, copy, json, math, operator, re, tempfile, zipfile
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ from torch.utils.flop_counter import flop_registry
 from . import data, models
 from .core import OWN, check_choice, check_number, generator, leads_on, regular_file, require
 from .evaluate import plain_mode, takes
-from .layers import TABLE
+from .layers import TABLE, kind_of, named_layers, out_shape, role_of
 
 # %% ../nbs/13b_interop.ipynb #517a42be
 OLD_LAYOUT = (
@@ -91,7 +92,19 @@ def refuse_pickle(
         'Reading any other pickle runs the code it brings along, so robustnb never does that, whoever made it. '
         'If you made it, convert it where you trust it:\n'
         "  from safetensors.torch import save_file; save_file(model.state_dict(), 'model.safetensors')\n"
-        "  or torch.export.save(torch.export.export(model.eval(), (images,)), 'model.pt2')")
+        "  or torch.export.save(torch.export.export(model.eval(), (images,), "
+        "dynamic_shapes=({0: torch.export.Dim('n')},)), 'model.pt2')")
+
+# %% ../nbs/13b_interop.ipynb #19401213
+def usual_size(
+    name: str,  # see `architecture`
+) -> int | None:
+    "Height and width for which torchvision's weights of this architecture are made; None for others."
+    if not name.startswith('torchvision/'): return None
+    import torchvision
+    try: weights = torchvision.models.get_model_weights(name.partition('/')[2])
+    except ValueError: return None
+    return weights.DEFAULT.transforms.keywords.get('crop_size')
 
 # %% ../nbs/13b_interop.ipynb #ef13b390
 PREFIXES = 'module.', '_orig_mod.', 'model.'  # of wrappers: parallel training, averages; torch.compile; Lightning
@@ -292,7 +305,7 @@ OPERATIONS = set('''
     max_pool2d max_pool2d_with_indices avg_pool2d adaptive_avg_pool2d _adaptive_avg_pool2d
     adaptive_max_pool2d
     adaptive_avg_pool1d avg_pool1d max_pool1d avg_pool3d
-    mean sum amax amin max min var std argmax norm linalg_vector_norm cumsum prod
+    mean sum amax amin max min var std argmax norm linalg_vector_norm cumsum prod any all
     add add_ sub sub_ mul mul_ div div_ rsub neg pow square sqrt rsqrt reciprocal exp log log1p
     expm1 abs sign
     sin cos erf clamp clamp_ clamp_min clamp_max maximum minimum floor ceil round remainder
@@ -1426,7 +1439,7 @@ def _keep(layer, w, b):
 
 # %% ../nbs/13b_interop.ipynb #0f9f70e3
 def _becomes(cls, *operations):
-    "Decorator: enter (arguments, flat) -> layer into the table at this class; it answers None where a setting is not known."
+    "Decorator: enter (arguments, shape) -> layer into the table at this class; it answers None where a setting is not known."
     def enter(make):
         TABLE[cls].made.update(dict.fromkeys(operations, make))
         return make
@@ -1438,12 +1451,12 @@ def _maker(operation):
 
 # %% ../nbs/13b_interop.ipynb #a065e9af
 @_becomes(nn.Linear, 'linear.default')
-def _linear_layer(args, flat):
+def _linear_layer(args, shape):
     w, b = args[1], _at(args, 2, None)
     return _keep(nn.Linear(*w.shape[::-1], bias=b is not None), w, b)
 
 @_becomes(nn.Conv2d, 'conv2d.default')
-def _conv_layer(args, flat):
+def _conv_layer(args, shape):
     if _at(args, 6, 1) != 1 or isinstance(_at(args, 4, 0), str): return None   # groups, padding in words
     w, b = args[1], _at(args, 2, None)
     stride, padding, dilation = (tuple(_at(args, i, [v, v])) for i, v in ((3, 1), (4, 0), (5, 1)))
@@ -1453,9 +1466,9 @@ def _conv_layer(args, flat):
 
 # %% ../nbs/13b_interop.ipynb #a8f2d635
 @_becomes(nn.BatchNorm2d, 'batch_norm.default')
-def _norm_layer(args, flat):
+def _norm_layer(args, shape):
     _, w, b, mean, var, *_ = args
-    kind = nn.BatchNorm1d if flat else nn.BatchNorm2d
+    kind = nn.BatchNorm1d if len(shape) == 1 else nn.BatchNorm2d
     layer = kind(len(mean), eps=args[7], affine=w is not None)
     if w is not None: _keep(layer, w, b)
     layer.running_mean = mean
@@ -1463,54 +1476,113 @@ def _norm_layer(args, flat):
     return layer
 
 @_becomes(nn.Flatten, 'flatten.using_ints')
-def _flatten_layer(args, flat):
+def _flatten_layer(args, shape):
     return nn.Flatten() if (_at(args, 1, 0), _at(args, 2, -1)) == (1, -1) else None
+
+@_becomes(nn.Flatten, 'view.default', 'reshape.default')
+def _view_layer(args, shape):
+    batch, *rest = args[1]
+    return nn.Flatten() if rest in ([-1], [math.prod(shape)]) else None
 
 # %% ../nbs/13b_interop.ipynb #044755a5
 @_becomes(nn.AvgPool2d, 'avg_pool2d.default')
-def _avg_pool_layer(args, flat):
+def _avg_pool_layer(args, shape):
     return nn.AvgPool2d(tuple(args[1]), tuple(_at(args, 2, args[1]))) if len(args) < 4 else None
 
 @_becomes(nn.MaxPool2d, 'max_pool2d.default')
-def _max_pool_layer(args, flat):
+def _max_pool_layer(args, shape):
     if len(args) > 4: return None
     return nn.MaxPool2d(tuple(args[1]), tuple(_at(args, 2, args[1])), tuple(_at(args, 3, [0, 0])))
 
 # %% ../nbs/13b_interop.ipynb #0673c5bf
 @_becomes(nn.ReLU, 'relu.default', 'relu_.default')
-def _relu_layer(args, flat): return nn.ReLU()
+def _relu_layer(args, shape): return nn.ReLU()
 
 @_becomes(nn.Identity, 'dropout.default', 'contiguous.default', 'clone.default')
-def _no_layer(args, flat): return nn.Identity()
+def _no_layer(args, shape): return nn.Identity()
+
+@_becomes(nn.AdaptiveAvgPool2d, 'adaptive_avg_pool2d.default')
+def _adaptive_layer(args, shape): return nn.AdaptiveAvgPool2d(tuple(args[1]))
 
 # %% ../nbs/13b_interop.ipynb #f0ebb356
-def _follows(program, node, before) -> bool:
-    "Whether a node computes one result from the result `before` and weights alone."
-    read = [name for name in node.reads() if name not in program.weights]
-    goes_on = read == [before] and node.args[0] == before
-    return goes_on and not node.options and isinstance(node.results, _Name)
+_WIDEST = 4096  # numbers without pixels that are scaled by a matrix
 
-def _weights_of(program, node) -> list:
-    "A node's arguments but the first, the weights put in."
-    look = lambda a: getattr(program, program.weights[a]) if isinstance(a, _Name) else a
-    return [look(a) for a in node.args[1:]]
+def _scale_layer(factor, shift, shape):
+    "x -> factor*x + shift for each channel (n,), in float64; None for images that are too wide."
+    n = len(factor)
+    if len(shape) != 3 and (len(shape) != 1 or n > _WIDEST): return None
+    layer, weight = nn.Linear(n, n), torch.diag(factor).float()
+    if len(shape) == 3: layer, weight = nn.Conv2d(n, n, 1), weight[:, :, None, None]
+    return _keep(layer, weight, shift.float())
 
-def _layer_of(program, node, flat):
-    "The layer that a node is; None if the table has none for it."
-    make = _maker(node.target)
-    return make and make([None, *_weights_of(program, node)], flat)
+def _per_channel(value, shape):
+    "A number or a tensor as one value for each channel, float64; None where it is no such."
+    value, n = torch.as_tensor(value, dtype=torch.float64), shape[0]
+    if value.numel() == 1: return value.flatten().expand(n)
+    each = (n, *[1]*(len(shape) - 1))
+    return value.flatten() if value.shape in (each, (1, *each)) else None
+
+# %% ../nbs/13b_interop.ipynb #2408e1b0
+_ARITHMETIC = dict(
+    add=lambda v: (torch.ones_like(v), v),
+    sub=lambda v: (torch.ones_like(v), -v),
+    mul=lambda v: (v, torch.zeros_like(v)),
+    div=lambda v: (1/v, torch.zeros_like(v)))  # (factor, shift) of a value
+
+def _arithmetic(split):
+    "The maker of a layer for one of them."
+    def make(args, shape):
+        value = _per_channel(args[1], shape)
+        return None if value is None else _scale_layer(*split(value), shape)
+    return make
+
+for _name, _split in _ARITHMETIC.items(): _becomes(nn.Conv2d, f'{_name}.Tensor', f'{_name}_.Tensor')(_arithmetic(_split))
+
+# %% ../nbs/13b_interop.ipynb #d5d413f5
+@dataclass
+class _Walk:
+    "Goes through the nodes of a program, from the images on, and makes layers of them."
+    program: object
+    known: dict = field(default_factory=dict)   # {name: value} of the constants
+    layers: list = field(default_factory=list)
+
+    def __post_init__(self):
+        self.before = self.program.graph.image                # name of the result that the next node must read
+        self.shape = tuple(self.program.form.example[1:])     # of that result, without the batch
+        self.known |= {name: getattr(self.program, at) for name, at in self.program.weights.items()}
+
+    def learns(self, node) -> bool:
+        "Whether a node computes a constant, which is known from then on."
+        if node.target == 'sym_size.int' and node.args[1] == 0: self.known[node.results] = self.program.form.example[0]
+        elif node.changes or not self.known.keys() >= set(node.reads()): return False
+        else: node.run(self.known, self.program.like.device)
+        return True
+
+    def follows(self, node) -> bool:
+        "Whether a node computes one result from the one before and constants."
+        read = [name for name in node.reads() if name not in self.known]
+        goes_on = read == [self.before] and node.args[0] == self.before
+        return goes_on and not node.options and isinstance(node.results, _Name)
+
+    def takes(self, node) -> bool:
+        "Whether a node is a layer; then it is the last of the layers."
+        make = self.follows(node) and _maker(node.target)
+        layer = make and make([None, *self._given(node.args[1:])], self.shape)
+        if not layer: return False
+        self.layers.append(layer.eval())
+        self.before, self.shape = node.results, out_shape(layer, self.shape)
+        return True
+
+    def _given(self, args):
+        "Arguments with the constants put in."
+        if isinstance(args, _Name): return self.known[args]
+        return [self._given(a) for a in args] if isinstance(args, list) else args
 
 def _chain(program) -> list:
     "The layers of a program; empty if it is no chain of those in the table."
-    before, layers = program.graph.image, []
-    for node in program.graph.nodes:
-        if not _follows(program, node, before): return []
-        flat = any(isinstance(layer, (nn.Flatten, nn.Linear)) for layer in layers)
-        layer = _layer_of(program, node, flat)
-        if layer is None: return []
-        layers.append(layer)
-        before = node.results
-    return layers if before == program.graph.logits else []
+    walk = _Walk(program)
+    goes_on = all(walk.learns(node) or walk.takes(node) for node in program.graph.nodes)
+    return walk.layers if goes_on and walk.before == program.graph.logits else []
 
 # %% ../nbs/13b_interop.ipynb #7833f007
 def _agree(model, program) -> bool:
@@ -1532,6 +1604,31 @@ def as_layers(
         model.notes = (f'The program was exported for batches of exactly {program.batch}; as it is a plain chain of '
                        'layers, it runs in batches of any size.',)
     return model if _agree(model, program) else None
+
+# %% ../nbs/13b_interop.ipynb #ec4c6500
+def _are_known(model) -> bool:
+    "Whether a model is a module whose parts, those without parts, are all in the table of layers."
+    if not isinstance(model, nn.Module): return False
+    leaves = [m for m in model.modules() if not next(m.children(), None)]
+    return all(kind_of(m) for m in leaves if m is not model)
+
+def layered(
+    model: nn.Module,  # in evaluation mode; any other callable comes back as it is
+    x: torch.Tensor,   # an image of its kind or more (n, c, h, w), float
+) -> nn.Module:
+    "The model as nn.Sequential of known layers where it is a chain of them, whatever its code looks like; else the model."
+    is_chain = all(role_of(layer) for _, layer in named_layers(model))
+    if is_chain or not _are_known(model): return model
+    on_cpu = copy.deepcopy(model).cpu()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)/'model.pt2'
+        try:
+            torch.export.save(torch.export.export(on_cpu, (x[:1].cpu().repeat(2, 1, 1, 1),)), path)
+            found = as_layers(Program(path))
+        except Exception: return model  # code of the user's that torch.export does not follow, in many ways
+    if found is None: return model
+    found.notes = ()
+    return found.to(takes(model)[0])
 
 # %% ../nbs/13b_interop.ipynb #bcbcd026
 def check_readable(
@@ -1576,12 +1673,8 @@ def load_model(
 # %% ../nbs/13b_interop.ipynb #c7228512
 def _normalisation(mean, std) -> nn.Conv2d:
     "(x - mean)/std per channel, as a 1x1 convolution without gradients."
-    n = len(std)
     mean, std = (torch.tensor(v, dtype=torch.float64) for v in (mean, std))
-    layer = nn.Conv2d(n, n, 1)
-    layer.weight.data = torch.diag(1/std).float()[:, :, None, None]
-    layer.bias.data = -(mean/std).float()
-    return layer.requires_grad_(False)
+    return _scale_layer(1/std, -mean/std, (len(std), 1, 1))
 
 def prepared(
     model,       # images as it was trained on -> logits

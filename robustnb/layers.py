@@ -40,7 +40,7 @@ class Kind:
     factor: object = None    # (layer, shape, name) -> `lip_bounds.Factor`: what it can stretch
     spread: object = None    # (layer, radius) -> how far its outputs move when its inputs move by `radius`
     back: object = None      # (layer, A, at, shape) -> functions of its output as functions of its input, in `certify`
-    made: dict = field(default_factory=dict)  # {operation of an exported program: (arguments, flat) -> layer}
+    made: dict = field(default_factory=dict)  # {operation of an exported program: (arguments, shape) -> layer}
 
     def __post_init__(self): check_choice(self.role, 'role', ROLES)
 

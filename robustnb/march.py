@@ -115,7 +115,7 @@ class March:
             self.s.regroup()
 
     def _count(self, passes):
-        for kind, number in passes.items(): self.net.passes[kind] += number*len(self.s.rows)
+        self.net.count(**{kind: number*len(self.s.rows) for kind, number in passes.items()})
 
     def do(self,
         work,      # function of the survivors

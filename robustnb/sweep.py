@@ -1212,12 +1212,12 @@ class TimeUp(Stopped):
     "A sweep that ends because its time limit is over."
     exit_code = 124  # as that of the command timeout
 
-def _seconds(text):
+def _seconds(text, name):
     "Seconds of a time like 1h30m; a ValueError for a bare number, and for anything else."
     found = re.fullmatch('(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,6})s)?', str(text))
     hours, minutes, seconds = [int(part or 0) for part in found.groups()] if found else [0]*3
     total = 3600*hours + 60*minutes + seconds
-    require(total, 'limit', repr(str(text)[:40]), 'a time above 0 with its unit, like 90s, 8m, 2h or 1h30m')
+    require(total, name, repr(str(text)[:40]), 'a time above 0 with its unit, like 90s, 8m, 2h or 1h30m')
     return total
 
 class Limit:
@@ -1225,9 +1225,10 @@ class Limit:
     def __init__(
         self,
         text: str | None = None,  # like 90s, 8m, 2h or 1h30m; None: it never ends
+        name: str = 'limit',      # of the option, for errors
     ):
         self.text = text
-        self.end = math.inf if text is None else time.monotonic() + _seconds(text)
+        self.end = math.inf if text is None else time.monotonic() + _seconds(text, name)
     def check(self):
         "`TimeUp` if it is over."
         if time.monotonic() >= self.end: raise TimeUp(f'the time limit of {self.text} is over')
