@@ -601,6 +601,8 @@ def usual(
     attack: str = 'quick',           # 'quick', 'autoattack' or 'none'
     eps: dict | None = None,         # {norm: radii} of attacks and proofs; None: `EPS`
     n_attack: int = 200,             # images that are attacked, at most
+    corruptions=(),                  # their names, see `corruptions.NAMES`
+    severities=SEVERITIES,           # of the corruptions
 ) -> list:
     "The conditions that an audit measures unless it is told others."
     eps = EPS if eps is None else eps
@@ -608,7 +610,8 @@ def usual(
     _check_usual(variances, band_var, bands, attack, eps, n_attack)
     noises = [Gaussian(v) for v in variances]
     confined = [Band(band_var, band, bands) for band in range(1, bands + 1)]
-    return [*noises, *confined, *_balls(attack, eps, n_attack)]
+    worse = itertools.starmap(Corruption, itertools.product(corruptions, severities))
+    return [*noises, *confined, *_balls(attack, eps, n_attack), *worse]
 
 def _balls(attack, eps, n):
     "An attack and a proof at each radius."
