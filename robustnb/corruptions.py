@@ -92,7 +92,7 @@ class Batch:
     @cached_property
     def x(self) -> torch.Tensor:
         "The images, float32 in [0,1]."
-        return to_float(self.levels)
+        return to_float(self.levels, self.levels.device)
     @cached_property
     def keys(self) -> list:
         "The images' fingerprints."
