@@ -361,7 +361,9 @@ def audit(
         plan, speed = Plan(wanted, len(x), lipschitz), speed_of(model, x, y, wanted)
         config['batch_size'] = batch_size = min(batch_size, speed.batch)
         left = budget and max(budget - watch.wall, 1e-9)
-        if dry_run: return _planned(plan, n_outputs, speed, left, None, say)[1]
+        if dry_run:
+            z = logits(model, x[:BATCH], batch_size)
+            return _planned(plan, n_outputs, speed, left, is_right(z, y[:BATCH]).float().mean().item(), say)[1]
         z = logits(model, x[:affordable_images(plan, speed, left)], batch_size, progress=progress)
         plan, _ = _planned(plan, n_outputs, speed, left, is_right(z, y[:len(z)]), say)
         x, y, z, wanted, lipschitz = x[:plan.n], y[:plan.n], z[:plan.n], plan.wanted, plan.lipschitz

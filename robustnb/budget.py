@@ -119,6 +119,10 @@ def _images(c, n):
     "How many of `n` images a condition takes."
     return min(n, getattr(c, 'n', 0) or n)
 
+def _right_among(n, right):
+    "How many of the first `n` images are right."
+    return int(right[:n].sum()) if torch.is_tensor(right) else n*right
+
 def attack_seconds(
     c: Attack,
     images: int,    # that survive it
@@ -133,10 +137,10 @@ def cost_of(
     plan: Plan,
     classes: int,  # of the model
     speed: Speed,
-    right=None,    # (n,) bool: which images are right without an attack, of the first; None: all
+    right=1.,      # (n,) bool: which images, from the first on, are right without an attack; or their share
 ) -> Cost:
     "What an audit will cost, see `Cost`."
-    attacked = lambda c: _images(c, plan.n) if right is None else int(right[:_images(c, plan.n)].sum())
+    attacked = lambda c: _right_among(_images(c, plan.n), right)
     noise = speed.forward*plan.n  # is asked once more, for the logits
     attacks = 0.
     for c in with_clean(plan.wanted):
@@ -187,7 +191,7 @@ def fitted(
     classes: int,   # of the model
     speed: Speed,
     budget: float,  # seconds
-    right=None,     # (n,) bool: which images are right, see `cost_of`
+    right=1.,       # (n,) bool: which images are right, or their share, see `cost_of`
 ) -> Plan:
     "The plan with as many images as the budget allows; a ValueError where it allows none."
     cost = cost_of(plan, classes, speed, right)

@@ -402,10 +402,11 @@ def cmd_audit(args) -> int:
         return 0
     page = audit_page.save(found, args.to)
     words = audit_page.sentences(found)
-    lines = [f'warning: {note}' for note in found.notes]
+    advised = audit_page.advice(found)
+    lines = [' '.join(advised), *(f'warning: {note}' for note in found.notes)]
     lines += [f'{topic}: {said}' for topic, said in words]
     say(args, '\n\n'.join([*lines, f'page: {page}']),
-        page=page, notes=found.notes, sentences=dict(words), metrics=found.rows, config=found.config)
+        page=page, advice=advised, notes=found.notes, sentences=dict(words), metrics=found.rows, config=found.config)
     return 0
 
 # %% ../nbs/15_cli.ipynb #8398e0b1

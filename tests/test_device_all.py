@@ -9,7 +9,7 @@ import torch
 import card
 import robustnb
 from robustnb import (
-    attacks, audit, audit_page, bands, certify, conditions, conv_norm, corruptions, data, dct, evaluate, interop, layers, linear,
+    attacks, audit, audit_page, bands, budget, certify, conditions, conv_norm, corruptions, data, dct, evaluate, interop, layers, linear,
     lip_bounds, lip_exact, lip_lower, lipschitz, models, spectrum, train, trajectories)
 from robustnb.core import seed_all
 
@@ -173,6 +173,8 @@ CASES = {
                                        for ord in (1, 2, math.inf)], 'model'),
     'lip_lower.lip_lower in a ball': (lambda g: [lip_lower.lip_lower(g.model, g.x[:1], 2, (0, 1), ball=(g.x[0], .1, norm), rounds=1)
                                                  for norm in ('l2', 'linf')], 'model'),
+    'lip_lower.stretches': (lambda g: lip_lower.stretches(g.mlp, g.flat), 'model'),
+    'lip_lower.out_width': (lambda g: lip_lower.out_width(g.mlp, g.flat[0].to(evaluate.takes(g.mlp)[0])), 'cpu'),
     'lip_exact.lip_exact': (lambda g: [lip_exact.lip_exact(small_chain(g), (0., 1.), ord, **STILL) for ord in (2, math.inf)], 'cpu'),
     'lip_exact.lip_exact_shallow': (lambda g: [lip_exact.lip_exact_shallow(g.mlp, ord=ord) for ord in (1, 2, math.inf)], 'cpu'),
     'lipschitz.lip_box': (lambda g: [lipschitz.lip_box(g.model, g.x[0], g.x[0] + .01, ord) for ord in (1, 2, math.inf)], 'cpu'),
@@ -187,8 +189,11 @@ CASES = {
     'interop.prepared': (lambda g: evaluate.logits(interop.prepared(g.model, [.2], [.5]), g.x), 'cpu'),
     'interop.notes_of': (lambda g: interop.notes_of(g.model), 'cpu'),
     'interop.Program': (lambda g: evaluate.logits(program(g), g.x), 'cpu'),
+    'interop.layered': (lambda g: evaluate.logits(interop.layered(g.model, g.x[:1]), g.x), 'cpu'),
     'interop.as_layers': (lambda g: evaluate.logits(interop.as_layers(program(g)), g.x), 'cpu'),
     'interop.mapped': (lambda g: interop.mapped(g.y, tuple('0123456789'), list('9876543210'))[0], 'images'),
+    'budget.timed': (lambda g: budget.timed(lambda part: part.sum().item(), g.x, 0.) > 0, 'cpu'),
+    'budget.speed_of': (lambda g: budget.speed_of(g.model, g.x, g.y, CONDITIONS).proof > 0, 'cpu'),
     'audit.relabelling': (lambda g: audit.relabelling(g.y, g.y.roll(1), 10), 'cpu'),
     'audit.suspicions': (lambda g: audit.suspicions(9 - g.y, g.y, 10), 'cpu'),
     'audit.shuffled': (lambda g: audit.shuffled(g.x, g.y, 0), 'cpu'),
@@ -301,7 +306,8 @@ EXCEPT = {
     **{f'lip_exact.{name}': 'matrices of the search, which is on the CPU' for name in ('envelope', 'open_piece', 'piece_maps')},
     'data.Labelled': 'what a file holds', 'evaluate.eval_mode': 'changes no place',
     'evaluate.takes': 'says the place', 'interop.Images': 'what a file holds', 'certify.interval': 'one layer, where it and its input are',
-    'layers.refuse': 'raises an error', 'trajectories.log_spread': 'a number of points', 'stats.Estimate': 'a number of images'}
+    'layers.refuse': 'raises an error', 'trajectories.log_spread': 'a number of points', 'stats.Estimate': 'a number of images',
+    'budget.attack_seconds': 'a number of images'}
 
 
 def public():
