@@ -9,7 +9,8 @@ import scipy.ndimage as ndi
 import torch
 from PIL import Image
 
-from robustnb import corruptions
+from robustnb import corruptions, results
+from robustnb.conditions import Corruption, mean_corruption, select
 from robustnb.corruptions import CONSTANTS, GROUPS, NAMES, SEVERITIES, Batch, band_energy, corrupt
 from robustnb.core import generator
 from robustnb.data import resize, to_float
@@ -382,3 +383,30 @@ def test_salt_and_pepper_as_imagecorruptions(monkeypatch):
         for level in (0, 255):
             a, b = ((found == level).mean() for found in (theirs, ours))
             assert abs(a - b) < 5*math.sqrt(2*a/ours.size)
+
+
+# From a sweep file to the page
+
+def test_corruptions_in_a_sweep_and_for_kept_weights(tmp_path, robustnb):
+    (tmp_path/'mine.toml').write_text(
+        'experiment = "fig01_robustness"\nkeep_weights = true\n[fixed]\nepochs = 2\nn_train = 200\nn_test = 60\n'
+        'conditions = [{kind = "corruption", name = ["fog", "snow"], severity = [1, 5]}]\n[axes]\noptimizer = ["sgd", "adam"]')
+    out, err = robustnb('sweep', 'mine.toml', '--workers', 1).communicate()
+    assert '2 done now' in out, err
+    done = [results.load(p) for p in results.find(tmp_path/'runs'/'fig01_robustness')]
+    assert [c for c in done[0]['config']['conditions']] == [dict(kind='corruption', name=['fog', 'snow'], severity=[1, 5])]
+    asked = [(r.get('corruption'), r.get('severity')) for r in done[0]['metrics'] if r['metric'] == 'accuracy']
+    assert asked == [(None, None), ('fog', 1), ('fog', 5), ('snow', 1), ('snow', 5)]
+    means = mean_corruption(results.table(done))
+    assert list(means.conditions) == [4, 4] and means['mean'].equals(means.weather)
+    page = next((tmp_path/'runs'/'reports').glob('*/report.html')).read_text(encoding='utf-8')
+    assert 'Accuracy under corruptions, mean over severities 1, 5 and over 1 seed, 60 test images.' in page
+    assert 'fog 5' not in page  # the map alone
+    (tmp_path/'more.toml').write_text('conditions = [{kind = "corruption", severity = 5}, {kind = "corruption", name = "fog", severity = 1}]')
+    out, err = robustnb('measure', 'runs/fig01_robustness', '--conditions', 'more.toml', '--workers', 1).communicate()
+    assert '2 done now' in out, err
+    again = results.table(results.find(tmp_path/'runs'/'measure'))
+    assert list(mean_corruption(again).conditions) == [16, 16]
+    for optimizer in 'sgd', 'adam':  # the same model, images and draws
+        same = [select(t[t.optimizer == optimizer], Corruption('fog', 1)).hits.item() for t in (results.table(done), again)]
+        assert same[0] == same[1]
