@@ -177,8 +177,8 @@ def _defocus_blur(b, radius, sd): return _correlate(b.x, _disk(radius*b.scale, s
 
 # %% ../nbs/08b_corruptions.ipynb #fd5e8a08
 def _origins(steps, reach):
-    """Whose colour each pixel gets, (n,h*w) int64: `steps` (n,2,h,w) in -reach..reach-1 lead to a neighbour, down and to
-    the right; pixels near the border keep theirs."""
+    """Whose colour each pixel gets, (n,h*w) int64: `steps` (n,2,h,w) in -reach..reach-1 lead to a neighbour, down
+    and to the right; pixels near the border keep theirs."""
     h, w = steps.shape[-2:]
     at = torch.arange(h*w, device=steps.device)
     moves = lambda i, n: (i > reach) & (i <= n - reach)
@@ -401,8 +401,8 @@ def corrupt(
     severity: int,    # 1 to 5
     seed: int = 0,    # of the random numbers, which belong to each image
 ) -> torch.Tensor:
-    """The images corrupted (Hendrycks and Dietterich 2019), of the same type, shape and device, in whole 255ths. A ValueError
-    for other names, severities and channels, numbers outside [0,1], and images too small for the corruption."""
+    """The images corrupted (Hendrycks and Dietterich 2019), of the same type, shape and device, in whole 255ths. A
+    ValueError for other names, severities and channels, numbers outside [0,1], and images too small for the corruption."""
     make = _MADE[check_choice(name, 'name', NAMES)]
     check_number(severity, 'severity', low=1, high=5, integer=True)
     check_number(seed, 'seed', low=0, integer=True)
