@@ -18,10 +18,12 @@ import pandas as pd
 
 from . import plots, results
 from .audit import WHY, Audit, called, clean_row, hits_of, panels, pick
-from .conditions import OURS, condition_of, fraction, has
+from .conditions import OURS, condition_of, fraction, has, mean_corruption
 from .core import json_text, shipped
+from .corruptions import GROUPS, NAMES, SEVERITIES
 from .report import FIGURES, figure, markdown_text, page, provenance_table
 from .report import table_html, table_markdown, template, write_files
+from .stats import over_images
 
 # %% ../nbs/13d_audit_page.ipynb #e6730480
 def _interval(row): return f'95% interval {100*row["lower"]:.1f} to {100*row["upper"]:.1f}, {row["n"]:,} images'
@@ -141,6 +143,30 @@ def _ends(rows):
 
 def _shares(proofs): return ' and '.join(dict.fromkeys(f'{r["value"]:.1%}' for r in _ends(proofs)))
 
+# %% ../nbs/13d_audit_page.ipynb #98ce07b4
+def _fewest(lines): return min(r['n'] for r in lines)
+
+def _said_corruptions(rows):
+    "Mean corruption accuracy, that of each group, and the corruption that leaves least."
+    lines = pick(rows, 'accuracy', kind='corruption')
+    if not lines: return []
+    means = mean_corruption(pd.DataFrame(lines).assign(run=0)).loc[0]
+    n, names = _fewest(lines), {r['corruption'] for r in lines}
+    _, low, high = over_images(np.mean([hits_of(r, n) for r in lines], 0))
+    groups = ', '.join(f'{group} {means[group]:.1%}' for group in GROUPS if has(means, group))
+    least = min(lines, key=lambda r: r['value'])
+    text = (f'Mean accuracy under {plots.plural(len(names), "common corruption")} ({len(lines)} conditions) is '
+            f'{means["mean"]:.1%} (95% interval {100*low:.1f} to {100*high:.1f}, {n:,} images): {groups}. '
+            f'The worst is {condition_of(least).label}, which leaves {_range(least)}.')
+    return [('Corruptions', f'{text}{_unlike_published(lines, names)}')]
+
+def _unlike_published(lines, names):
+    "Why the mean is not the published one."
+    said = ''
+    if len(lines) < len(NAMES)*len(SEVERITIES): said += ' Published means are over fifteen corruptions at five severities.'
+    if 'frost' in names: said += ' Frost is a made texture, no photograph: compare it with no published number.'
+    return said
+
 # %% ../nbs/13d_audit_page.ipynb #247032f8
 _OUR_KINDS = {cls.kind for cls in OURS}
 
@@ -181,7 +207,7 @@ def sentences(
     found: Audit,  # from `audit.audit`
 ) -> list:
     "What the numbers say, as [(topic, sentence)]."
-    topics = _said_clean, _said_noise, _said_bands, _said_attacks, _said_others, _said_lipschitz
+    topics = _said_clean, _said_noise, _said_bands, _said_attacks, _said_corruptions, _said_others, _said_lipschitz
     return [said for topic in topics for said in topic(found.rows)]
 
 # %% ../nbs/13d_audit_page.ipynb #4dc4dd0c
@@ -275,14 +301,22 @@ def drawings(
     "The page's figures as HTML."
     made = _pictures_drawn(found)
     for panel, part in panels(found.rows).items(): made += _panel_drawn(found.rows, panel, part)
-    return made + _constants_drawn(found)
+    return [*made, *_corruptions_drawn(found), *_constants_drawn(found)]
 
 def _panel_drawn(rows, panel, part):
     "The figure of a panel; [] for one of proofs only."
     if panel == 'band':
         caption = 'What noise in one band of frequencies costs, 95% intervals over images.'
         return [figure(_bands_figure(rows), caption)]
+    if part[0]['kind'] == 'corruption': return []  # all of them have one figure
     return [_panel_figure(rows, panel, part)] if pick(part, 'accuracy') else []
+
+def _corruptions_drawn(found):
+    "What each corruption leaves at each severity; [] without any."
+    lines = pick(found.rows, 'accuracy', kind='corruption')
+    if not lines: return []
+    caption = f'Accuracy under each corruption at each severity, {_fewest(lines):,} images.'
+    return [figure(plots.corruption_map(found.tidy), caption)]
 
 def _constants_drawn(found):
     "The bounds of the Lipschitz constant; [] where there are none."

@@ -14,8 +14,9 @@ import torch
 
 from .attacks import stages
 from .certify import certify_batch
-from .conditions import ATTACKS, Attack, Clean, Proof, with_clean
+from .conditions import ATTACKS, Attack, Clean, Corruption, Proof, with_clean
 from .core import Stopwatch, require
+from .corruptions import corrupt
 from .data import to_float
 from .evaluate import logits
 from .oracle import PRICES, Oracle
@@ -42,6 +43,7 @@ class Speed:
     forward: float
     gradient: float   # a forward and a backward pass
     proof: float = 0. # at one radius; 0 where none is wanted
+    corruption: float = 0.  # to make one, the mean of those that are wanted; 0 where none is
 
     @property
     def batch(self) -> int:
@@ -60,6 +62,9 @@ def speed_of(
     net = Oracle(model, x, y)
     step = lambda part: net.slope(part.to(net.device), lambda z: z[:, 0])[2].cpu()
     speed = Speed(timed(lambda part: logits(model, part), x), timed(step, x))
+    worse = [c for c in wanted if isinstance(c, Corruption)]
+    spoil = lambda part: [corrupt(part.to(net.device), c.name, c.severity).cpu() for c in worse]
+    if worse: speed = replace(speed, corruption=timed(spoil, x)/len(worse))
     proofs = [c for c in wanted if isinstance(c, Proof)]
     if not proofs: return speed
     prove = lambda part: certify_batch(model, part, y[:len(part)], proofs[-1].norm, proofs[-1].eps).cpu()
@@ -91,7 +96,7 @@ def last_attack(
 @dataclass(frozen=True)
 class Cost:
     "Seconds that an audit takes at most, by what it does."
-    noise: float      # clean images, noise, and conditions of one's own
+    noise: float      # clean images, noise, corruptions, and conditions of one's own
     attacks: float    # and proofs
     lipschitz: float  # both bounds
 
@@ -133,6 +138,11 @@ def attack_seconds(
     passes = sum(stage.price for stage in stages(ATTACKS[c.attack], classes))
     return images*passes*speed.gradient/PRICES['gradient']
 
+def _draw_seconds(c, speed):
+    "What an image takes under a condition that is no attack and no proof."
+    if isinstance(c, Corruption): return speed.forward + speed.corruption
+    return getattr(c, 'draws', 1)*speed.forward
+
 def cost_of(
     plan: Plan,
     classes: int,  # of the model
@@ -146,7 +156,7 @@ def cost_of(
     for c in with_clean(plan.wanted):
         if isinstance(c, Attack): attacks += attack_seconds(c, attacked(c), classes, speed)
         elif isinstance(c, Proof): attacks += attacked(c)*speed.proof
-        else: noise += _images(c, plan.n)*getattr(c, 'draws', 1)*speed.forward
+        else: noise += _images(c, plan.n)*_draw_seconds(c, speed)
     if last := last_attack(plan.wanted): attacks += attack_seconds(last, min(PICTURES, attacked(last)), classes, speed)
     bound = max(plan.lipschitz, LOOKS*speed.forward) if plan.lipschitz else 0.
     return Cost(noise, attacks, 2*bound)

@@ -70,6 +70,17 @@ def _numbers(text):
     if value >= 0: return value
     raise argparse.ArgumentTypeError(f'got {text!r}, accepted: a number >= 0')
 
+# %% ../nbs/15_cli.ipynb #fce35928
+def _corruptions(text):
+    "Names of corruptions, separated by commas; a group stands for its own, 'all' for all. For argparse."
+    from robustnb.corruptions import GROUPS, NAMES
+    several = dict(GROUPS, all=NAMES)
+    accepted = [*several, *NAMES]
+    try: words = [check_choice(word.strip(), 'corruptions', accepted) for word in text.split(',')]
+    except ValueError as e: raise argparse.ArgumentTypeError(str(e)) from None
+    found = [name for word in words for name in several.get(word, (word,))]
+    return [name for name in NAMES if name in found]
+
 # %% ../nbs/15_cli.ipynb #3ffecfbc
 def _paths(sweep, args):
     "{run id: its result file, None without one}."
@@ -318,7 +329,8 @@ def cmd_report(args) -> int:
     return 0
 
 # %% ../nbs/15_cli.ipynb #fba37bf7
-USUAL = 'variances', 'bands', 'band_var', 'attack', 'linf', 'l2', 'n_attack'  # `--conditions` replaces them
+USUAL = ('variances bands band_var attack linf l2 n_attack corruptions '
+         'severities').split()  # `--conditions` replaces them
 
 def _given(args):
     "{name: value} of those of the usual options that were given."
@@ -755,7 +767,7 @@ def _conditions_options(option):
     option('--conditions', default='', metavar='FILE',
            help='TOML file, conditions = [{kind = "gaussian", var = [0.01, 0.1]}, ...]: what is '
                 'measured, '
-                'instead of the next seven options')
+                'instead of the next nine options')
     option('--variances', type=float, nargs='*', metavar='V',
            help='of the Gaussian noise (default: .001 .01 .05 .1)')
     option('--bands', type=int, help='bands of frequencies, 0 for none (default: 10)')
@@ -774,6 +786,10 @@ def _conditions_options(option):
                 'left out')
     option('--n-attack', type=int, metavar='N',
            help='images that are attacked, at most (default: 200)')
+    option('--corruptions', type=_corruptions, nargs='?', const='all', metavar='NAMES',
+           help='add common corruptions: all fifteen, or those named, e.g. defocus_blur,fog')
+    option('--severities', type=int, choices=range(1, 6), nargs='+', metavar='S',
+           help='of the corruptions (default: 1 2 3 4 5)')
 
 def _page_options(option):
     "And about how, and what is written."

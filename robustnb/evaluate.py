@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['PATIENCE', 'SCALE', 'BLOCK', 'eval_mode', 'takes', 'ask', 'plain_mode', 'plain_tensor', 'slices', 'logits',
-           'is_right', 'correct', 'accuracy', 'gaussian_noise', 'noise_correct', 'noise_accuracy', 'noise_curve']
+           'is_right', 'correct', 'accuracy', 'gaussian_noise', 'noise_correct', 'noise_accuracy', 'noise_curve',
+           'image_keys', 'draw']
 
 # %% ../nbs/08_evaluate.ipynb #534ac093
-import itertools
+import hashlib, itertools
 from contextlib import contextmanager
 
 import torch
@@ -247,3 +248,21 @@ def noise_curve(
 ) -> dict:
     "Accuracy for each variance: `{var: accuracy}`."
     return {var: noise_accuracy(model, x, y, var, **kw) for var in variances}
+
+# %% ../nbs/08_evaluate.ipynb #be15116a
+def image_keys(
+    x,  # images (n, ...)
+) -> list:
+    "A fingerprint of each image's content."
+    rows = x.detach().float().cpu().contiguous().numpy()
+    return [hashlib.blake2b(row.tobytes(), digest_size=8).hexdigest() for row in rows]
+
+def draw(
+    kind,      # torch.rand or torch.randn, or what takes a shape and a `generator` as they do
+    keys,      # the images' fingerprints, from `image_keys`
+    shape,     # shape of one image's draw
+    seed: int, # of the run, >= 0
+    *purpose,  # words or numbers that name what the draw is for
+) -> torch.Tensor:
+    "Random numbers (n, *shape) on the CPU, a generator of its own for each image."
+    return torch.stack([kind(shape, generator=generator(seed, *purpose, key)) for key in keys])

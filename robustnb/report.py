@@ -300,8 +300,8 @@ def _over_seeds(tidy):
     return f'mean ± std over {seeds} seeds' if seeds > 1 else 'one seed'
 
 def _panels(lines):
-    "[(panel, its rows)] in the order of the rows; bands have a figure of their own."
-    return list(lines[lines.kind != 'band'].groupby('panel', sort=False))
+    "[(panel, its rows)] in the order of the rows; bands and corruptions have figures of their own."
+    return list(plots.one_by_one(lines).groupby('panel', sort=False))
 
 # %% ../nbs/13a_report.ipynb #5204d412
 def _bar_figures(tidy, lines):
@@ -348,7 +348,7 @@ def _drawings(tidy):
         made = _bar_figures(tidy, lines)
     for panel, part in _panels(lines):
         if panel != 'clean': made += _strength_figure(tidy, panel, part) + _run_figure(tidy, part)
-    return [*made, *_band_figure(tidy, lines), *_constants_figure(tidy)]
+    return [*made, *_band_figure(tidy, lines), *_corruption_figure(tidy, lines), *_constants_figure(tidy)]
 
 def _band_figure(tidy, lines):
     "Loss by band of frequencies; [] without bands."
@@ -356,6 +356,16 @@ def _band_figure(tidy, lines):
     caption = ('Loss of accuracy under noise confined to one band of frequencies, '
                f'{_over_seeds(tidy)}, {int(lines.n.max())} test images.')
     return [figure(plots.band_curves(tidy), caption)]
+
+def _corruption_figure(tidy, lines):
+    "Accuracy under each corruption; [] without any."
+    lines = lines[lines.kind == 'corruption']
+    if not len(lines): return []
+    caption = (f'Accuracy under corruptions, mean over severities {_listed(lines.severity)} and over '
+               f'{plots.plural(_seeds(tidy), "seed")}, {int(lines.n.max())} test images.')
+    return [figure(plots.corruption_map(tidy), caption)]
+
+def _listed(values): return ', '.join(f'{v:g}' for v in sorted(values.unique()))
 
 def _constants_figure(tidy):
     "Bounds of Lipschitz constants; [] without any."

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # %% ../nbs/03_results.ipynb #3855b31c
 SCHEMA = 2
 
-RESERVED = ('run experiment metric value n split kind var band norm eps attack draws '
+RESERVED = ('run experiment metric value n split kind var band norm eps attack corruption severity draws '
             'hits doubt label').split()  # columns of metric rows, no names for parameters
 
 def row(

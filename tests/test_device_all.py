@@ -9,7 +9,7 @@ import torch
 import card
 import robustnb
 from robustnb import (
-    attacks, audit, audit_page, bands, budget, certify, conditions, conv_norm, data, dct, evaluate, interop, layers, linear,
+    attacks, audit, audit_page, bands, budget, certify, conditions, conv_norm, corruptions, data, dct, evaluate, interop, layers, linear,
     lip_bounds, lip_exact, lip_lower, lipschitz, models, spectrum, train, trajectories)
 from robustnb.core import seed_all
 
@@ -48,7 +48,7 @@ def given():
 # The table: name -> (function of a Given, where its tensors lie: 'cpu', or the device of the 'model' or the 'images')
 
 VAR = .05
-CONDITIONS = [conditions.Gaussian(VAR, draws=2), conditions.Band(VAR, 2, 4), conditions.Attack('quick', 'linf', .2, n=4),
+CONDITIONS = [conditions.Gaussian(VAR, draws=2), conditions.Band(VAR, 2, 4), conditions.Attack('quick', 'linf', .2, n=4), conditions.Corruption('frost', 3),
               conditions.Proof('linf', .01, n=20), conditions.Proof('l2', .05, n=20)]
 STILL = dict(seconds=0)  # no proof that depends on how fast the machine is
 
@@ -99,6 +99,11 @@ CASES = {
     'evaluate.noise_curve': (lambda g: evaluate.noise_curve(g.model, g.x, g.y, [0., VAR]), 'cpu'),
     'evaluate.ask': (lambda g: evaluate.ask(g.model, g.x, evaluate.takes(g.model)).detach(), 'model'),
     'evaluate.plain_tensor': (lambda g: evaluate.plain_tensor(g.x), 'images'),
+    'evaluate.image_keys': (lambda g: evaluate.image_keys(g.x), 'cpu'),
+    # corruptions: a number that falls between two bytes may fall to the other on a real card
+    **{f'corruptions.corrupt {name}': (lambda g, name=name: corruptions.corrupt(g.x[:8], name, 3), 'images') for name in corruptions.NAMES},
+    'corruptions.corrupt of bytes': (lambda g: corruptions.corrupt((255*g.x).byte(), 'fog', 5), 'images'),
+    'corruptions.band_energy': (lambda g: corruptions.band_energy(g.x), 'cpu'),
     # bands
     'bands.band_accuracy': (lambda g: bands.band_accuracy(g.model, g.x, g.y, VAR, 4, 2, batch_size=9), 'cpu'),
     'bands.sensitivity_map': (lambda g: bands.sensitivity_map(g.model, g.x, g.y, step=4), 'cpu'),
