@@ -466,10 +466,12 @@ def show_plan(sweep, args) -> int:
     known = costs(sweep, args.out, args.results)
     found = estimate(left, known, workers)
     about = _about(found, workers) if left else _took(paths.values())
-    lines = [*_plan_lines(sweep.runs, paths), *_edited_line(sweep, paths), *_chosen_lines(sweep, args),
-             f'{sweep.name}: {len(sweep.runs)} runs, {len(left)} to do; {about}', *_finals_lines(sweep, known, workers)]
+    lines = [*_plan_lines(sweep.runs, paths), *_edited_line(sweep, paths), *_chosen_lines(sweep, args)]
+    lines.append(f'{sweep.name}: {len(sweep.runs)} runs, {len(left)} to do; {about}')
+    lines += _finals_lines(sweep, known, workers)
     runs = [dict(id=run.id, done=bool(paths[run.id]), config=run.config) for run in sweep.runs]
-    say(args, '\n'.join(lines), runs=runs, to_do=len(left), minutes=found.minutes if left else 0., estimate=asdict(found))
+    minutes = found.minutes if left else 0.
+    say(args, '\n'.join(lines), runs=runs, to_do=len(left), minutes=minutes, estimate=asdict(found))
     return 0
 
 # %% ../nbs/15_cli.ipynb #df468929

@@ -1510,7 +1510,8 @@ def check_images(
     reader, faults = _own_reader(name, root), {}
     trees = _trees(reader)
     found = trees[0].files if trees else load(name, root, download=False).classes
-    _demand(len(found) >= classes, name, f'images of {len(found)} class', f'wanted {classes} or more, a folder for each')
+    remedy = f'wanted {classes} or more, a folder for each'
+    _demand(len(found) >= classes, name, f'images of {len(found)} class', remedy)
     with ThreadPoolExecutor(cores()) as pool:
         list(pool.map(partial(_attempt, use=_head, faults=faults), [path for tree in trees for path in tree.paths]))
     if faults: raise _refusal(faults, name)

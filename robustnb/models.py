@@ -250,9 +250,11 @@ def _check_output(net, name, n_classes, in_channels, input_size):
     where = next(net.parameters(), torch.empty(0)).device
     try: z = _tried(net, torch.zeros(2, *shape, device=where))
     except Exception as e:
-        raise ValueError(f'model: got {name!r}, which does not take images of shape {shape} ({_said(e)})') from e
+        fault = f'which does not take images of shape {shape} ({_said(e)})'
+        raise ValueError(f'model: got {name!r}, {fault}') from e
     given = tuple(z.shape) if isinstance(z, torch.Tensor) else type(z).__name__
-    require(given == (2, n_classes), 'model', f'{name!r}, which gives {given} for 2 images', f'logits, {(2, n_classes)}')
+    got = f'{name!r}, which gives {given} for 2 images'
+    require(given == (2, n_classes), 'model', got, f'logits, {(2, n_classes)}')
 
 def _of_ones_own(name, sizes, options):
     check_own(name, options)

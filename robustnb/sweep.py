@@ -1848,7 +1848,8 @@ def _differences(before, now):
     return pd.DataFrame([dict(_told(a or b), before=a.get('value'), now=b.get('value')) for a, b in differ])
 
 # %% ../nbs/14b_sweep.ipynb #143c0ad2
-LIGHT = set('dataset lr optimizer seed seeds schedule weight_decay augment skip topk precision filter_name p holdout shown'.split())
+LIGHT = set('dataset lr optimizer seed seeds schedule weight_decay augment skip topk precision filter_name p holdout '
+            'shown'.split())
 SCALES = 'epochs', 'n_train'  # what the time of a run is taken to grow with
 
 def _work(config):
@@ -1862,7 +1863,8 @@ def _images(dataset):
 
 def _marks(identity):
     "A digest of each value that tells a run from others, and of what its images are."
-    return {name: digest(value) for name, value in {**identity, 'images': _images(identity.get('dataset'))}.items()}
+    told = {**identity, 'images': _images(identity.get('dataset'))}
+    return {name: digest(value) for name, value in told.items()}
 
 def _apart(a, b):
     "Names of what differs between two runs, by their marks."
@@ -1884,7 +1886,8 @@ class Cost:
         provenance, wall = result['provenance'], result['cost'].get('wall_s', 0)
         busy = result['cost'].get('cpu_s', wall)/(provenance.get('threads') or 1)
         gpu = bool(provenance.get('gpu'))
-        return cls(_marks(result['identity']), _work(result['config']), wall, wall if gpu else min(wall, busy), here, gpu)
+        busy = wall if gpu else min(wall, busy)
+        return cls(_marks(result['identity']), _work(result['config']), wall, busy, here, gpu)
 
 # %% ../nbs/14b_sweep.ipynb #2f60c4f6
 def _readable(paths):
@@ -1934,6 +1937,14 @@ class Estimate:
     published: int         # and how many that were published
     gpu: bool              # had these a GPU?
 
+def _like(run, found, what):
+    "Seconds that a run takes if it is like these, by the clock or of computing."
+    return sum(getattr(c, what)*_work(run.config)/c.work for c in found)/len(found)
+
+def _minutes(seconds, workers):
+    "Minutes that runs of so many seconds take side by side; no less than the longest does, None where there are none."
+    return max(sum(seconds)/workers, max(seconds))/60 if seconds else None
+
 def estimate(
     runs: list,    # of `Run`
     known: list,   # of `Cost`, see `costs`
@@ -1941,14 +1952,13 @@ def estimate(
 ) -> Estimate:
     "How long the runs take, by the finished ones that are most like each of them."
     near = [(run, _nearest(run, known)) for run in runs]
-    def minutes(seconds):
-        each = [sum(seconds(c)*_work(run.config)/c.work for c in found)/len(found) for run, found in near if found]
-        return max(sum(each)/workers, max(each))/60 if each else None
-    used = {id(c): c for _, found in near for c in found}.values()
+    told = [(run, found) for run, found in near if found]
+    walls = [_like(run, found, 'wall') for run, found in told]
+    busy = [_like(run, found, 'busy') for run, found in told]
+    used = {id(c): c for _, found in told for c in found}.values()
     here = sum(c.here for c in used)
-    unknown = sum(not found for _, found in near)
-    return Estimate(minutes(lambda c: c.wall), minutes(lambda c: c.busy), unknown, here, len(used) - here,
-                    any(c.gpu for c in used))
+    gpu = any(c.gpu for c in used)
+    return Estimate(_minutes(walls, workers), _minutes(busy, workers), len(near) - len(told), here, len(used) - here, gpu)
 
 # %% ../nbs/14b_sweep.ipynb #86fdab33
 def least_finals(
