@@ -351,7 +351,7 @@ def audit(
     config = dict(
         name=name, source=source, n_images=len(x), shape=list(x.shape[1:]), outputs=0,
         classes=list(classes), conditions=tables(wanted), lipschitz=lipschitz, seed=seed,
-        batch_size=batch_size, device=str(device), mapped=mapped, prepared=dict(prepared or {}))
+        batch_size=batch_size, device=str(device), mapped=mapped, prepared=dict(prepared or {}), budget=budget)
     _check_conditions(wanted, config)
     if takes(model)[0] != device: model = copy.deepcopy(model).to(device)
     with Stopwatch() as watch, eval_mode(model):

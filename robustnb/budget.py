@@ -96,16 +96,16 @@ def last_attack(
 @dataclass(frozen=True)
 class Cost:
     "Seconds that an audit takes at most, by what it does."
-    noise: float      # clean images, noise, corruptions, and conditions of one's own
+    disturbed: float  # clean images, noise, corruptions, and conditions of one's own
     attacks: float    # and proofs
     lipschitz: float  # both bounds
 
     @property
-    def seconds(self) -> float: return self.noise + self.attacks + self.lipschitz
+    def seconds(self) -> float: return self.disturbed + self.attacks + self.lipschitz
 
     def said(self) -> str:
         "A sentence about it."
-        parts = dict(noise=self.noise, attacks=self.attacks, Lipschitz=self.lipschitz)
+        parts = dict(noise=self.disturbed, attacks=self.attacks, Lipschitz=self.lipschitz)
         several = ', '.join(f'{what} {in_words(v)}' for what, v in parts.items())
         return f'This audit takes up to {in_words(self.seconds)} ({several}).'
 
@@ -188,7 +188,7 @@ def affordable_images(
     budget: float | None,  # seconds; None: any
 ) -> int:
     "How many images noise may take: all, or as many as it affords in a quarter of the budget; one at least."
-    noise = cost_of(plan, 2, speed).noise
+    noise = cost_of(plan, 2, speed).disturbed
     return plan.n if budget is None else max(1, int(plan.n*min(1, budget/4/noise)))
 
 def _brief(plan, speed, n, budget):

@@ -56,7 +56,7 @@ def test_everything_that_changes_a_number_is_kept(digits, tmp_path):
     found = audit.audit(net, x, y, 'mine', '0123456789', asked, 1, 3, 16, 'cpu', 'digits', progress=False, mapped=True, prepared=dict(mean=[.5]))
     audit_page.save(found, tmp_path)
     kept = results.load(tmp_path/'audit.json')['config']
-    tensors, words = {'model', 'images', 'labels'}, {'progress', 'notes'}  # notes stand beside the config
+    tensors, words = {'model', 'images', 'labels'}, {'progress', 'notes', 'dry_run', 'say'}  # notes stand beside the config
     assert set(inspect.signature(audit.audit).parameters) - tensors - words <= set(kept)
     assert conditions.parse(kept['conditions']) == asked
     assert kept['n_images'] == 60 and kept['shape'] == [1, 8, 8] and kept['outputs'] == 10 and kept['classes'] == [*'0123456789']
