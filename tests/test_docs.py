@@ -261,7 +261,7 @@ def command(language, text, folder):
     elif not language: return ['bash', '-ec', text]
 
 
-@pytest.mark.parametrize('heading', GUIDE.keys() - OTHERS.keys())
+@pytest.mark.parametrize('heading', sorted(GUIDE.keys() - OTHERS.keys()))
 def test_the_contributing_guide_runs_as_it_is_printed(heading, tmp_path):
     env = {**os.environ, 'PYTHONPATH': str(ROOT), 'ROBUSTNB_DATA': str(tmp_path), 'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}'}
     commands, script = [], ['from importlib import import_module']
