@@ -651,7 +651,7 @@ class _Layout(NamedTuple):
         "How many elements of the storage it spans, from the first on; for one that has elements."
         return self.offset + sum((size - 1)*stride for size, stride in zip(self.sizes, self.strides)) + 1
 
-def _layout(meta) -> _Layout:
+def _layout_of(meta) -> _Layout:
     "From the archive's notes: dtype, sizes, strides, storage_offset."
     sizes, strides = (_listed(_natural)(_field(meta, name)) for name in ('sizes', 'strides'))
     _require(len(sizes) == len(strides) and len(sizes) <= 16,
@@ -665,7 +665,7 @@ def _tensor(
     copy=True,  # False where nothing else uses the storage
 ):
     "A tensor from a part of a storage, in memory of its own; a ValueError if it does not lie within."
-    layout = _layout(meta)
+    layout = _layout_of(meta)
     dtype, n = layout.dtype, layout.numel
     if not n: return _empty(layout.sizes, dtype)
     held = len(raw)//dtype.itemsize
@@ -1524,22 +1524,24 @@ def _per_channel(value, shape):
     return value.flatten() if value.shape in (each, (1, *each)) else None
 
 # %% ../nbs/13b_interop.ipynb #2408e1b0
-_ARITHMETIC = dict(
+_SCALES = dict(
     add=lambda v: (torch.ones_like(v), v),
     sub=lambda v: (torch.ones_like(v), -v),
     mul=lambda v: (v, torch.zeros_like(v)),
     div=lambda v: (1/v, torch.zeros_like(v)))  # (factor, shift) of a value
 
-def _arithmetic(split):
+def _scaler(split):
     "The maker of a layer for one of them."
     def make(args, shape):
         value = _per_channel(args[1], shape)
         return None if value is None else _scale_layer(*split(value), shape)
     return make
 
-for _name, _split in _ARITHMETIC.items(): _becomes(nn.Conv2d, f'{_name}.Tensor', f'{_name}_.Tensor')(_arithmetic(_split))
+for _name, _split in _SCALES.items(): _becomes(nn.Conv2d, f'{_name}.Tensor', f'{_name}_.Tensor')(_scaler(_split))
 
 # %% ../nbs/13b_interop.ipynb #d5d413f5
+_COPIES = {f'{name}.default' for name in 'lift_fresh_copy clone detach alias view reshape unsqueeze contiguous'.split()}
+
 @dataclass
 class _Walk:
     "Goes through the nodes of a program, from the images on, and makes layers of them."
@@ -1553,10 +1555,13 @@ class _Walk:
         self.known |= {name: getattr(self.program, at) for name, at in self.program.weights.items()}
 
     def learns(self, node) -> bool:
-        "Whether a node computes a constant, which is known from then on."
-        if node.target == 'sym_size.int' and node.args[1] == 0: self.known[node.results] = self.program.form.example[0]
-        elif node.changes or not self.known.keys() >= set(node.reads()): return False
-        else: node.run(self.known, self.program.like.device)
+        "Whether a node computes a constant, which is known from then on: the size of the batch, or a weight's view or copy."
+        if node.target == 'sym_size.int' and node.args[1] == 0:
+            self.known[node.results] = self.program.form.example[0]
+            return True
+        if node.target not in _COPIES or not self.known.keys() >= set(node.reads()): return False
+        try: node.run(self.known, self.program.like.device)
+        except (ValueError, RuntimeError): return False  # the program says what is wrong when it runs
         return True
 
     def follows(self, node) -> bool:

@@ -1,7 +1,9 @@
 "One meaning, one default: of `batch_size` and of `progress`, in all that is public."
-import importlib, inspect, pkgutil
+import ast, importlib, inspect, pkgutil
+from collections import Counter
 
 import robustnb
+from conftest import ROOT
 from robustnb.threat import BATCH
 
 OTHERS = {'train.Config': 'of a step of training, which changes the result'}
@@ -63,3 +65,15 @@ def test_a_third_default_is_seen():
         def judge(x, batch_size=64): pass
     things = [('one', one), *methods('two', Two)]
     assert defaults('batch_size', things) == {'one': 512, 'two.judge': 64} and defaults('progress', things) == {'one': True}
+
+
+def test_no_name_is_defined_twice_in_a_module():
+    "The later one would silently take the place of the earlier."
+    for path in sorted((ROOT/'robustnb').glob('*.py')):
+        defined = Counter()
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)): defined[node.name] += 1
+            targets = node.targets if isinstance(node, ast.Assign) else []
+            defined.update(target.id for target in targets if isinstance(target, ast.Name))
+        twice = [name for name, times in defined.items() if times > 1 and name != '_']
+        assert not twice, (path.name, twice)
