@@ -212,11 +212,19 @@ def fitted(
     kept = _affordable(plan.wanted, brief.n, fits)
     wanted = _fewer(kept, brief.n, _largest_share(lambda share: fits(_fewer(kept, brief.n, share))))
     require(fits(wanted), 'budget', in_words(budget), f'{in_words(spent(wanted))} or more, which one image takes')
-    longer = min(plan.lipschitz, brief.lipschitz + (budget - spent(wanted))/2) if brief.lipschitz else 0
-    new = replace(brief, wanted=wanted, lipschitz=longer)
+    new = _spent_rest(replace(brief, wanted=wanted), plan, classes, speed, budget, right)
     return replace(new, notes=(_said_cut(plan, new, kept, budget, cost),))
 
 # %% ../nbs/13bb_budget.ipynb #e6da18ca
+def _spent_rest(brief, whole, classes, speed, budget, right):
+    "The plan with more images that are not attacked, then more time for the bounds, as far as the budget is not spent."
+    cost = cost_of(brief, classes, speed, right)
+    more = int((budget - cost.seconds)*brief.n/cost.disturbed)
+    longer = replace(brief, n=min(whole.n, brief.n + more))
+    if not brief.lipschitz: return longer
+    left = budget - cost_of(longer, classes, speed, right).seconds
+    return replace(longer, lipschitz=min(whole.lipschitz, brief.lipschitz + left/2))
+
 def _said_cut(before, after, kept, budget, cost):
     "What a budget has cut."
     cuts = [f'{after.n:,} of {before.n:,} images are taken'] if after.n < before.n else []
