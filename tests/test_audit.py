@@ -227,7 +227,7 @@ def test_a_budget_takes_fewer_images_and_says_so(digits):
     found = audit.audit(slow, *digits[1:], conditions=conditions.usual(n_attack=60), lipschitz=0, budget=20)
     attacked = pick(found, 'accuracy', kind='attack')
     assert all(r['n'] < 60 for r in attacked)
-    assert found.notes[0].startswith('To be done in') and 'images' in found.notes[0]
+    assert found.notes[0].startswith('To be done in') and 'instead of up to' in found.notes[0]
     assert conditions.parse(found.config['conditions'])
 
 
