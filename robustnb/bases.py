@@ -32,7 +32,8 @@ def basis(
     check_choice(name, 'basis', BASES)
     for side in sides: check_number(side, 'sides', low=1, integer=True)
     Q = torch.ones(1, 1, dtype=torch.float64)
-    for side in sides: Q = torch.kron(Q, dct_matrix(side, torch.float64) if name == 'dct' else torch.eye(side).double())
+    along = (lambda n: dct_matrix(n, torch.float64)) if name == 'dct' else (lambda n: torch.eye(n).double())
+    for side in sides: Q = torch.kron(Q, along(side))
     if name == 'random': Q = _random_rotation(len(Q), seed)
     if torch.linalg.det(Q) < 0: Q[-1] *= -1
     return Q
@@ -76,7 +77,8 @@ def first_layer(
 ) -> nn.Module:
     "The first convolution or linear layer; a ValueError if there is none."
     found = next((m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))), None)
-    require(found is not None, 'model', 'one without a convolution or linear layer', 'one that has a first layer of filters')
+    accepted = 'one that has a first layer of filters'
+    require(found is not None, 'model', 'one without a convolution or linear layer', accepted)
     return found
 
 def in_basis(
@@ -85,8 +87,11 @@ def in_basis(
 ) -> nn.Module:
     "The model whose first layer's weight is held in the basis; it computes the same."
     layer = first_layer(model)
-    d, kernel = len(Q), layer.weight[0].numel() if isinstance(layer, nn.Linear) else layer.weight[0, 0].numel()
-    require(kernel % d == 0, 'Q', f'{d} coordinates', f'a divisor of {kernel}, the numbers in a filter of the first layer')
+    d = len(Q)
+    filters = layer.weight if isinstance(layer, nn.Linear) else layer.weight.flatten(0, 1)
+    numbers = filters[0].numel()
+    accepted = f'a divisor of {numbers}, the numbers in a filter of the first layer'
+    require(numbers % d == 0, 'Q', f'{d} coordinates', accepted)
     parametrize.register_parametrization(layer, 'weight', _Turned(Q.to(layer.weight)))
     return model
 

@@ -228,8 +228,9 @@ def _spent_rest(brief, whole, classes, speed, budget, right):
 def _said_cut(before, after, kept, budget, cost):
     "What a budget has cut."
     cuts = [f'{after.n:,} of {before.n:,} images are taken'] if after.n < before.n else []
-    attacked = [c.n for c in after.wanted if is_ball(c)]
-    if attacked: cuts.append(f'attacks and proofs take {max(attacked):,} images at most')
+    attacked = {c.n for c in after.wanted if is_ball(c)}
+    whole = {_images(c, before.n) for c in kept if is_ball(c)}
+    if attacked != whole: cuts.append(f'attacks and proofs take {max(attacked):,} images at most')
     left_out = [c.label for c in before.wanted if c not in kept]
     if left_out: cuts.append(f'left out are {", ".join(left_out)}')
     if not after.lipschitz < before.lipschitz: return _kept_to(budget, cost, cuts)
@@ -238,5 +239,4 @@ def _said_cut(before, after, kept, budget, cost):
 
 def _kept_to(budget, cost, cuts):
     "The sentence that lists the cuts."
-    return (f'To be done in {in_words(budget)} instead of up to {in_words(cost.seconds)}: {"; ".join(cuts)}. '
-            'Intervals are wider for it.')
+    return f'To be done in {in_words(budget)} instead of up to {in_words(cost.seconds)}: {"; ".join(cuts)}.'

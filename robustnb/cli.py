@@ -398,7 +398,7 @@ def cmd_audit(args) -> int:
     interop.check_readable(args.model, args.arch)
     found = _audit(args, limit)
     if args.dry_run:
-        say(args, found.said(), seconds=found.seconds, disturbed=found.disturbed, attacks=found.attacks, lipschitz=found.lipschitz)
+        say(args, found.said(), seconds=found.seconds, **asdict(found))
         return 0
     page = audit_page.save(found, args.to)
     words = audit_page.sentences(found)

@@ -291,10 +291,10 @@ class Corruption(Condition):
     def label(self) -> str: return f'{self.panel} {self.severity}'
     @property
     def panel(self) -> str: return self.name.replace('_', ' ')
-    def hits(self, model, x, y, seed=0, topk=1, batch_size=512) -> torch.Tensor:
+    def hits(self, model, x, y, seed=0, topk=1, batch_size=512, progress=False) -> torch.Tensor:
         "Which images are classified right once they are corrupted, (n,) bool."
         worse = lambda batch, _: corrupt(batch, self.name, self.severity, seed)
-        return correct(model, x, y, topk, batch_size=batch_size, transform=worse)
+        return correct(model, x, y, topk, batch_size=batch_size, transform=worse, progress=progress)
 
 OURS = Clean, Gaussian, Band, Attack, Proof, Corruption
 

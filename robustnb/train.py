@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
 from . import optim
+from .bases import first_layer
 from .core import Stopwatch, atomic_path, check_choice, check_number, derive_seed, generator
 from .core import keep_freed_memory, name_of, regular_file, require
 from .core import device as pick_device
@@ -535,14 +536,6 @@ def fit(
     return Fit(model.eval(), config, curves, _diverged(curves), watch.seconds(), precision, resumed, eager)
 
 # %% ../nbs/09_train.ipynb #8fa89728
-def _first_layer(model):
-    "The first convolution or linear layer; a ValueError if there is none."
-    kinds = torch.nn.Conv2d, torch.nn.Linear
-    first = next((m for m in model.modules() if isinstance(m, kinds)), None)
-    accepted = 'one that has a first layer of filters'
-    require(first is not None, 'model', 'one without a convolution or linear layer', accepted)
-    return first
-
 @torch.no_grad()
 def filter_bands(
     model: torch.nn.Module,  # a ValueError without a convolution or linear layer
@@ -551,7 +544,7 @@ def filter_bands(
 ) -> list:
     """Share of the first layer's weight energy in each of n bands of DCT frequencies, from low to high; the shares
     sum to 1."""
-    filters = _first_layer(model).weight.detach().double()
+    filters = first_layer(model).weight.detach().double()
     if filters.ndim != 4: filters = filters.view(-1, *shape)
     power = dct2(filters).square().sum((0, 1)).cpu()
     return [float(power[mask].sum()/power.sum()) for mask in band_masks(tuple(power.shape), n)]

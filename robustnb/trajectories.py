@@ -76,7 +76,7 @@ def rows_under(
     accepted = ', '.join(sorted(kinds)) or 'none, as no trajectory is there'
     raise ValueError(f'condition: got {condition.label!r}, accepted: {accepted}')
 
-def _strengths(rows): return [name for name in ('var', 'eps', 'norm', 'attack', 'band', 'corruption', 'severity', 'label') if name in rows]
+def _strengths(rows): return [name for name in 'var eps norm attack band corruption severity label'.split() if name in rows]
 
 def by_epoch(
     tidy: pd.DataFrame,  # from `results.table`

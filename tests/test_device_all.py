@@ -9,8 +9,8 @@ import torch
 import card
 import robustnb
 from robustnb import (
-    attacks, audit, audit_page, bands, budget, certify, conditions, conv_norm, corruptions, data, dct, evaluate, interop, layers, linear,
-    lip_bounds, lip_exact, lip_lower, lipschitz, models, spectrum, train, trajectories)
+    attacks, audit, audit_page, bands, bases, budget, certify, conditions, conv_norm, corruptions, data, dct, evaluate,
+    interop, layers, linear, lip_bounds, lip_exact, lip_lower, lipschitz, models, spectrum, train, trajectories)
 from robustnb.core import seed_all
 
 N = 40  # images
@@ -182,6 +182,10 @@ CASES = {
     'lipschitz.sandwich': (lambda g: table_of(lipschitz.sandwich(g.mlp, g.flat[:5], **STILL)), 'cpu'),
     # models and images
     'models.behaves_as': (lambda g: models.behaves_as(g.model[0], torch.nn.Conv2d), 'cpu'),
+    'bases.first_layer': (lambda g: bases.first_layer(g.model).weight, 'model'),
+    'bases.in_basis': (lambda g: evaluate.logits(bases.in_basis(copy.deepcopy(g.model), bases.basis('dct', 3, 3)), g.x), 'cpu'),
+    'bases.in_pixels': (lambda g: bases.first_layer(bases.in_pixels(bases.in_basis(
+        copy.deepcopy(g.model), bases.basis('random', 3, 3)))).weight.detach(), 'model'),
     'models.save': (lambda g: saved(g), 'cpu'),
     'data.to_float': (lambda g: [data.to_float(g.x), data.to_float((255*g.x).byte())], 'cpu'),
     'data.show_images': (lambda g: len(data.show_images(g.x[:3]).axes), 'cpu'),
