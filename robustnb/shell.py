@@ -14,9 +14,13 @@ from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.pylabtools import select_figure_formats
-from nbformat.v4 import new_output
+from nbformat import validate
+from nbformat.v4 import new_notebook, new_output
 from traitlets import Type
 from traitlets.config import Config
+
+# %% ../nbs/14_shell.ipynb #ae473e18
+validate(new_notebook())
 
 # %% ../nbs/14_shell.ipynb #44ef0d53
 class _Stream(io.TextIOBase):

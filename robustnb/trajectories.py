@@ -138,7 +138,7 @@ def overlap(
 # %% ../nbs/10h_trajectories.ipynb #8829bf64
 def compare_at(
     tidy: pd.DataFrame,       # from `results.table`, one run for each optimizer and seed
-    condition: Condition,     # under which accuracy was measured on the way
+    condition,                # `Condition` under which accuracy was measured on the way; of several the mean
     level: float,             # of the axis
     other: str,               # optimizer
     reference: str = 'sgd',   # the one that it is compared with
@@ -150,5 +150,7 @@ def compare_at(
     twice = runs.index[runs.index.duplicated()].tolist()
     require(not twice, 'tidy', f'several runs of {twice[:3]}', 'one for each optimizer and seed')
     seeds = runs[reference].index.intersection(runs[other].index)
-    def of(name): return np.stack([at_level(tidy, runs[name, seed], condition, level, axis) for seed in seeds])
+    several = condition if isinstance(condition, (list, tuple)) else [condition]
+    def hits_of(run): return np.mean([at_level(tidy, run, c, level, axis) for c in several], axis=0)
+    def of(name): return np.stack([hits_of(runs[name, seed]) for seed in seeds])
     return estimate(of(reference) - of(other))

@@ -29,10 +29,10 @@ MEASURES = ('accuracy', 'same accuracy', 'accuracy at equal loss', 'loss in high
 class Family:
     "Comparisons that are corrected together."
     name: str
-    claim: str      # of the paper, 'C1' to 'C6'
+    claim: str      # of the paper, 'C1' to 'C6', or a question that it leaves open, 'Q3'
     says: str       # the claim in words
     measure: str    # one of MEASURES
-    lines: list     # tables {sweep, conditions, ...}
+    lines: list     # tables {sweep, conditions, called, ...}
     reference: str = 'sgd'  # optimizer
     against: tuple = ()     # optimizers
 
@@ -67,10 +67,25 @@ def _pairs(final, reference, other):
 # %% ../nbs/12a_verdicts.ipynb #0ce4a6e2
 _NONE = stats.Estimate(math.nan, math.nan, math.nan, 0, 0)  # stands for what cannot be compared yet
 
+def _compared_conditions(line):
+    "[(name, conditions)]: each condition of a line by itself, or all together where the line has a name for them."
+    found = parse(line['conditions'])
+    return [(line['called'], found)] if 'called' in line else [(c.label, [c]) for c in found]
+
+def _by_side(a, b, conditions):
+    "{(side, condition): hits (seeds, images)} of the sides 'a' and 'b', paired by seed and image."
+    sides = dict(a=a, b=b).items()
+    return stats.paired({(side, c): select(rows, c) for side, rows in sides for c in conditions})
+
+def _gap(a, b, conditions):
+    "Accuracy of `a` minus that of `b`, the mean over the conditions."
+    of = _by_side(a, b, conditions)
+    return stats.estimate(np.mean([of['a', c] - of['b', c] for c in conditions], axis=0))
+
 def _accuracy(pairs, line, reference, other):
-    "SGD's accuracy minus the other's under each condition."
-    for c in parse(line['conditions']):
-        yield c.label, [stats.compare(select(a, c), select(b, c)) for a, b in pairs], 'above', .005
+    "SGD's accuracy minus the other's under each condition, or the mean over all."
+    for name, conditions in _compared_conditions(line):
+        yield name, [_gap(a, b, conditions) for a, b in pairs], 'above', .005
 
 def _same_accuracy(pairs, line, reference, other):
     "The same, to be within a quarter of the larger error."
@@ -83,11 +98,11 @@ def _at_equal_loss(pairs, line, reference, other):
     "SGD's accuracy minus the other's at the lowest training loss that all their runs have reached, if there is one."
     try: level, _ = overlap(pd.concat([rows for pair in pairs for rows in pair]))
     except ValueError: level = None
-    for c in parse(line['conditions']):
-        if level is None: yield c.label, [_NONE], 'above', .005
+    for name, conditions in _compared_conditions(line):
+        if level is None: yield name, [_NONE], 'above', .005
         else:
-            found = [compare_at(pd.concat(pair), c, level, other, reference) for pair in pairs]
-            yield f'{c.label} at training loss {level:.3g}', found, 'above', .005
+            found = [compare_at(pd.concat(pair), conditions, level, other, reference) for pair in pairs]
+            yield f'{name} at training loss {level:.3g}', found, 'above', .005
 
 def _in_high_bands(pairs, line, reference, other):
     "What the other loses more in these bands than SGD, the mean over them."
@@ -96,9 +111,8 @@ def _in_high_bands(pairs, line, reference, other):
 
 def _extra_loss(a, b, bands):
     "What `b` loses more than `a` under noise in a band, the mean over bands, paired by seed and image."
-    sides = dict(a=a, b=b).items()
-    of = stats.paired({(side, c): select(rows, c) for side, rows in sides for c in [Clean(), *bands]})
-    loss = {side: of[side, Clean()] - np.mean([of[side, band] for band in bands], axis=0) for side, _ in sides}
+    of = _by_side(a, b, [Clean(), *bands])
+    loss = {side: of[side, Clean()] - np.mean([of[side, band] for band in bands], axis=0) for side in 'ab'}
     return stats.estimate(loss['b'] - loss['a'])
 
 _CONSTANTS = {'steepest slope found': ('lipschitz_lower', 'greedy search'),
@@ -145,7 +159,7 @@ def _expected(family, line):
     "What the comparisons of a line will be called, for one that cannot be made yet."
     if family.measure == 'lipschitz': return list(_CONSTANTS)
     if family.measure == 'loss in high bands': return ['loss in high bands']
-    if family.measure != 'accuracy without frequencies': return [c.label for c in parse(line['conditions'])]
+    if family.measure != 'accuracy without frequencies': return [name for name, _ in _compared_conditions(line)]
     return [f'{filter_name}, without {p:g}%' for filter_name, p in product(line['filters'], line['p'])]
 
 def _compared(family, line, other, runs):

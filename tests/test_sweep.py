@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from robustnb.core import read_json
-from robustnb.sweep import Limit, Parameter, TimeUp, cluster, convert, dispatch, read_sweep, run_sweep
+from robustnb.sweep import DRIVERS, Limit, Parameter, TimeUp, cluster, convert, dispatch, read_sweep, run_sweep
 
 SWEEP = 'experiment = "toy.ipynb"\n[[grid]]\nlr = [0.1, 0.2, 0.3]\nseed = [0, 1]\n'
 
@@ -146,6 +146,16 @@ def test_every_mistake_in_a_file_names_its_line(tmp_path, text, said):
 def test_a_file_in_another_encoding(tmp_path):
     (tmp_path/'sweep.toml').write_bytes('# Stärke\nexperiment = "fig01_robustness"'.encode('latin-1'))
     with pytest.raises(ValueError, match='sweep.toml:1: not valid TOML'): read_sweep(tmp_path/'sweep.toml')
+
+
+# --- what a driver carries
+
+def test_a_driver_without_gpus_does_without_torch():
+    "Torch takes seconds and half a GiB, which only the runs need."
+    if any(any(Path('/dev').glob(driver)) for driver in DRIVERS): pytest.skip('this machine has a driver of GPUs')
+    code = "import sys; from robustnb import cli, sweep; print(sweep.gpus(), sweep.seats(2), 'torch' in sys.modules)"
+    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
+    assert out == '[] [{}, {}] False\n'
 
 
 # --- who settles precision, and which GPU a run sees
