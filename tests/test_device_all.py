@@ -304,7 +304,6 @@ ELSEWHERE = dict(
     threat='parts of attacks, which see images on the model\'s device only', oracle='likewise', pgd='likewise', fab='likewise',
     square='likewise', march='likewise', cascade='likewise', sweep='no tensors', cli='no tensors')
 EXCEPT = {
-    'corruptions.predict_accuracy': 'numbers only',
     'attacks.minimal_norm': 'made of fab and apgd, which are in the table; it takes half a minute on the pretended card',
     'audit.audit': 'a test of its own',
     'core.leads_on': 'a module of Python', 'linear.log_steps': 'a number of points', 'lip_bounds.Factor': 'what `factor` makes',
