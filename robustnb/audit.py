@@ -301,9 +301,10 @@ def _pictures(model, x, y, clean, wanted, seed):
     if var := _largest_variance(wanted):
         noise = gaussian_noise(x.shape, slice(0, len(x)), var, seed)[show]
         made[Gaussian(var).label] = (images + noise).clamp(0, 1)
-    if last := last_attack(wanted):
-        some = slice(last.n or None)
-        found = autoattack(model, images[some], y[show][some], last.norm, last.eps, ATTACKS[last.attack], seed)
+    last = last_attack(wanted)
+    attacked = show[show < (last.n or len(x))] if last else show[:0]  # others would cost what no plan has counted
+    if len(attacked):
+        found = autoattack(model, to_float(x[attacked]), y[attacked], last.norm, last.eps, ATTACKS[last.attack], seed)
         made[last.label] = found.x_adv.cpu()
     return {what: (part, logits(model, part).argmax(1)) for what, part in made.items()}
 

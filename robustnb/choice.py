@@ -32,7 +32,7 @@ def _scores(tidy, over):
     by = [name for name in by if name in rows and rows[name].notna().any()]
     groups = rows.groupby(by, dropna=False)
     mean = groups.value.agg(lambda v: v.mean(skipna=False))
-    found = groups.agg(n=('n', 'sum'), runs=('run', list))
+    found = groups.agg(n=('n', 'min'), runs=('run', list))  # several runs score on the same images
     return found.assign(accuracy=mean, stderr=np.sqrt(mean*(1 - mean)/found.n)).reset_index()
 
 # %% ../nbs/03c_choice.ipynb #bc1d141a
@@ -92,7 +92,8 @@ def sentences(
         of_it = found[(found[within] == pd.Series(line)[within]).all(axis=1)] if within else found
         tied = [_described(r) for r in of_it[of_it.tied & ~of_it.chosen][over].to_dict('records')]
         best = _described({k: line[k] for k in over})
-        words = [f'{best}, with {line["accuracy"]:.2%} of {line["n"]:,} held-out images']
+        seeds = f', mean of {len(line["runs"])} seeds' if len(line['runs']) > 1 else ''
+        words = [f'{best}, with {line["accuracy"]:.2%} of {line["n"]:,} held-out images{seeds}']
         words += [f'tied with it: {"; ".join(tied)}'] if tied else []
         words += [f'at the edge of its grid: {line["edge"]}'] if line['edge'] else []
         name = ' '.join(str(line[k]) for k in within if line[k] == line[k])

@@ -323,17 +323,29 @@ def _lines(run, result):
     of_all = dict(run=run, experiment=result['experiment'], **config, **_seconds(result))
     return [{**of_all, **r} for r in result['metrics']]
 
+def _short_names(folders):
+    "{folder: '.../' and its last parts, as many as tell it from the others}."
+    def ending(folder, k): return '/'.join(('...', *Path(folder).parts[-k:]))
+    def short(folder):
+        others = [f for f in folders if f != folder]
+        lengths = range(1, len(Path(folder).parts))
+        return next((ending(folder, k) for k in lengths if ending(folder, k) not in [ending(f, k) for f in others]), folder)
+    return {folder: short(folder) for folder in folders}
+
 def table(
     results,  # result dictionaries, or paths of result files
 ) -> 'pd.DataFrame':
     """Tidy pandas table: one row per metric row, with the run's number, config (dicts as JSON text),
-    conditions and cost as columns."""
+    conditions and cost as columns. A data set that is a folder is named by its last parts, as '.../photos'."""
     import pandas as pd
     lines = []
     for run, result in enumerate(results):
         if not isinstance(result, dict): result = load(result)
         lines += _lines(run, result)
-    return pd.DataFrame(lines)
+    tidy = pd.DataFrame(lines)
+    if 'dataset' not in tidy: return tidy
+    folders = [name for name in tidy.dataset.unique() if isinstance(name, str) and Path(name).is_absolute()]
+    return tidy.assign(dataset=tidy.dataset.replace(_short_names(folders)))
 
 # %% ../nbs/03_results.ipynb #4eb749ab
 def published(

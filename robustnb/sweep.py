@@ -750,7 +750,7 @@ def read_experiment(
 @dataclass(frozen=True)
 class Candidate:
     "What a sweep may choose."
-    run: Run      # scores it on held-out images
+    run: Run      # scores it on held-out images, with one seed
     finals: list  # of `Run`, which follow if it is chosen, or tied with what is
 
 @dataclass(frozen=True)
@@ -839,13 +839,15 @@ class _SweepFile:
         lacks = f'{self.experiment.name} has no parameter weights that is filled with where they go'
         with self.located('keep_weights'): raise ValueError(f'keep_weights: {lacks}')
     def scoring(self):
-        "What the table [choose] says of the runs that score candidates; they take their holdout from it."
-        table = {key: value for key, value in self.spec['choose'].items() if key != 'over'}
+        """What the table [choose] says of the runs that score a candidate, one for each of its seeds; they take their
+        holdout from it."""
+        table = {key: value for key, value in self.spec['choose'].items() if key not in ('over', 'seed')}
         given = self.fixed(table)
+        seeds = self.axis('seed', self.spec['choose']['seed']) if 'seed' in self.spec['choose'] else []
         with self.located('choose'):
             accepted = 'holdout = N, the number of training images to choose by'
             require(given.get('holdout', 0) > 0, 'choose', f'holdout {given.get("holdout", 0)}', accepted)
-        return given
+        return [{**given, 'seed': seed} for seed in seeds] or [given]
     def over(self):
         "Names of the parameters that are chosen."
         known = [name for name in choice.OVER if name in self.experiment.parameters]
@@ -878,8 +880,11 @@ def _candidates(file, run):
     scoring = file.scoring()
     shared = file.axes(file.spec.get('axes', {}))
     axes = [dict(zip(shared, values)) for values in itertools.product(*shared.values())]
-    return [Candidate(run({**point, **scoring}, False), [run({**axis, **point}) for axis in axes])
-            for point in file.points({})]
+    found = []
+    for point in file.points({}):
+        finals = [run({**axis, **point}) for axis in axes]
+        found += [Candidate(run({**point, **given}, False), finals) for given in scoring]
+    return found
 
 def read_sweep(
     path,                  # the TOML file
@@ -1974,7 +1979,7 @@ def least_finals(
     "The final runs of one candidate of each choice, the one with the least work."
     choices = {}
     for c in sweep.candidates:
-        within = digest({k: v for k, v in c.run.config.items() if k not in sweep.over})
+        within = digest({k: v for k, v in c.run.config.items() if k not in (*sweep.over, 'seed')})
         choices.setdefault(within, []).append(c)
     least = [min(found, key=lambda c: _work(c.run.config)) for found in choices.values()]
     return _each_once(run for c in least for run in c.finals)

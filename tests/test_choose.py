@@ -104,3 +104,16 @@ def test_mistakes_are_named_with_their_line(folder, capsys, old, new, words):
     assert main(['sweep', str(folder/'rates.toml'), '--out', str(folder/'runs')]) == 2
     assert f'{words}' in capsys.readouterr().err
     assert not (folder/'runs').exists()
+
+
+def test_a_rate_at_which_some_seeds_do_not_train_is_not_chosen(folder, capsys):
+    "Chosen by three seeds, of which the highest rate is best with the first and nothing with the others."
+    text = (folder/'rates.toml').read_text()
+    choose = 'holdout = 400'
+    assert text.count(choose) == 1 and 'seed' not in text.split('[choose]')[1].split('[')[0]
+    (folder/'rates.toml').write_text(text.replace(choose, f'{choose}\nseed = [0, 1, 2]'))
+    notebook(folder, 'lr if lr < .3 or seed == 0 else 0.')
+    code, said = sweep(folder, capsys)
+    assert (code, said['runs']) == (0, 3*6 + 2*2)
+    assert [t.split(' held-out')[0] for t in said['chosen']] == [f'chosen: {name}: lr 0.2 epochs 5, with 20.00% of 400' for name in ('adam', 'sgd')]
+    assert all('held-out images, mean of 3 seeds' in t for t in said['chosen'])
