@@ -1,0 +1,64 @@
+"The figures to touch, in a browser, against the book's own functions."
+import html, json, shutil, subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from robustnb.linear import Problem, adversarial_risk, simulate, standard_risk
+from robustnb.spectrum import filter_energy, filter_freq
+
+TOUCH = Path(__file__).parents[1]/'nbs/touch'
+BROWSER = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+
+
+def computed(tmp_path, name, expression, given):
+    "What a page's script makes of `given`, as JSON."
+    if not BROWSER: pytest.skip('no Chromium')
+    page = (TOUCH/f'{name}.html').read_text().replace('IMAGE', 'AAAA')
+    ask = f'document.body.append(Object.assign(document.createElement("pre"), {{id: "found", textContent: JSON.stringify({expression})}}))'
+    (tmp_path/'page.html').write_text(f'<!doctype html><meta charset="utf-8"><body>{page}<script>const given = {json.dumps(given)}; {ask};</script>')
+    command = [BROWSER, '--headless', '--no-sandbox', '--disable-gpu', f'--user-data-dir={tmp_path/"profile"}', '--dump-dom', (tmp_path/'page.html').as_uri()]
+    out = subprocess.run(command, capture_output=True, text=True).stdout
+    return json.loads(html.unescape(out.split('<pre id="found">')[1].split('</pre>')[0]))
+
+
+def problems(n):
+    "Random problems; every third has an irrelevant frequency."
+    rng = np.random.default_rng(0)
+    for k in range(n):
+        sigma = rng.uniform(0, .2, 3)*[1, 1, k % 3 > 0]
+        steps = int(10**rng.uniform(1, 4))
+        yield dict(star=[5, 10, 0], sigma=sigma.tolist(), start=rng.uniform(-12, 12, 3).tolist(), rate=10**rng.uniform(-3, 0),
+                   steps=steps, record=[0, steps//3, steps])
+
+
+def test_three_frequencies_are_those_of_the_module(tmp_path):
+    asked = list(problems(30))
+    found = computed(tmp_path, 'three', 'given.map(threeFrequencies.simulate)', asked)
+    for case, told in zip(asked, found):
+        problem = Problem(case['star'], case['sigma'], case['start'])
+        for name in 'gd', 'signgd':
+            ours = simulate(problem, name, case['rate'], case['steps'], record=case['record'])
+            np.testing.assert_allclose(told[name], ours.w, rtol=0, atol=1e-6)
+
+
+def test_their_risks_are_too(tmp_path):
+    asked = [[case['start'], case['star'], case['sigma'], eps] for case in problems(10) for eps in (0, .5, 2**.5)]
+    found = computed(tmp_path, 'three', 'given.map(g => threeFrequencies.risks(...g))', asked)
+    for (w, star, sigma, eps), told in zip(asked, found):
+        problem = Problem(star, sigma, w)
+        np.testing.assert_allclose(told['standard'], standard_risk(w, problem), rtol=1e-9)
+        np.testing.assert_allclose(told['adversarial'], adversarial_risk(w, problem, eps), rtol=1e-9)
+
+
+@pytest.mark.parametrize('side', [5, 28])
+def test_the_filters_are_those_of_the_module(tmp_path, side):
+    x = torch.rand(side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(side))
+    shares = [0, 1, 30, 50, 70.5, 90, 99, 100]
+    expression = 'given.shares.map(p => { const f = twoFilters.filters(given.x, p); return [f.freq, f.energy].map(x => x.map(row => [...row])); })'
+    found = computed(tmp_path, 'filters', expression, dict(x=x.tolist(), shares=shares))
+    for p, (freq, energy) in zip(shares, found):
+        np.testing.assert_allclose(freq, filter_freq(x, p), rtol=0, atol=1e-6)
+        np.testing.assert_allclose(energy, filter_energy(x[None], p)[0], rtol=0, atol=1e-6)
