@@ -4,21 +4,21 @@
 
 # %% auto #0
 __all__ = ['again', 'attacks', 'audit', 'audit_page', 'bands', 'bases', 'budget', 'cascade', 'certify', 'choice', 'conditions',
-           'conv_norm', 'core', 'corruptions', 'data', 'dct', 'dynamics', 'evaluate', 'fab', 'interop', 'layers',
-           'limits', 'linear', 'lip_bounds', 'lip_exact', 'lip_lower', 'lipschitz', 'march', 'margins', 'models',
-           'optim', 'oracle', 'paper', 'pgd', 'plots', 'replay', 'report', 'results', 'shell', 'spectrum', 'square',
-           'stats', 'sweep', 'threat', 'train', 'train_many', 'trajectories', 'verdicts', 'warm']
+           'conv_norm', 'core', 'corruptions', 'data', 'dct', 'dynamics', 'evaluate', 'fab', 'interop', 'kernels',
+           'layers', 'limits', 'linear', 'lip_bounds', 'lip_exact', 'lip_lower', 'lipschitz', 'march', 'margins',
+           'models', 'optim', 'oracle', 'paper', 'pgd', 'plots', 'replay', 'report', 'results', 'shell', 'spectrum',
+           'square', 'stats', 'sweep', 'threat', 'train', 'train_many', 'trajectories', 'verdicts', 'warm']
 
 # %% ../nbs/16_all.ipynb #f8fca1b9
 from . import (
     again, attacks, audit, audit_page, bands, bases, budget, cascade, certify, choice, conditions, conv_norm,
-    core, corruptions, data, dct, dynamics, evaluate, fab, interop, layers, limits, linear, lip_bounds,
-    lip_exact, lip_lower, lipschitz, march, margins, models, optim, oracle, paper, pgd, plots, replay, report,
-    results, shell, spectrum, square, stats, sweep, threat, train, train_many, trajectories, verdicts, warm)
+    core, corruptions, data, dct, dynamics, evaluate, fab, interop, kernels, layers, limits, linear,
+    lip_bounds, lip_exact, lip_lower, lipschitz, march, margins, models, optim, oracle, paper, pgd, plots, replay,
+    report, results, shell, spectrum, square, stats, sweep, threat, train, train_many, trajectories, verdicts, warm)
 
 _all_ = [
     'again', 'attacks', 'audit', 'audit_page', 'bands', 'bases', 'budget', 'cascade', 'certify', 'choice',
     'conditions', 'conv_norm', 'core', 'corruptions', 'data', 'dct', 'dynamics', 'evaluate', 'fab', 'interop',
-    'layers', 'limits', 'linear', 'lip_bounds', 'lip_exact', 'lip_lower', 'lipschitz', 'march', 'margins',
-    'models', 'optim', 'oracle', 'paper', 'pgd', 'plots', 'replay', 'report', 'results', 'shell', 'spectrum',
+    'kernels', 'layers', 'limits', 'linear', 'lip_bounds', 'lip_exact', 'lip_lower', 'lipschitz', 'march',
+    'margins', 'models', 'optim', 'oracle', 'paper', 'pgd', 'plots', 'replay', 'report', 'results', 'shell', 'spectrum',
     'square', 'stats', 'sweep', 'threat', 'train', 'train_many', 'trajectories', 'verdicts', 'warm']

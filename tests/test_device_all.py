@@ -10,7 +10,7 @@ import card
 import robustnb
 from robustnb import (
     attacks, audit, audit_page, bands, bases, budget, certify, conditions, conv_norm, corruptions, data, dct, evaluate,
-    interop, layers, linear, lip_bounds, lip_exact, lip_lower, lipschitz, models, spectrum, train, trajectories)
+    interop, kernels, layers, linear, lip_bounds, lip_exact, lip_lower, lipschitz, models, spectrum, train, trajectories)
 from robustnb.core import seed_all
 
 N = 40  # images
@@ -186,6 +186,11 @@ CASES = {
     'bases.in_basis': (lambda g: evaluate.logits(bases.in_basis(copy.deepcopy(g.model), bases.basis('dct', 3, 3)), g.x), 'cpu'),
     'bases.in_pixels': (lambda g: bases.first_layer(bases.in_pixels(bases.in_basis(
         copy.deepcopy(g.model), bases.basis('random', 3, 3)))).weight.detach(), 'model'),
+    'kernels.tangent_kernel': (lambda g: kernels.tangent_kernel(g.model, g.x[:5], parameter_numbers(g.model), batch_size=3), 'cpu'),
+    'kernels.adam_weights': (lambda g: after_adam(g), 'cpu'),
+    **{f'kernels.by_band {part}': (lambda g, part=part: kernels.by_band(g.model, g.x[:5], 3, parameter_numbers(g.model), part, 3), 'cpu')
+       for part in kernels.PARTS},
+    'kernels.step_by_band': (lambda g: kernels.step_by_band(g.model, g.x[:5], parameter_numbers(g.model), 3), 'cpu'),
     'models.save': (lambda g: saved(g), 'cpu'),
     'data.to_float': (lambda g: [data.to_float(g.x), data.to_float((255*g.x).byte())], 'cpu'),
     'data.show_images': (lambda g: len(data.show_images(g.x[:3]).axes), 'cpu'),
@@ -230,6 +235,18 @@ def saved(g):
     with tempfile.TemporaryDirectory() as folder:
         models.save(net, f'{folder}/a.safetensors')
         return list(models.load(f'{folder}/a.safetensors').state_dict().values())
+
+
+def parameter_numbers(model): return torch.linspace(.1, 1, sum(p.numel() for p in model.parameters()))
+
+
+def after_adam(g):
+    "Adam's weights after a step."
+    net, where = copy.deepcopy(g.model), evaluate.takes(g.model)
+    opt = torch.optim.Adam(net.parameters())
+    with torch.enable_grad(): net(g.x[:9].to(*where)).square().mean().backward()
+    opt.step()
+    return kernels.adam_weights(net, opt).log()
 
 
 # Comparing
