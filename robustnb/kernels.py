@@ -261,7 +261,7 @@ def step_by_band(
     step: torch.Tensor,   # (p,), not 0, in the order of the model's parameters that require a gradient
     n_bands: int = 4,     # as in `spectrum.band_masks`
     part: str = 'kept',   # as in `by_band`
-    batch_size: int = 256, # images at once
+    batch_size: int = 512, # images at once
 ) -> BandChange:
     """Mean square change of an output's part in each band by a small step of the weights, over the squared length of
     the step: `change` is (n_bands,), on the CPU. A ValueError for a step that does not fit, or is 0."""

@@ -6,7 +6,9 @@ import robustnb
 from conftest import ROOT
 from robustnb.threat import BATCH
 
-OTHERS = {'train.Config': 'of a step of training, which changes the result'}
+OTHERS = {
+    'train.Config': 'of a step of training, which changes the result',
+    'kernels.tangent_kernel': 'of Jacobians, which hold all parameters for each logit', 'kernels.by_band': 'likewise'}
 
 
 def public():
