@@ -7,7 +7,8 @@ __all__ = ['WHY', 'READY', 'with_bounds', 'hits_of', 'loss_row', 'relabelling', 
            'Audit', 'shuffled', 'pick', 'clean_row', 'panels', 'audit']
 
 # %% ../nbs/13c_audit.ipynb #024a6487
-import copy, itertools, json, math
+import copy, itertools, json, math, threading
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +16,7 @@ import pandas as pd
 import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import binom
+from tqdm import tqdm
 
 from . import results, stats
 from .attacks import autoattack
@@ -266,6 +268,21 @@ def _doubts(rows):
         said += [f'Under {condition_of(r).label}: {r["doubt"]}.' for r in doubted[-1:]]
     return said
 
+# %% ../nbs/13c_audit.ipynb #45e46e48
+@contextmanager
+def _by_the_clock(what, seconds, progress):
+    "A bar of seconds while the block runs; it waits at its end for a block that takes longer."
+    over = threading.Event()
+    def tick():
+        while not over.wait(1): bar.update(bar.n < bar.total)
+    with tqdm(total=math.ceil(seconds), desc=what, unit='s', disable=not progress, leave=False) as bar:
+        clock = threading.Thread(target=tick, daemon=True)
+        clock.start()
+        try: yield
+        finally:
+            over.set()
+            clock.join()
+
 # %% ../nbs/13c_audit.ipynb #0610d953
 def _lipschitz(model, x, clean, z, seed, seconds, batch):
     "Rows of the l2 Lipschitz constant of the logits `z` and of proved radii, and notes."
@@ -380,7 +397,8 @@ def audit(
         constants, unbounded = [], []
         if lipschitz:
             few = to_float(x[:64], device)
-            constants, unbounded = _lipschitz(model, few, clean, z, seed, lipschitz, batch_size)
+            with _by_the_clock('bounds', 2*lipschitz, progress):
+                constants, unbounded = _lipschitz(model, few, clean, z, seed, lipschitz, batch_size)
     guessed = [] if mapped else guessed_outputs(classes, n_outputs)
     suspected = suspicions(z.argmax(1), y, n_outputs, classes)
     said = [*plan.notes, *guessed, *notes, *_unanswered(z), *suspected, *unproved, *_doubts(rows), *unbounded]
