@@ -328,8 +328,9 @@ def _short_names(folders):
     def ending(folder, k): return '/'.join(('...', *Path(folder).parts[-k:]))
     def short(folder):
         others = [f for f in folders if f != folder]
+        is_its_own = lambda k: ending(folder, k) not in [ending(f, k) for f in others]
         lengths = range(1, len(Path(folder).parts))
-        return next((ending(folder, k) for k in lengths if ending(folder, k) not in [ending(f, k) for f in others]), folder)
+        return next((ending(folder, k) for k in lengths if is_its_own(k)), folder)
     return {folder: short(folder) for folder in folders}
 
 def table(
