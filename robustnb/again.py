@@ -43,7 +43,8 @@ def originals(
         _check_identity(path, result)
         original = Original(path.resolve(), result)
         found[original.id] = original
-    if not found: raise ValueError(f'{", ".join(map(str, folders))}: no result of a run that could be measured')
+    if not found:
+        raise ValueError(f'{", ".join(map(str, folders))}: no result of a run that could be measured')
     return list(found.values())
 
 def _check_identity(path, result):
@@ -75,7 +76,8 @@ def check_own(
         accepted = f'one that you name, too: --own {name}, in Python own=[{name!r}]'
         require(name in own, original.path, f'{name}, and code that only a result names is not run', accepted)
     for key, before in original.result.get('outside', {}).items():
-        if key in needed(original) or _is_data(key, original): _check_unchanged(key, before, original)
+        if key in needed(original) or _is_data(key, original):
+            _check_unchanged(key, before, original)
 
 def _is_data(key, original):
     "Whether a digest is one of data, under the name of its parameter."
@@ -143,8 +145,8 @@ def measure_again(
     own: list = (),    # names `module:Name` of code of one's own that may be run
     **options,         # workers, engine, timeout, memory, progress, each; see `sweep.run_sweep`
 ) -> tuple:
-    """Measure the models of the runs under the conditions: (the sweep, statuses of its runs, statuses of those trained
-    again)."""
+    """Measure the models of the runs under the conditions: (the sweep, statuses of its runs,
+    statuses of those trained again)."""
     runs, trained = originals(folders), []
     for original in runs: check_own(original, own)
     for missing in weights_sweeps(runs, own):

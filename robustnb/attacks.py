@@ -43,9 +43,9 @@ def autoattack(
     known: Evaluation | None = None,  # of the same images at a smaller radius: what it fooled stays fooled
     workers: int = 1,           # processes that share the images
 ) -> Evaluation:
-    """Robust accuracy under AutoAttack (Croce and Hein 2020); the standard parameters as published, only the scheduling
-    differs. A ValueError for models and images that an attack would misread, and for layers without proofs where
-    `certify` asks for them, see `certify.plain_layers`."""
+    """Robust accuracy under AutoAttack (Croce and Hein 2020); the standard parameters as published,
+    only the scheduling differs. A ValueError for models and images that an attack would misread,
+    and for layers without proofs where `certify` asks for them, see `certify.plain_layers`."""
     check_choice(norm, 'norm', NORMS)
     check_number(eps, 'eps', above=0)
     check_choice(version, 'version', ATTACKS)
@@ -56,7 +56,8 @@ def autoattack(
     images_at = x.device
     x, y = plain_tensor(x).cpu(), plain_tensor(y).cpu()
     if certify: plain_layers(model)
-    if version == 'standard': require(x.ndim == 4, 'x', f'shape {tuple(x.shape)}', 'images (n, c, h, w)')
+    if version == 'standard':
+        require(x.ndim == 4, 'x', f'shape {tuple(x.shape)}', 'images (n, c, h, w)')
     settings = dict(norm=norm, eps=eps, version=version, seed=seed, certify=certify)
     ev = begin(x=x, classes=net.classes, **settings)
     if known is not None: adopt(ev, known, net, x, y)

@@ -361,8 +361,9 @@ def audit(
     dry_run: bool = False,   # measure nothing, return the `Cost`
     say=lambda text: None,   # told what it will cost, before it starts
 ) -> 'Audit | Cost':
-    """Measure one model's accuracy and robustness; the model comes back as it was given. A ValueError names
-    what cannot be judged: softmax outputs, random models, labels that it has no output for."""
+    """Measure one model's accuracy and robustness; the model comes back as it was given. A
+    ValueError names what cannot be judged: softmax outputs, random models, labels that it has no
+    output for."""
     device = pick_device(device)
     if budget is not None: check_number(budget, 'budget', above=0)
     _check_images(images, labels)
@@ -387,7 +388,8 @@ def audit(
         z = logits(model, x[:affordable_images(plan, speed, left)], batch_size, progress=progress)
         plan, _ = _planned(plan, n_outputs, speed, left, is_right(z, y[:len(z)]), say)
         x, y, wanted, lipschitz = x[:plan.n], y[:plan.n], plan.wanted, plan.lipschitz
-        if plan.n > len(z): z = torch.cat([z, logits(model, x[len(z):], batch_size, progress=progress)])
+        if plan.n > len(z):
+            z = torch.cat([z, logits(model, x[len(z):], batch_size, progress=progress)])
         z = z[:plan.n]
         config.update(n_images=plan.n, lipschitz=lipschitz)
         if plan.notes: config['conditions'] = tables(wanted)

@@ -26,7 +26,8 @@ from .report import table_html, table_markdown, template, write_files
 from .stats import over_images
 
 # %% ../nbs/13d_audit_page.ipynb #e6730480
-def _interval(row): return f'95% interval {100*row["lower"]:.1f} to {100*row["upper"]:.1f}, {row["n"]:,} images'
+def _interval(row):
+    return f'95% interval {100*row["lower"]:.1f} to {100*row["upper"]:.1f}, {row["n"]:,} images'
 
 def _range(row):
     "An accuracy with its interval."
@@ -75,7 +76,8 @@ def _said_band(losses):
              f'{worst["n_bands"]} bands)')
     there = f'in band {worst["band"]}, {_where(worst)} frequencies,'
     if len(losses) == 1: return f'{noise} {there} {_effect(worst)}.'
-    if worst['value'] == best['value']: return f'{noise} does the same in all {len(losses)} bands: it {_effect(worst)}.'
+    if worst['value'] == best['value']:
+        return f'{noise} does the same in all {len(losses)} bands: it {_effect(worst)}.'
     sure = 'The intervals overlap: which band is worst is not settled.'
     if worst['lower'] > best['upper']:
         sure = f'The intervals of these two (picked from {len(losses)} bands) do not overlap.'
@@ -112,7 +114,8 @@ def _said_attack(rows, attacked, proofs):
     "The sentences on one attack in one norm."
     least, most = _ends(attacked)
     norm, clean = least['norm'], hits_of(clean_row(rows), least['n']).mean()
-    if not clean: return f'None of {least["n"]:,} images is right unattacked, so there is nothing to attack.'
+    if not clean:
+        return f'None of {least["n"]:,} images is right unattacked, so there is nothing to attack.'
     further = f'; with {fraction(most["eps"], norm)}, {_range(most)}' if most is not least else ''
     text = (f'Of {least["n"]:,} images {clean:.1%} are right unattacked. '
             f'With {UNITS[norm]} {fraction(least["eps"], norm)} (pixels in [0, 1]), '
@@ -163,8 +166,10 @@ def _said_corruptions(rows):
 def _unlike_published(lines, names):
     "Why the mean is not the published one."
     said = ''
-    if len(lines) < len(NAMES)*len(SEVERITIES): said += ' Published means are over fifteen corruptions at five severities.'
-    if 'frost' in names: said += ' Frost is a made texture, no photograph: compare it with no published number.'
+    if len(lines) < len(NAMES)*len(SEVERITIES):
+        said += ' Published means are over fifteen corruptions at five severities.'
+    if 'frost' in names:
+        said += ' Frost is a made texture, no photograph: compare it with no published number.'
     return said
 
 # %% ../nbs/13d_audit_page.ipynb #247032f8
@@ -377,8 +382,9 @@ def _known_accuracies(channels):
 def beside(
     found: Audit,  # from `audit.audit`
 ) -> pd.DataFrame:
-    """Accuracies (%) of the model and, below it, of this book's networks (means over seeds) for images of as many
-    channels, as a table for people; empty where they share no condition but the clean images."""
+    """Accuracies (%) of the model and, below it, of this book's networks (means over seeds) for
+    images of as many channels, as a table for people; empty where they share no condition but the
+    clean images."""
     mine = {condition_of(r).label: 100*r['value'] for r in pick(found.rows, 'accuracy') if r['kind'] != 'band'}
     others = _known_accuracies(found.config['shape'][0])
     shared = [label for label in mine if label in others]
@@ -447,8 +453,8 @@ def save(
     found: Audit,  # from `audit.audit`
     folder,        # where they shall appear; a ValueError if such files lie there that are not an audit's
 ) -> Path:
-    """Write the page as audit.html, the same in Markdown without figures as audit.md, and the rows as a result file,
-    audit.json; returns the page's path."""
+    """Write the page as audit.html, the same in Markdown without figures as audit.md, and the rows
+    as a result file, audit.json; returns the page's path."""
     contents = audit_page(found), _in_markdown(found), json_text(_result(found))
     write_files(folder, {name: content.encode() for name, content in zip(FILES, contents)}, 'audit')
     return Path(folder)/FILES[0]

@@ -92,9 +92,9 @@ def sensitivity_map(
     batch_size: int = 512,  # images per pass
     progress: bool = False,  # show a bar over frequencies
 ) -> torch.Tensor:
-    """Loss of accuracy (a fraction) to each single DCT frequency, (ceil(H/step), ceil(W/step)) float64: a Fourier
-    heat map (Yin et al. 2019) in the DCT. The frequency is added to every image with l2 norm `eps` and a random sign
-    per image and channel, not clamped."""
+    """Loss of accuracy (a fraction) to each single DCT frequency, (ceil(H/step), ceil(W/step))
+    float64: a Fourier heat map (Yin et al. 2019) in the DCT. The frequency is added to every image
+    with l2 norm `eps` and a random sign per image and channel, not clamped."""
     check_number(eps, 'eps', low=0)
     check_number(step, 'step', low=1, integer=True)
     device = takes(model)[0]
@@ -176,8 +176,8 @@ def removed_in_training(
     progress: bool = False,  # show a bar over trainings
     **kw,                    # `topk` and `batch_size`, passed on to `correct`
 ) -> Removal:
-    """How much is lost on unchanged test images when training images lack a band: is it needed to learn the task
-    (paper, Figures 2 and 3)?"""
+    """How much is lost on unchanged test images when training images lack a band: is it needed to
+    learn the task (paper, Figures 2 and 3)?"""
     masks = band_masks(data.shape[1:]) if masks is None else masks
     sets = [data, *(without_band(data, mask) for mask in masks)]
     judged = lambda some, seed: correct(fit(some, seed), data.x_test, data.y_test, **kw)

@@ -27,8 +27,8 @@ def basis(
     *sides: int,   # sides of what is written in it: (height, width) of an image or of a kernel
     seed: int = 0, # of a random rotation
 ) -> torch.Tensor:
-    """Orthogonal (d,d), float64, d the product of the sides; row i is the direction of coordinate i, and the determinant
-    is 1: one coordinate of the DCT may have the other sign."""
+    """Orthogonal (d,d), float64, d the product of the sides; row i is the direction of coordinate
+    i, and the determinant is 1: one coordinate of the DCT may have the other sign."""
     check_choice(name, 'basis', BASES)
     for side in sides: check_number(side, 'sides', low=1, integer=True)
     Q = torch.ones(1, 1, dtype=torch.float64)

@@ -157,7 +157,8 @@ def cost_of(
         if isinstance(c, Attack): attacks += attack_seconds(c, attacked(c), classes, speed)
         elif isinstance(c, Proof): attacks += attacked(c)*speed.proof
         else: noise += _images(c, plan.n)*_draw_seconds(c, speed)
-    if last := last_attack(plan.wanted): attacks += attack_seconds(last, min(PICTURES, attacked(last)), classes, speed)
+    if last := last_attack(plan.wanted):
+        attacks += attack_seconds(last, min(PICTURES, attacked(last)), classes, speed)
     bound = max(plan.lipschitz, LOOKS*speed.forward) if plan.lipschitz else 0.
     return Cost(noise, attacks, 2*bound)
 
@@ -169,7 +170,8 @@ def _fewer(wanted, n, share):
 def _affordable(wanted, n, fits):
     "The conditions, without the last attacks and proofs if not even one image of each fits."
     kept = list(wanted)
-    while not fits(_fewer(kept, n, 0)) and any(map(is_ball, kept)): kept.remove([c for c in kept if is_ball(c)][-1])
+    while not fits(_fewer(kept, n, 0)) and any(map(is_ball, kept)):
+        kept.remove([c for c in kept if is_ball(c)][-1])
     return kept
 
 def _largest_share(fits):

@@ -98,7 +98,8 @@ class Evaluation(_Verdicts):
         "What was run: AutoAttack's name only for AutoAttack."
         quick = self.version == 'quick'
         label = 'quick (APGD-CE + APGD-T, not AutoAttack)' if quick else 'AutoAttack'
-        if self.classes <= 3: return f'{label}, not standard: logit difference instead of DLR, {self.classes} classes'
+        if self.classes <= 3:
+            return f'{label}, not standard: logit difference instead of DLR, {self.classes} classes'
         return label if quick else f'{label} standard'
     @property
     def survivors(self) -> dict:
@@ -112,8 +113,8 @@ class Evaluation(_Verdicts):
         return int((self.by > before).sum()), self.left(before) - int(self.certified.sum())
     @property
     def doubts(self) -> tuple:
-        """Sentences: why the robust accuracy may be too high. Cross-entropy that saturates is none, since the targeted
-        losses do not; nor is a share of Square below 1% of the images."""
+        """Sentences: why the robust accuracy may be too high. Cross-entropy that saturates is none,
+        since the targeted losses do not; nor is a share of Square below 1% of the images."""
         found = masked({loss: seen for loss, seen in self.vanished.items() if loss != 'ce'})
         hits, given = self.by_square
         if hits <= .01*len(self.by): return found
@@ -159,8 +160,8 @@ def adopt(
     x,                  # the images (n, ...)
     y,                  # their labels (n,)
 ):
-    """Take over what is fooled at a smaller radius, if this model is fooled by it; a ValueError if `known` is of another
-    norm, version or other images, or of a larger radius."""
+    """Take over what is fooled at a smaller radius, if this model is fooled by it; a ValueError if
+    `known` is of another norm, version or other images, or of a larger radius."""
     same = known.norm == ev.norm and known.version == ev.version
     fits = same and known.eps <= ev.eps and known.x_adv.shape == x.shape
     if not fits or (distance(known.x_adv, x.float(), ev.norm) > known.eps + 1e-5).any():
@@ -296,7 +297,8 @@ class Bar:
     def open(self, total):
         if self.queue: self.queue.put(('open', total))
         elif self.bar: self.bar.total += total
-        else: self.bar = tqdm(total=total, disable=not self.show, unit=' passes', unit_scale=True, leave=False)
+        else:
+            self.bar = tqdm(total=total, disable=not self.show, unit=' passes', unit_scale=True, leave=False)
     def say(self, text):
         if self.queue: self.queue.put(('say', text))
         else: self.bar.set_description(text)
@@ -340,7 +342,8 @@ def run_stage(
     "What the stage finds."
     at = net, x, y, keys, stage.run, ev.norm, ev.eps
     if stage.attack == 'fab-t': return fab_run(*at)
-    if stage.attack == 'square': return square_run(*at, QUERIES, ev.seed, best if stage.run else None)
+    if stage.attack == 'square':
+        return square_run(*at, QUERIES, ev.seed, best if stage.run else None)
     targeted = 'dlr-targeted' if ev.classes > 3 else 'gap-targeted'
     return apgd_run(*at, 'ce' if stage.attack == 'apgd-ce' else targeted, seed=ev.seed)
 
@@ -412,8 +415,10 @@ class Cascade:
         for number, stage in enumerate(self.plan, 1):
             self.bar.say(f'{stage.attack} {stage.run + 1}/{runs[stage.attack]}')
             if self.ev.certify and number > 1:
-                for rows in batches(self.waiting() & (self.ev.proof < 0), self.batch_size): self.prove(rows)
-            for rows in batches(self.waiting() & (self.ev.done < number), self.batch_size): self.attack(number, rows)
+                for rows in batches(self.waiting() & (self.ev.proof < 0), self.batch_size):
+                    self.prove(rows)
+            for rows in batches(self.waiting() & (self.ev.done < number), self.batch_size):
+                self.attack(number, rows)
         self.state.save(self.ev, self.best, now=True)
         self.bar.close()
         return self.ev

@@ -62,13 +62,15 @@ def _windows(maps, rows, at, size):
     return maps.take(corner[:, None, None, None] + inside.to(maps.device))
 
 # %% ../nbs/10e_certify.ipynb #c7832475
-def _bias(layer): return layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
+def _bias(layer):
+    return layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
 
 def _conv_back(layer, A, at, shape):
     "Functions of a convolution's output as functions of its input, and where their windows lie."
     if at is None: return image_gradient(A, layer.weight, shape, layer.stride, layer.padding), None
     at = at*at.new_tensor(layer.stride) - at.new_tensor(layer.padding)
-    if A.shape[2:] == (1, 1): return (A.flatten(1)@layer.weight.flatten(1)).view(-1, *layer.weight.shape[1:]), at
+    if A.shape[2:] == (1, 1):
+        return (A.flatten(1)@layer.weight.flatten(1)).view(-1, *layer.weight.shape[1:]), at
     grown = [(n - 1)*s + k for n, s, k in zip(A.shape[2:], layer.stride, layer.kernel_size)]
     return image_gradient(A, layer.weight, (layer.in_channels, *grown), layer.stride, (0, 0)), at
 
@@ -148,16 +150,16 @@ def _check_provable(layer):
 def plain_layers(
     model: nn.Module,  # nn.Sequential, nested or not
 ) -> list:
-    """The model's layers in order, without those that do nothing in eval mode; a ValueError names a layer that cannot
-    be bounded."""
+    """The model's layers in order, without those that do nothing in eval mode; a ValueError names a
+    layer that cannot be bounded."""
     layers = [layer for _, layer in named_layers(model) if role_of(layer) != 'idle']
     for layer in layers: _check_provable(layer)
     return layers
 
 # %% ../nbs/10e_certify.ipynb #f217bba4
 def _single(unit, shape, like):
-    """Functions that read one unit each of a layer of that shape, as windows of one pixel where it has pixels:
-    (A, at)."""
+    """Functions that read one unit each of a layer of that shape, as windows of one pixel where it
+    has pixels: (A, at)."""
     if len(shape) == 1: return F.one_hot(unit, shape[0]).to(like), None
     pixels = shape[1:].numel()
     width = shape[2]
@@ -167,9 +169,9 @@ def _single(unit, shape, like):
 
 # %% ../nbs/10e_certify.ipynb #a887d35b
 class Crown:
-    """Bounds of a network's units over the balls of radius `eps` around `x`, cut to [0,1]; `.out` bounds the logits:
-    (low, high), (n, classes) each. Intervals, sharpened in front of ReLUs by linear bounds (CROWN, Zhang et al.
-    2018)."""
+    """Bounds of a network's units over the balls of radius `eps` around `x`, cut to [0,1]; `.out`
+    bounds the logits: (low, high), (n, classes) each. Intervals, sharpened in front of ReLUs by
+    linear bounds (CROWN, Zhang et al. 2018)."""
     def __init__(self,
         model,  # nn.Sequential of layers that can be bounded, in eval mode, see `plain_layers`
         x,      # images (n, ...), float in [0,1]
@@ -277,9 +279,9 @@ def certify(
     eps: float = 8/255,       # radius of the ball, in units of the pixels
     batch_size: int = BATCH,  # images in one batch
 ) -> torch.Tensor:
-    """Which images are classified correctly and provably stay so in the ball, as (n,) bool on the CPU: a lower bound of
-    robust accuracy, whatever the attack. A ValueError for a model or images that it cannot judge, see `check_model`,
-    `check_images`, `plain_layers`."""
+    """Which images are classified correctly and provably stay so in the ball, as (n,) bool on the
+    CPU: a lower bound of robust accuracy, whatever the attack. A ValueError for a model or images
+    that it cannot judge, see `check_model`, `check_images`, `plain_layers`."""
     check_choice(norm, 'norm', NORMS)
     check_number(eps, 'eps', above=0)
     check_number(batch_size, 'batch_size', low=1, integer=True)

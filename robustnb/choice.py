@@ -64,9 +64,10 @@ def choices(
     tidy: pd.DataFrame,  # from `results.table`, with the runs that were scored on held-out images
     over: tuple = OVER,  # parameters that are chosen together
 ) -> pd.DataFrame:
-    """A row for each candidate: what was given, n (held-out images), runs (their numbers), accuracy on them (mean over
-    its runs), stderr, chosen, tied (within one standard error of the best, as the chosen is itself), and edge. A
-    ValueError names candidates that have all diverged, and says where nothing was held out."""
+    """A row for each candidate: what was given, n (held-out images), runs (their numbers), accuracy
+    on them (mean over its runs), stderr, chosen, tied (within one standard error of the best, as
+    the chosen is itself), and edge. A ValueError names candidates that have all diverged, and says
+    where nothing was held out."""
     found = _scores(tidy, over)
     over = [name for name in over if name in found]
     within = [name for name in _given(found) if name not in over]
@@ -105,8 +106,9 @@ def finals(
     tidy: pd.DataFrame,  # from `results.table`, with the runs of both kinds
     over: tuple = OVER,  # parameters that were chosen together
 ) -> pd.DataFrame:
-    """The rows of the final runs of each tied candidate, with the columns chosen (bool) and choice, what was chosen in
-    words. Parameters in `over` that differ among the chosen, but for lr, are in that text only."""
+    """The rows of the final runs of each tied candidate, with the columns chosen (bool) and choice,
+    what was chosen in words. Parameters in `over` that differ among the chosen, but for lr, are in
+    that text only."""
     found = choices(tidy, over)
     rows = tidy[~is_held_out(tidy)].merge(found.loc[found.tied, [*_given(found), 'chosen']], on=_given(found))
     over = [name for name in over if name in rows]

@@ -282,7 +282,8 @@ def show_failure(
     from robustnb.report import last_error
     text = f'failed: {last_error(status["error"])}\n        {place/"notebook.ipynb"}'
     kept = place/status['kept'] if 'kept' in status else None
-    if kept: text += f'\n        what it had saved before that is kept in {kept}, and does not count'
+    if kept:
+        text += f'\n        what it had saved before that is kept in {kept}, and does not count'
     say(args, text, id=status['id'], state='failed', error=status['error'],
         notebook=place/'notebook.ipynb', kept=kept)
     return 1

@@ -31,8 +31,8 @@ KINDS = {}  # class of each kind
 
 @dataclass(frozen=True)
 class Condition:
-    """What an accuracy is measured under. A subclass is a frozen dataclass with a `kind`, fields and `hits`; the rest
-    follows, and may be replaced."""
+    """What an accuracy is measured under. A subclass is a frozen dataclass with a `kind`, fields
+    and `hits`; the rest follows, and may be replaced."""
     n: int = field(default=0, kw_only=True)  # images at most, from the first on; 0: all
     kind = ''
     columns = {}  # {field: what rows call it}, where they call it otherwise
@@ -72,8 +72,8 @@ class Condition:
         "Conditions for which this is equal are judged at once, by `judge`."
         return self
     def hits(self, model, x, y) -> torch.Tensor:
-        """Which images are classified right, as (n,) or (draws, n) bool; it may also take `seed`, `topk`, `batch_size`
-        and `progress`."""
+        """Which images are classified right, as (n,) or (draws, n) bool; it may also take `seed`,
+        `topk`, `batch_size` and `progress`."""
         raise NotImplementedError(f'{type(self).__name__} does not say how it judges images')
 
 def _named(cls): return f'{cls.__module__}:{cls.__qualname__}'
@@ -125,8 +125,8 @@ class Gaussian(_Noise):
 # %% ../nbs/10g_conditions.ipynb #8a0a1ee2
 @dataclass(frozen=True)
 class Band(_Noise):
-    """White Gaussian noise of variance `var`, then confined to one of `n_bands` bands of frequencies, not clipped
-    (paper, Figure 4)."""
+    """White Gaussian noise of variance `var`, then confined to one of `n_bands` bands of
+    frequencies, not clipped (paper, Figure 4)."""
     band: int          # from 1, the lowest
     n_bands: int = 10  # as in `spectrum.band_masks`
     kind = 'band'
@@ -311,8 +311,8 @@ def measure(
     split: str = 'test',    # where the images come from, for the rows
     diverged: bool = False, # the model's training diverged: rows are nan, and keep no hits
 ) -> list:
-    """Metric rows of the accuracy under each condition, as `results.save` takes them; each says its `kind`, keeps its
-    `hits`, and may be in `doubt`."""
+    """Metric rows of the accuracy under each condition, as `results.save` takes them; each says its
+    `kind`, keeps its `hits`, and may be in `doubt`."""
     conditions = with_clean(parse(conditions))
     if diverged: return [_no_row(c, len(x), split) for c in conditions]
     how, judged = dict(seed=seed, topk=topk, batch_size=batch_size, progress=progress), {}
@@ -364,8 +364,8 @@ def _accepted(function, how):
 def row_fields(
     condition: Condition,
 ) -> dict:
-    """What its rows store: its fields, and for a kind that is not of this book also label and strength, so that readers
-    need not have its class."""
+    """What its rows store: its fields, and for a kind that is not of this book also label and
+    strength, so that readers need not have its class."""
     if type(condition) in OURS: return condition.fields
     told = dict(kind=condition.kind, label=condition.label, strength=condition.strength)
     return {**condition.fields, **told}
@@ -407,7 +407,8 @@ def parse(
                                        'with a kind and hits')
     return found
 
-def _judges(c): return isinstance(getattr(c, 'kind', None), str) and callable(getattr(c, 'hits', None))
+def _judges(c):
+    return isinstance(getattr(c, 'kind', None), str) and callable(getattr(c, 'hits', None))
 
 # %% ../nbs/10g_conditions.ipynb #3b750b8c
 _OWN = 'module:Name of your own'
@@ -436,12 +437,14 @@ def _class_of(kind):
     "What is called so: a kind, or module:Name."
     own = ':' in kind
     try: return find_named(kind, 'kind') if own else KINDS[check_choice(kind, 'kind', KINDS)]
-    except ValueError as e: raise FieldError('kind', str(e) if own else f'{e}, or {_OWN}', kind) from None
+    except ValueError as e:
+        raise FieldError('kind', str(e) if own else f'{e}, or {_OWN}', kind) from None
 
 # %% ../nbs/10g_conditions.ipynb #5edf672c
 def _grid(cls, axes):
     "A condition for each point of the grid of {field: values}."
-    for key, values in axes.items(): _demand(values, key, f'{key}: got [], accepted: at least one value')
+    for key, values in axes.items():
+        _demand(values, key, f'{key}: got [], accepted: at least one value')
     return [_made(cls, dict(zip(axes, point))) for point in itertools.product(*axes.values())]
 
 def _made(cls, values):
@@ -467,7 +470,8 @@ def _expand(table):
 
 def _filled(cls, given):
     "The values given for a class's fields, and all of those that may be left out."
-    if cls is Band and 'band' not in given: return dict(**given, band=_all_bands(given.get('n_bands', 10)))
+    if cls is Band and 'band' not in given:
+        return dict(**given, band=_all_bands(given.get('n_bands', 10)))
     if cls is Corruption: return {**dict(name=[*NAMES], severity=[*SEVERITIES]), **given}
     return given
 
@@ -521,7 +525,8 @@ def _by_severities(tables):
 def _whole(table):
     "The table, without the bands where it has them all."
     n = table.get('n_bands', 10)
-    if table['kind'] != 'band' or isinstance(n, list) or table['band'] != _all_bands(n): return table
+    if table['kind'] != 'band' or isinstance(n, list) or table['band'] != _all_bands(n):
+        return table
     return {k: v for k, v in table.items() if k != 'band'}
 
 # %% ../nbs/10g_conditions.ipynb #f3064eaa
@@ -555,7 +560,8 @@ def condition_of(
     "The condition that an accuracy was measured under."
     kind = line.get('kind') if has(line, 'kind') else 'clean'
     cls = KINDS.get(kind)
-    if cls is Attack and line.get('eps') == 0: return Clean()  # the images that are attacked, as they are
+    if cls is Attack and line.get('eps') == 0:
+        return Clean()  # the images that are attacked, as they are
     if cls not in OURS: return _described(kind, kind, line)
     given = _stored(cls, line)
     try: return cls(**given)
@@ -567,7 +573,8 @@ def _stored(cls, line):
     types = {f.name: f.type for f in fields(cls)}
     return {name: _as(types[name], line[column]) for name, column in cls.stored().items() if has(line, column)}
 
-def _as(kind, value): return int(value) if kind is int else value  # a table holds whole numbers as floats
+def _as(kind, value):
+    return int(value) if kind is int else value  # a table holds whole numbers as floats
 
 def _described(kind, text, line):
     "A condition that is known from its row only: of another's kind, or of ours with an attack that is not."
@@ -598,8 +605,9 @@ def _equals(column, value):
 def mean_corruption(
     tidy: pd.DataFrame,  # table from `results.table`
 ) -> pd.DataFrame:
-    """Mean accuracy under corruptions of each run, a row for each: `mean`, then `noise`, `blur`, `weather` and `digital`
-    (nan for a group without any), and `conditions`, how many are behind it; no rows without any."""
+    """Mean accuracy under corruptions of each run, a row for each: `mean`, then `noise`, `blur`,
+    `weather` and `digital` (nan for a group without any), and `conditions`, how many are behind it;
+    no rows without any."""
     lines = tidy[tidy.kind == 'corruption'] if 'kind' in tidy else tidy[:0]
     lines = lines[(lines.metric == 'accuracy') & (lines.split == 'test')]
     if not len(lines): return pd.DataFrame(columns=['mean', *GROUPS, 'conditions'])
@@ -693,7 +701,8 @@ def read(
     if wrong := [key for key in content if key != 'conditions']:
         line = line_of(text, wrong[0], None)
         raise ValueError(f'{path}:{line}: {wrong[0]}: no key of such a file, accepted: {form}')
-    if not content.get('conditions'): raise ValueError(f'{path}: conditions: got none, accepted: {form}')
+    if not content.get('conditions'):
+        raise ValueError(f'{path}: conditions: got none, accepted: {form}')
     return parse_listed(content['conditions'], path, text)
 
 def parse_listed(

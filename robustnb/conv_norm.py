@@ -23,10 +23,10 @@ from .core import Stopwatch, check_choice, check_number, generator, require
 # %% ../nbs/11a_conv_norm.ipynb #efe41a37
 @dataclass(frozen=True)
 class Interval:
-    """What is known of a constant: lower <= constant <= upper. `status` says on what ground `upper` stands:
-    'exact' (up to rounding or the stated tolerance), 'certified', 'certified box', 'probable' (up to the stated
-    probability), 'time limit', 'node limit' or 'unresolved' (both ends are proven, but apart), 'lower bound',
-    'not a bound' or 'absent'."""
+    """What is known of a constant: lower <= constant <= upper. `status` says on what ground `upper`
+    stands: 'exact' (up to rounding or the stated tolerance), 'certified', 'certified box',
+    'probable' (up to the stated probability), 'time limit', 'node limit' or 'unresolved' (both ends
+    are proven, but apart), 'lower bound', 'not a bound' or 'absent'."""
     lower: float = 0.               # proven; where it comes from `lip_lower` up to an estimated rounding error
     upper: float = math.inf         # on the ground that `status` names
     status: str = 'certified'       # one of the words above
@@ -67,8 +67,8 @@ def conv_norm_reshaped(
     weight,   # kernel (out, in, h, w)
     ord=2,    # norm of the input
 ) -> float:
-    """The number from which the paper makes its Lipschitz bounds: the operator norm of the kernel reshaped to
-    (out, in*h*w). Not an upper bound of the convolution's."""
+    """The number from which the paper makes its Lipschitz bounds: the operator norm of the kernel
+    reshaped to (out, in*h*w). Not an upper bound of the convolution's."""
     matrix = torch.as_tensor(weight).detach().double().flatten(1)
     return torch.linalg.matrix_norm(matrix, check_ord(ord)).item()
 
@@ -80,8 +80,8 @@ def certified_psd(
     matrix,           # symmetric or Hermitian, float64 or complex128, (..., n, n)
     error: float = 0.,  # bound on the spectral norm of (matrix - the matrix that is meant)
 ):
-    """True where the matrix that is meant is proven positive semidefinite: Cholesky succeeds after all rounding
-    errors are subtracted (Rump 2006)."""
+    """True where the matrix that is meant is proven positive semidefinite: Cholesky succeeds after
+    all rounding errors are subtracted (Rump 2006)."""
     n = matrix.shape[-1]
     diagonal = torch.diagonal(matrix, dim1=-2, dim2=-1).real
     shift = SAFETY*UNIT*(n + 1)*diagonal.abs().sum(-1) + error
@@ -287,8 +287,8 @@ class _Krylov:
 
 # %% ../nbs/11a_conv_norm.ipynb #78b9fb06
 def _lanczos(apply, n, tol, delta, max_rounds=500, device='cpu'):
-    """Largest eigenvalue of `apply` (symmetric, positive semidefinite, float32) on R^n, on that device:
-    Ritz vector, and an upper bound that fails with probability <= delta."""
+    """Largest eigenvalue of `apply` (symmetric, positive semidefinite, float32) on R^n, on that
+    device: Ritz vector, and an upper bound that fails with probability <= delta."""
     g = math.sqrt(beta.ppf(delta, .5, (n - 1)/2)) if n > 1 else 1.
     rounds = min(n, max_rounds)
     space = _Krylov(apply, n, rounds, device)
@@ -305,7 +305,8 @@ def _lanczos(apply, n, tol, delta, max_rounds=500, device='cpu'):
 def _conv_norm_lanczos(conv, tol=5e-4, delta=1e-6):
     "Interval of the l2 norm: the lower end is proven (float64), the upper end fails with probability <= delta."
     weight = conv.weight
-    if _conv_norm_sums(conv, 1).upper == 0: return Interval(0., 0., 'exact')  # zero, or sees padding only
+    if _conv_norm_sums(conv, 1).upper == 0:
+        return Interval(0., 0., 'exact')  # zero, or sees padding only
     scale = weight.abs().max().item()
     if not math.isfinite(scale): return Interval()
     here, there = (1, weight.shape[1], *conv.size), (1, weight.shape[0], *conv.out)
@@ -334,8 +335,8 @@ def conv_norm_circulant(
     stride=1,     # one number or two
     padding=0,    # zeros added on each side, one number or two
 ) -> float:
-    """Certified upper bound of the l2 norm: the largest singular value over the frequencies of the circulant that
-    contains the operator."""
+    """Certified upper bound of the l2 norm: the largest singular value over the frequencies of the
+    circulant that contains the operator."""
     weight, size, stride, padding, _ = conv_geometry(weight, input_size, stride, padding)
     down, across = (_torus_transform(*each) for each in zip(size, stride, padding, weight.shape[2:]))
     half = across[:len(across)//2 + 1]  # a real kernel: the other frequencies are conjugates
@@ -469,8 +470,8 @@ def conv_norm_band(
 def flops_per_second(
     device='cpu',  # where
 ) -> float:
-    """Floating-point operations of float64 matrix products that one CPU second buys here, or one second on another
-    device; measured in some 20 ms."""
+    """Floating-point operations of float64 matrix products that one CPU second buys here, or one
+    second on another device; measured in some 20 ms."""
     x = torch.ones(512, 512, dtype=torch.float64, device=device)
     on_cpu = x.device.type == 'cpu'
     if not on_cpu: (x@x).sum().item()  # the first product there takes long
@@ -523,9 +524,9 @@ def conv_norm(
     certify: bool = False,  # l2: a deterministic upper bound instead of a probabilistic one
     seconds: float = 10.,   # l2, certify: CPU seconds that the band's proof may take, by estimate; 0 leaves it out
 ) -> Interval:
-    """Operator norm of a convolution with zero padding and stride: exact (up to rounding) for 1 and inf, within 1e-3
-    for 2. The upper end for 2 fails with probability at most 1e-6 (Lanczos bound, van Dorsselaer et al. 2000); with
-    certify=True it is proven, as tight as `seconds` allow."""
+    """Operator norm of a convolution with zero padding and stride: exact (up to rounding) for 1 and
+    inf, within 1e-3 for 2. The upper end for 2 fails with probability at most 1e-6 (Lanczos bound,
+    van Dorsselaer et al. 2000); with certify=True it is proven, as tight as `seconds` allow."""
     conv = conv_geometry(weight, input_size, stride, padding)
     ord = check_ord(ord)
     with Stopwatch() as watch:

@@ -200,8 +200,8 @@ def _best() -> str:
 def device(
     name: str = 'auto',  # 'auto', 'cpu', 'cuda', 'cuda:1', ...
 ):
-    """The torch.device to compute on; 'auto' takes CUDA where there is one. A ValueError for a CUDA device that torch
-    does not see."""
+    """The torch.device to compute on; 'auto' takes CUDA where there is one. A ValueError for a CUDA
+    device that torch does not see."""
     import torch
     if name == 'auto': name = _best()
     kind, colon, index = str(name).partition(':')
@@ -228,8 +228,8 @@ def thread_env(
 
 @lru_cache
 def keep_freed_memory() -> bool:
-    """Let glibc keep freed memory for the next batch instead of giving it back to the system page by page; returns
-    whether this system knows how."""
+    """Let glibc keep freed memory for the next batch instead of giving it back to the system page
+    by page; returns whether this system knows how."""
     try: mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError): return False
     trim_threshold, top_pad, mmap_threshold = (-1, 2**30), (-2, 2**26), (-3, 2**25)
@@ -284,7 +284,8 @@ def regular_file(
     A ValueError for a folder, a pipe or device, an empty file, and one that may not be read."""
     path = path if isinstance(path, Path) else Path(path)
     try: found = os.stat(path)
-    except FileNotFoundError: raise FileNotFoundError(errno.ENOENT, 'no such file', str(path)) from None
+    except FileNotFoundError:
+        raise FileNotFoundError(errno.ENOENT, 'no such file', str(path)) from None
     except (OSError, ValueError) as e:
         raise ValueError(f'{path}: cannot be read ({getattr(e, "strerror", None) or e})') from None
     kinds = {stat.S_IFDIR: 'a folder', stat.S_IFIFO: 'a pipe', stat.S_IFSOCK: 'a socket'}
@@ -298,8 +299,8 @@ def regular_file(
 def json_text(
     obj,   # dict, list, tuple, str, numbers and arrays (NumPy's too), bool, None, Path
 ) -> str:
-    """`obj` as strict, indented JSON. `read_json` turns `{'$float': 'nan'}` back into nan (inf likewise); tuples and arrays
-    come back as lists."""
+    """`obj` as strict, indented JSON. `read_json` turns `{'$float': 'nan'}` back into nan (inf
+    likewise); tuples and arrays come back as lists."""
     return json.dumps(_encode(obj), indent=1, allow_nan=False) + '\n'
 
 def write_json(
@@ -322,13 +323,15 @@ def read_json(
 ):
     "Read what `write_json` wrote; a ValueError names the file where it is no JSON, or no file that can be read to its end."
     path = Path(path)
-    if path.exists() and not path.is_file(): raise ValueError(f'{path}: not a file but a folder, a pipe or a device')
+    if path.exists() and not path.is_file():
+        raise ValueError(f'{path}: not a file but a folder, a pipe or a device')
     decode = lambda d: float(d['$float']) if set(d) == {'$float'} else d
     numbers = dict(parse_int=_finite(int), parse_float=_finite(float), parse_constant=_finite(float))
     try:
         text = path.read_text(encoding='utf-8')
         found = json.loads(text, object_hook=decode, **numbers)
-        if '\\ud' in text.lower(): json.dumps(found, ensure_ascii=False).encode()  # half a character fails here
+        if '\\ud' in text.lower():
+            json.dumps(found, ensure_ascii=False).encode()  # half a character fails here
         return found
     except (ValueError, TypeError, OverflowError, RecursionError) as e:
         raise ValueError(f'{path}: not a complete JSON file ({e}); delete it to have it made again') from e
@@ -370,7 +373,8 @@ def leads_on(
 ):
     "A `__getattr__` for that module: names that moved can still be had, with a warning."
     def find(name):
-        if name not in moved: raise AttributeError(f'module robustnb.{module} has no attribute {name!r}')
+        if name not in moved:
+            raise AttributeError(f'module robustnb.{module} has no attribute {name!r}')
         warnings.warn(f'{module}.{name} is {moved[name]} now; the old name goes with the next version',
                       DeprecationWarning, stacklevel=2)
         home, new = moved[name].split('.')
@@ -393,8 +397,8 @@ LIBRARIES = 'robustnb torch torchvision numpy scipy'.split()
 
 @lru_cache
 def _commit():
-    """Commit of the checkout this package is imported from, '+' appended where its code or notebooks differ; None for an
-    installed wheel."""
+    """Commit of the checkout this package is imported from, '+' appended where its code or
+    notebooks differ; None for an installed wheel."""
     package = Path(robustnb.__file__).parent
     def git(*args):
         done = subprocess.run(['git', *args], cwd=package, capture_output=True, text=True, timeout=10, check=True)
@@ -437,8 +441,8 @@ def provenance(
 
 # %% ../nbs/00_core.ipynb #2a398af1
 class Stopwatch:
-    """Measures wall and CPU seconds of this process (all threads) from when it was made, or in a `with` block: `.wall`,
-    `.cpu`, `.seconds()`."""
+    """Measures wall and CPU seconds of this process (all threads) from when it was made, or in a
+    `with` block: `.wall`, `.cpu`, `.seconds()`."""
     def __init__(self):
         self._start = self._now()
         self._end = None

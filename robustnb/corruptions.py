@@ -139,7 +139,8 @@ def _padded(x, rows, columns, border):
     "Images with so many rows and columns more at each side."
     for dim, more in (-2, rows), (-1, columns):
         n = x.shape[dim]
-        if more: x = x.index_select(dim, _beyond(torch.arange(-more, n + more, device=x.device), n, border))
+        if more:
+            x = x.index_select(dim, _beyond(torch.arange(-more, n + more, device=x.device), n, border))
     return x
 
 # %% ../nbs/08b_corruptions.ipynb #63133aa4
@@ -178,8 +179,8 @@ def _defocus_blur(b, radius, sd): return _correlate(b.x, _disk(radius*b.scale, s
 
 # %% ../nbs/08b_corruptions.ipynb #fd5e8a08
 def _origins(steps, reach):
-    """Whose colour each pixel gets, (n,h*w) int64: `steps` (n,2,h,w) in -reach..reach-1 lead to a neighbour, down
-    and to the right; pixels near the border keep theirs."""
+    """Whose colour each pixel gets, (n,h*w) int64: `steps` (n,2,h,w) in -reach..reach-1 lead to a
+    neighbour, down and to the right; pixels near the border keep theirs."""
     h, w = steps.shape[-2:]
     at = torch.arange(h*w, device=steps.device)
     moves = lambda i, n: (i > reach) & (i <= n - reach)
@@ -402,8 +403,9 @@ def corrupt(
     severity: int,    # 1 to 5
     seed: int = 0,    # of the random numbers, which belong to each image
 ) -> torch.Tensor:
-    """The images corrupted (Hendrycks and Dietterich 2019), of the same type, shape and device, in whole 255ths. A
-    ValueError for other names, severities and channels, numbers outside [0,1], and images too small for the corruption."""
+    """The images corrupted (Hendrycks and Dietterich 2019), of the same type, shape and device, in
+    whole 255ths. A ValueError for other names, severities and channels, numbers outside [0,1], and
+    images too small for the corruption."""
     make = _MADE[check_choice(name, 'name', NAMES)]
     check_number(severity, 'severity', low=1, high=5, integer=True)
     check_number(seed, 'seed', low=0, integer=True)

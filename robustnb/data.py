@@ -71,8 +71,8 @@ def draw_by_class(
     n: int,           # how many to draw
     seed: int = 0,    # of the draw
 ) -> torch.Tensor:
-    """Which images are drawn, (N,) bool: n in all, of each class in proportion. A ValueError where a class would be left
-    without an image."""
+    """Which images are drawn, (N,) bool: n in all, of each class in proportion. A ValueError where
+    a class would be left without an image."""
     check_number(n, 'holdout', low=1, high=len(y) - 1, integer=True)
     sizes = y.bincount()
     wanted, cut = n*sizes // len(y), n*sizes % len(y)
@@ -370,7 +370,8 @@ def _npy_headers(path):
             name = info.filename.removesuffix('.npy')
             if name not in _ARRAYS: continue
             if name in found: raise ValueError(f'it holds {name} twice')
-            with archive.open(info) as member: found[name] = _npy_header(member, info.file_size, name)
+            with archive.open(info) as member:
+                found[name] = _npy_header(member, info.file_size, name)
     return found
 
 _READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -817,8 +818,8 @@ def _is_deep(image):
 
 # %% ../nbs/06_data.ipynb #c1875ea3
 def _extra_unclear(image):
-    """Whether a PIL image, not decoded yet, is a TIFF file with a channel beyond its colours that does not say what it
-    is, or of an unknown kind."""
+    """Whether a PIL image, not decoded yet, is a TIFF file with a channel beyond its colours that
+    does not say what it is, or of an unknown kind."""
     if image.format != 'TIFF': return False
     tags = image.tag_v2
     channels = tags.get(277, 1)
@@ -828,8 +829,8 @@ def _extra_unclear(image):
     return extra > 0 and (len(kinds) < extra or not set(kinds) <= {1, 2})
 
 def _fourth_unclear(image):
-    """Whether a PIL image, not decoded yet, is a BMP file of 32 bits a pixel that does not say what the last 8 are,
-    and they vary."""
+    """Whether a PIL image, not decoded yet, is a BMP file of 32 bits a pixel that does not say what
+    the last 8 are, and they vary."""
     is_colour = image.format == 'BMP' and image.mode == 'RGB'
     if not is_colour or image.tile[0][3][0] != 'BGRX': return False
     image.fp.seek(image.tile[0][2])
@@ -994,7 +995,8 @@ class _Form(NamedTuple):
         _fits(math.prod(shape), where)
         return np.empty(shape, np.uint8)
 
-    def picture(self, image, ground): return _picture(image, self.mode, self.size, ground, self.enlarge)
+    def picture(self, image, ground):
+        return _picture(image, self.mode, self.size, ground, self.enlarge)
 
 def _form(heads, size, enlarge):
     "The `_Form` of images with these heads; `size` None: 224, or the one size that all share."
@@ -1013,8 +1015,9 @@ def _attempt(path, use, faults):
     except Exception as e: faults[path] = e   # damaged images make Pillow raise a dozen kinds
 
 def _decode(paths, where, size=None, ground=None, enlarge=False):
-    """(uint8 N,size,size[,3], number of images whose pixels are not untouched, notes), decoded on all cores;
-    size None: 224, or the one size that all share. One ValueError for all faulty files."""
+    """(uint8 N,size,size[,3], number of images whose pixels are not untouched, notes), decoded on
+    all cores; size None: 224, or the one size that all share. One ValueError for all faulty
+    files."""
     if size is not None: check_number(size, 'size', low=1, integer=True)
     ground, faults = _grey_level(ground), {}
     attempt = partial(_attempt, faults=faults)
@@ -1233,8 +1236,8 @@ def _hint(name):
 # %% ../nbs/06_data.ipynb #5328b624
 @contextmanager
 def _held(root, alone=False):
-    """Hold the folder, `alone` to download into it, so that no process takes the half of another's download for the
-    whole; where there is none, or the file system cannot, go on."""
+    """Hold the folder, `alone` to download into it, so that no process takes the half of another's
+    download for the whole; where there is none, or the file system cannot, go on."""
     with ExitStack() as held:
         with suppress(OSError):
             held.callback(os.close, folder := os.open(root, os.O_RDONLY))
@@ -1346,10 +1349,9 @@ def load(
                              # spectra: band, strength, exponent, size, n_classes, n_train, n_test, seed;
                              # module:Name: the function's own
 ) -> Data:
-    """A data set as uint8 N,C,H,W images and int64 labels.
-    FileNotFoundError if it is nowhere, ValueError if its files are faulty.
-    Sets: digits, spectra and spectra-low are made here; mnist, fashionmnist, svhn, cifar10, cifar100, caltech101 and
-    imagenette are published."""
+    """A data set as uint8 N,C,H,W images and int64 labels. FileNotFoundError if it is nowhere,
+    ValueError if its files are faulty. Sets: digits, spectra and spectra-low are made here; mnist,
+    fashionmnist, svhn, cifar10, cifar100, caltech101 and imagenette are published."""
     name = name_of(name, 'name') if callable(name) else name
     whole = _of_ones_own(name, options) if is_named(name) else _load(name, root, download, options)
     return whole.hold_out(holdout, holdout_seed) if holdout else whole
@@ -1449,7 +1451,8 @@ def _divided_sizes(y, side):
     return Sizes(len(train), len(test), side)
 
 # %% ../nbs/06_data.ipynb #e7593025
-def _npz_sizes(folder, known): return _split_sizes(_npz_shape(folder/'train.npz'), _npz_shape(folder/'test.npz'))
+def _npz_sizes(folder, known):
+    return _split_sizes(_npz_shape(folder/'train.npz'), _npz_shape(folder/'test.npz'))
 
 def _npz_shape(path): return _npy_headers(path)['images'].shape
 
@@ -1520,8 +1523,8 @@ def fingerprint(
     name: str,  # of data of your own, as for `load`
     root=None,  # likewise
 ) -> str:
-    """Digest of the content of all its files, hidden ones left out: another if a file is added, removed, renamed or
-    edited; of module:Name, of its images and labels."""
+    """Digest of the content of all its files, hidden ones left out: another if a file is added,
+    removed, renamed or edited; of module:Name, of its images and labels."""
     if is_named(name): return _pixels_digest(load(name))
     place = data_root(root)/os.path.expanduser(name)
     if not place.exists(): place = Path(f'{place}.npz')

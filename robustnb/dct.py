@@ -49,8 +49,8 @@ def check_float(
     x,          # what the user gave
     ndim: int,  # axes it needs
 ):
-    """`x` as float32 or float64. A ValueError unless it is a floating tensor with `ndim` axes or more,
-    the last `ndim` of them not empty."""
+    """`x` as float32 or float64. A ValueError unless it is a floating tensor with `ndim` axes or
+    more, the last `ndim` of them not empty."""
     if not (isinstance(x, torch.Tensor) and x.is_floating_point()):
         got = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
         raise ValueError(f'x: got {got}, accepted: a floating point tensor (for images 0..255: x.float()/255)')

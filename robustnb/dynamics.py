@@ -95,8 +95,8 @@ def adam_speed(
     batch: float,       # inputs a step >= 1; inf: all of them
     noise: float = 0.,  # standard deviation of the labels' noise
 ) -> np.ndarray:
-    """Change of the weights, (..., d), per step and unit of learning rate under Adam whose mean square is at its
-    expectation: between -1 and 1, and 0 for an irrelevant frequency."""
+    """Change of the weights, (..., d), per step and unit of learning rate under Adam whose mean
+    square is at its expectation: between -1 and 1, and 0 for an irrelevant frequency."""
     error = np.asarray(w, float) - problem.w_star
     size = np.sqrt(gradient_square(problem, w, batch, noise))
     return -np.divide(problem.sigma**2*error, size, out=np.zeros_like(size), where=size > 0)
@@ -189,8 +189,8 @@ def mean_path(
     noise: float,      # standard deviation of the labels' noise
     k: float = 2.,     # exponent, see `decay`
 ) -> tuple:
-    """Expected (standard risk, squared l2 norm), (T,) each, of a fit to n inputs with noisy labels whose second moments
-    are exactly those of `problem`."""
+    """Expected (standard risk, squared l2 norm), (T,) each, of a fit to n inputs with noisy labels
+    whose second moments are exactly those of `problem`."""
     check_number(n, 'n', low=1, integer=True)
     check_number(noise, 'noise', low=0)
     relevant = not problem.batch and (problem.sigma > 0).all()

@@ -21,8 +21,8 @@ from .replay import exact
 # %% ../nbs/08_evaluate.ipynb #c749000d
 @contextmanager
 def eval_mode(model):
-    """Inside the block `model` is in evaluation mode without gradients, and products on CUDA are exact; afterwards every
-    part has its own mode again."""
+    """Inside the block `model` is in evaluation mode without gradients, and products on CUDA are
+    exact; afterwards every part has its own mode again."""
     modes = [(m, m.training) for m in model.modules()]
     try:
         with torch.no_grad(), exact(): yield model.eval()
@@ -40,8 +40,8 @@ def takes(
     model,      # torch module, or any callable
     like=None,  # images: a callable takes them on their device
 ) -> tuple:
-    """(device, dtype) of the images that a model takes: those of its first floating parameter or buffer;
-    else the device of `like` (or the CPU), float32."""
+    """(device, dtype) of the images that a model takes: those of its first floating parameter or
+    buffer; else the device of `like` (or the CPU), float32."""
     first = _first_floating(model)
     if first is None: return torch.device('cpu') if like is None else like.device, torch.float32
     if not first.is_meta: return first.device, first.dtype
@@ -64,8 +64,8 @@ def ask(
     x,          # float images (N,...)
     at: tuple,  # from `takes`
 ) -> torch.Tensor:
-    """The model's answers to `x` as float32 logits (N,K) on its device; an autocast around the call does not reach it.
-    A ValueError unless the model gives a row for each image."""
+    """The model's answers to `x` as float32 logits (N,K) on its device; an autocast around the call
+    does not reach it. A ValueError unless the model gives a row for each image."""
     device, dtype = at
     with torch.autocast(device.type, enabled=False): z = model(x.to(device, dtype))
     if _is_logits(z, len(x)): return z.float()
@@ -75,8 +75,8 @@ def ask(
 # %% ../nbs/08_evaluate.ipynb #31f9cc5d
 @contextmanager
 def plain_mode():
-    """Inside the block (or the decorated function) neither inference mode nor recording of gradients is on, and products
-    on CUDA are exact, not of TF32."""
+    """Inside the block (or the decorated function) neither inference mode nor recording of
+    gradients is on, and products on CUDA are exact, not of TF32."""
     with torch.inference_mode(False), torch.no_grad(), exact(): yield
 
 def plain_tensor(

@@ -59,9 +59,9 @@ def deepfool(
     classes: int = 9,          # likeliest wrong classes to consider
     batch_size: int = BATCH,   # images in one batch
 ) -> Adversarial:
-    """A nearby misclassified image for each image, by steps to the nearest linearised boundary (not certain to be
-    the nearest); images without one come back clean. Moosavi-Dezfooli et al. 2016, but the overshoot grows with the
-    number of the step."""
+    """A nearby misclassified image for each image, by steps to the nearest linearised boundary (not
+    certain to be the nearest); images without one come back clean. Moosavi-Dezfooli et al. 2016,
+    but the overshoot grows with the number of the step."""
     net = _setup(model, x, y, norm, eps)
     def attack(x, y, keys, run):
         found = deepfool_batch(net, x, y, norm, steps, overshoot, classes)
@@ -78,8 +78,8 @@ def hyperplane_step(
     c,          # values (n,) of the linear function at `x`, to be brought to zero
     norm: str,  # 'linf' or 'l2'
 ):
-    """The smallest step (n, d), in the norm, to where <w, step> = -c inside the box; to the box's far corner if
-    there is no such place."""
+    """The smallest step (n, d), in the norm, to where <w, step> = -c inside the box; to the box's
+    far corner if there is no such place."""
     u = w.sign().mul_(-c.sign()[:, None])
     size = w.abs()
     c = c.abs()
@@ -112,8 +112,8 @@ def _towards_boundary(at, clean, f, w, norm):
 
 # %% ../nbs/10c_fab.ipynb #b424eaf9
 def fab_run(net, x, y, keys, run, norm, eps, steps=100):
-    """FAB on correctly classified images towards the run-th likeliest wrong class: the nearest misclassified point
-    found, and whether it is within `eps`."""
+    """FAB on correctly classified images towards the run-th likeliest wrong class: the nearest
+    misclassified point found, and whether it is within `eps`."""
     def leap(s, f, w):
         clean = s.x.flatten(1)
         at = _towards_boundary(s.at.flatten(1), clean, f, w.flatten(1), norm)

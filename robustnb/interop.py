@@ -48,7 +48,8 @@ def _zip_kind(
 def _is_zip(path) -> bool:
     "Whether a file is an archive, sound or not."
     try: return zipfile.is_zipfile(path)
-    except zipfile.BadZipFile: return True  # it says so in its end, and something else there is damaged
+    except zipfile.BadZipFile:
+        return True  # it says so in its end, and something else there is damaged
 
 def _zip_names(path) -> list:
     "Names of the members of an archive; a ValueError for a damaged one."
@@ -77,7 +78,8 @@ def file_kind(
     path = regular_file(path)
     with open(path, 'rb') as f: head = f.read(16)
     if _is_zip(path): return _zip_kind(_zip_names(path))
-    if head[:4] == b'PK\3\4': raise ValueError(f'{path}: an archive whose end is missing; get the file again')
+    if head[:4] == b'PK\3\4':
+        raise ValueError(f'{path}: an archive whose end is missing; get the file again')
     return _bare_kind(head)
 
 # %% ../nbs/13b_interop.ipynb #cc71e4a0
@@ -245,8 +247,9 @@ def _nested(
 def _read_pickled(path) -> tuple:
     "({name: tensor} of a pickled state dict, sentences on how it was read); a ValueError if there is none."
     content, place, others = _nested(_read_pickle(path))
-    if not _is_weights(content): raise ValueError(f'{path}: got a pickle without a state dict, accepted: one of '
-                                                  f'named tensors, at the top or in {", ".join(map(repr, NESTS))}')
+    if not _is_weights(content):
+        raise ValueError(f'{path}: got a pickle without a state dict, accepted: one of '
+                         f'named tensors, at the top or in {", ".join(map(repr, NESTS))}')
     tensors = {str(k): t.detach() for k, t in content.items() if isinstance(t, torch.Tensor)}
     sparse = next((k for k, t in tensors.items() if t.layout != torch.strided or t.is_quantized), None)
     require(sparse is None, 'model', f'{path} with {_short(sparse or "")!r}, which is sparse or quantized', 'dense tensors')
@@ -269,15 +272,16 @@ def load_weights(
     input_size: int,   # height and width of the images
     **options,         # the architecture's own: width, norm, ...
 ) -> nn.Module:
-    """The named architecture with the weights of the file, in evaluation mode; the number of classes is the file's.
-    A ValueError says what does not fit."""
+    """The named architecture with the weights of the file, in evaluation mode; the number of
+    classes is the file's. A ValueError says what does not fit."""
     path = regular_file(path)
     tensors, notes = _read_weights(path)
     form = name, in_channels, input_size
     laid = _laid_out(path, 2, *form, options)
     tensors = _counted(_strip(tensors, laid), laid)
     n_classes = _count_classes(laid, tensors)
-    if n_classes < 1: raise ValueError(f'{path}: got weights for {n_classes} classes, accepted: at least one')
+    if n_classes < 1:
+        raise ValueError(f'{path}: got weights for {n_classes} classes, accepted: at least one')
     if wrong := _misfits(_laid_out(path, n_classes, *form, options), tensors, name):
         more = f'; and {len(wrong) - 3} more' if len(wrong) > 3 else ''
         images = f'{in_channels} x {input_size} x {input_size} images'
@@ -615,7 +619,8 @@ class _Archive:
     def read(self, name, largest=math.inf):
         "Bytes of a member."
         entry = self.members.get(f'{self.root}/{name}')
-        if entry is None: raise ValueError(f'got an archive without {_short(name)!r}, accepted: a complete one')
+        if entry is None:
+            raise ValueError(f'got an archive without {_short(name)!r}, accepted: a complete one')
         _require(entry.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED),
                  'an archive that is packed in an unusual way', 'stored or deflated members')
         small = entry.file_size <= largest
@@ -732,7 +737,8 @@ class _Linear(NamedTuple):
 def _leaf(node) -> _Linear | None:
     "A symbol or a whole number; None for other nodes of a parsed expression."
     if isinstance(node, ast.Name): return _Linear(1, node.id, 0)
-    if isinstance(node, ast.Constant) and type(node.value) is int: return _Linear(0, None, _integer(node.value))
+    if isinstance(node, ast.Constant) and type(node.value) is int:
+        return _Linear(0, None, _integer(node.value))
 
 # %% ../nbs/13b_interop.ipynb #90504878
 _NO_SIZE = 'got a program with an expression for a size'
@@ -767,7 +773,8 @@ _COMBINE = dict(Add=_sum, Mult=_product, Mul=_product, Integer=_number)
 def _operands(node) -> tuple:
     "(kind, parts) of an operator, or of a function called by its name."
     if isinstance(node, ast.BinOp): return type(node.op).__name__, [node.left, node.right]
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name): return node.func.id, node.args
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        return node.func.id, node.args
     raise ValueError(_NO_SIZE)
 
 def _linear(node) -> _Linear:
@@ -882,7 +889,8 @@ class _Memory:
     def hold(self, value):
         "Count the storages of a value that is kept."
         for t in _tensors_of(value):
-            if not t.numel(): raise ValueError('got a result without elements, accepted: some in each')
+            if not t.numel():
+                raise ValueError('got a result without elements, accepted: some in each')
             key = _storage(t)
             self.users[key] = self.users.get(key, 0) + 1
             if self.users[key] > 1: continue
@@ -1113,7 +1121,8 @@ class _Inputs:
         "Input number i, with `tensors` of the archive by name."
         kind, value = _entry(spec)
         if kind == 'user_input': self.images.append(_argument(value['arg']))
-        elif kind == 'constant_input': self.constants[_text(value['name'])] = _argument(value['value'])
+        elif kind == 'constant_input':
+            self.constants[_text(value['name'])] = _argument(value['value'])
         else: self.add_weight(f'w{i}', kind, value, tensors)
 
     def add_weight(self, attribute, kind, value, tensors):
@@ -1368,7 +1377,8 @@ class _Kept(nn.Module):
         self.constants = inputs.constants
         self.weights = inputs.weights
         for name, tensor in inputs.tensors.items():
-            if tensor.is_floating_point(): setattr(self, name, nn.Parameter(tensor, requires_grad=False))
+            if tensor.is_floating_point():
+                setattr(self, name, nn.Parameter(tensor, requires_grad=False))
             else: self.register_buffer(name, tensor)
 
     def _values(self, x):
@@ -1378,9 +1388,10 @@ class _Kept(nn.Module):
 
 # %% ../nbs/13b_interop.ipynb #97e9d54f
 class Program(_Kept):
-    """A program from `torch.export`, images N,C,H,W -> logits N,K; differentiable towards the images, weights fixed.
-    `shape` is C,H,W of its images, None where a size is free; `batch` the one batch size it was exported with, None if
-    that is free; `notes` what its user should know, in plain sentences."""
+    """A program from `torch.export`, images N,C,H,W -> logits N,K; differentiable towards the
+    images, weights fixed. `shape` is C,H,W of its images, None where a size is free; `batch` the
+    one batch size it was exported with, None if that is free; `notes` what its user should know, in
+    plain sentences."""
     def __init__(self,
         path,  # .pt2 file; a ValueError that names it unless it is a program within the limits
     ):
@@ -1458,7 +1469,8 @@ def _linear_layer(args, shape):
 
 @_becomes(nn.Conv2d, 'conv2d.default')
 def _conv_layer(args, shape):
-    if _at(args, 6, 1) != 1 or isinstance(_at(args, 4, 0), str): return None   # groups, padding in words
+    if _at(args, 6, 1) != 1 or isinstance(_at(args, 4, 0), str):
+        return None   # groups, padding in words
     w, b = args[1], _at(args, 2, None)
     stride, padding, dilation = (tuple(_at(args, i, [v, v])) for i, v in ((3, 1), (4, 0), (5, 1)))
     n_out, n_in, *kernel = w.shape
@@ -1537,7 +1549,8 @@ def _scaler(split):
         return None if value is None else _scale_layer(*split(value), shape)
     return make
 
-for _name, _split in _SCALES.items(): _becomes(nn.Conv2d, f'{_name}.Tensor', f'{_name}_.Tensor')(_scaler(_split))
+for _name, _split in _SCALES.items():
+    _becomes(nn.Conv2d, f'{_name}.Tensor', f'{_name}_.Tensor')(_scaler(_split))
 
 # %% ../nbs/13b_interop.ipynb #d5d413f5
 _COPIES = {f'{name}.default' for name in 'lift_fresh_copy clone detach alias view reshape unsqueeze contiguous'.split()}
@@ -1561,7 +1574,8 @@ class _Walk:
             return True
         if node.target not in _COPIES or not self.known.keys() >= set(node.reads()): return False
         try: node.run(self.known, self.program.like.device)
-        except (ValueError, RuntimeError): return False  # the program says what is wrong when it runs
+        except (ValueError, RuntimeError):
+            return False  # the program says what is wrong when it runs
         return True
 
     def follows(self, node) -> bool:
@@ -1620,7 +1634,8 @@ def _are_known(model) -> bool:
 
 def _exported(model, x):
     "The program of a model."
-    with exact(False): program = torch.export.export(model, (x,))  # where products are exact, it fails
+    with exact(False):
+        program = torch.export.export(model, (x,))  # where products are exact, it fails
     with tempfile.TemporaryDirectory() as folder:
         torch.export.save(program, Path(folder)/'model.pt2')
         return Program(Path(folder)/'model.pt2')
@@ -1633,7 +1648,8 @@ def layered(
     is_chain = all(role_of(layer) for _, layer in named_layers(model))
     if is_chain or not _are_known(model): return model
     try: found = as_layers(_exported(copy.deepcopy(model).cpu(), x[:1].cpu().repeat(2, 1, 1, 1)))
-    except Exception: return model  # code of the user's that torch.export does not follow, in many ways
+    except Exception:
+        return model  # code of the user's that torch.export does not follow, in many ways
     if found is None: return model
     found.notes = ()
     return found.to(takes(model)[0])
@@ -1643,12 +1659,13 @@ def check_readable(
     path,            # model file
     name: str = '',  # architecture
 ) -> str:
-    """'safetensors', 'pickle' or 'program'; a ValueError for any other file, and for weights without an architecture. A
-    pickle may still turn out not to be weights."""
+    """'safetensors', 'pickle' or 'program'; a ValueError for any other file, and for weights
+    without an architecture. A pickle may still turn out not to be weights."""
     kind = file_kind(path)
     if kind == 'torchscript': refuse_pickle(path, kind)
     if kind == 'old program': raise ValueError(f'{path}: {OLD_LAYOUT}')
-    if kind == 'unknown': raise ValueError(f'{path}: neither weights nor a program from torch.export (.pt2)')
+    if kind == 'unknown':
+        raise ValueError(f'{path}: neither weights nor a program from torch.export (.pt2)')
     if kind != 'program' and not name:
         known = f'{", ".join(models.ARCHITECTURES)}, torchvision/NAME, timm/NAME, or {OWN}'
         raise ValueError(f'architecture: got none, but {path} brings none along; accepted: {known}')
@@ -1705,7 +1722,8 @@ def _here(text) -> Path | None:
     try:
         path = Path(text).expanduser()
         if not path.exists(): return None
-    except (OSError, RuntimeError): return None   # a name too long for a path, a user who is not there
+    except (OSError, RuntimeError):
+        return None   # a name too long for a path, a user who is not there
     return path.resolve() if '..' in path.parts else path.absolute()
 
 def _is_own(text, here) -> bool:
@@ -1788,7 +1806,8 @@ def mapped(
     outputs = _outputs(classes, label_map)
     names = dict(zip(outputs, classes))
     names.pop(None, None)
-    if not names: raise ValueError('label_map: leaves every class out, accepted: an output for one class at least')
+    if not names:
+        raise ValueError('label_map: leaves every class out, accepted: an output for one class at least')
     output_of = torch.tensor([-1 if output is None else output for output in outputs])
     return output_of.to(y.device)[y], tuple(names.get(i, str(i)) for i in range(max(names) + 1))
 

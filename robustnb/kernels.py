@@ -67,8 +67,8 @@ def tangent_kernel(
     weights: torch.Tensor | None = None,  # (p,), none negative, in the model's order, e.g. Adam's P; None: ones
     batch_size: int = 32, # images at once; holds 2*batch_size*K*p numbers
 ) -> torch.Tensor:
-    """The empirical tangent kernel tr(J(x) P J(x')^T)/K, a mean over outputs, (N,N) float64 on the CPU; of the
-    parameters that require a gradient. A ValueError for weights that do not fit."""
+    """The empirical tangent kernel tr(J(x) P J(x')^T)/K, a mean over outputs, (N,N) float64 on the
+    CPU; of the parameters that require a gradient. A ValueError for weights that do not fit."""
     check_number(batch_size, 'batch_size', low=1, integer=True)
     moving = _moving(model)
     x = _as_taken(x, model)
@@ -104,8 +104,8 @@ def adam_weights(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,  # torch's Adam or AdamW over the model's parameters, after at least one step
 ) -> torch.Tensor:
-    """Adam's preconditioner 1/(sqrt(v_hat) + eps), (p,) float64 on the CPU, in the order of the model's parameters that
-    require a gradient; a ValueError for an optimizer without it."""
+    """Adam's preconditioner 1/(sqrt(v_hat) + eps), (p,) float64 on the CPU, in the order of the
+    model's parameters that require a gradient; a ValueError for an optimizer without it."""
     groups = {p: group for group in optimizer.param_groups for p in group['params']}
     roots = []
     for name, p in model.named_parameters():
@@ -215,8 +215,9 @@ def by_band(
     part: str = 'kept',   # 'kept': f(x_b) - f(0); 'removed': f(x) - f(x - x_b)
     batch_size: int = 32, # images at once; holds 2*batch_size*K*p numbers, p without linear layers
 ) -> BandChange:
-    """Diagonal of the tangent kernel on the bands of images, mean over images and outputs: `change` is (n_bands,), or
-    (m,n_bands) for several weights; on the CPU. A ValueError for weights that do not fit."""
+    """Diagonal of the tangent kernel on the bands of images, mean over images and outputs: `change`
+    is (n_bands,), or (m,n_bands) for several weights; on the CPU. A ValueError for weights that do
+    not fit."""
     check_number(batch_size, 'batch_size', low=1, integer=True)
     moving = _moving(model)
     x = _as_taken(x, model)
@@ -236,8 +237,8 @@ def by_band(
 
 # %% ../nbs/08c_kernels.ipynb #10a6eedb
 def _along(model, moving, tangent, images):
-    """Derivative of the logits along a direction {name: tensor} of the parameters, (n,K) float64: J^T u is linear in u,
-    and its derivative the other way is J."""
+    """Derivative of the logits along a direction {name: tensor} of the parameters, (n,K) float64:
+    J^T u is linear in u, and its derivative the other way is J."""
     z, pull = vjp(lambda at: functional_call(model, at, (images,)), moving)
     _, push = vjp(lambda u: pull(u)[0], torch.zeros_like(z))
     return push(tangent)[0].double()
@@ -251,8 +252,9 @@ def step_by_band(
     part: str = 'kept',   # as in `by_band`
     batch_size: int = 512, # images at once
 ) -> BandChange:
-    """Mean square change of an output's part in each band by a small step of the weights, over the squared length of
-    the step: `change` is (n_bands,), on the CPU. A ValueError for a step that does not fit, or is 0."""
+    """Mean square change of an output's part in each band by a small step of the weights, over the
+    squared length of the step: `change` is (n_bands,), on the CPU. A ValueError for a step that
+    does not fit, or is 0."""
     check_number(batch_size, 'batch_size', low=1, integer=True)
     moving = _moving(model)
     x = _as_taken(x, model)

@@ -168,8 +168,8 @@ def classes(
 def flux(
     layer: nn.Module,
 ) -> str:
-    """Why what a layer computes depends on chance or on the rest of the batch, '' if it does not: dropout in training
-    mode, and batch norm there or without running statistics."""
+    """Why what a layer computes depends on chance or on the rest of the batch, '' if it does not:
+    dropout in training mode, and batch norm there or without running statistics."""
     if isinstance(layer, nn.modules.dropout._DropoutNd):
         return 'in training mode it is random; call model.eval()' if layer.training else ''
     if not isinstance(layer, nn.modules.batchnorm._BatchNorm): return ''
@@ -190,7 +190,8 @@ def why_not(
 ) -> str:
     "Why no formula is known for a layer, as it is; '' if the table has one."
     kind = kind_of(layer)
-    if kind is None: return 'no bound is known for this kind of layer' + ' with hooks'*_is_hooked(layer)
+    if kind is None:
+        return 'no bound is known for this kind of layer' + ' with hooks'*_is_hooked(layer)
     return flux(layer) if kind.suits(layer) else kind.only
 
 def refuse(
@@ -227,7 +228,8 @@ def out_shape(
 def _check_affine(layer, name):
     "A ValueError unless a layer is affine as it is."
     kind = kind_of(layer)
-    if kind is None or not kind.affine: refuse(layer, name, 'not part of a chain of affine layers and ReLU')
+    if kind is None or not kind.affine:
+        refuse(layer, name, 'not part of a chain of affine layers and ReLU')
     if in_flux(layer): refuse(layer, name, flux(layer))
 
 @torch.no_grad()
@@ -247,8 +249,8 @@ def affine_map(
     shape: tuple,    # shape of its input, without the batch
     name: str = '',  # its place in the model
 ) -> tuple:
-    """(W, b) of one affine layer on flattened inputs, float64: (outputs, inputs) and (outputs,). A ValueError for other
-    layers, for those in flux, and above 50 million entries."""
+    """(W, b) of one affine layer on flattened inputs, float64: (outputs, inputs) and (outputs,). A
+    ValueError for other layers, for those in flux, and above 50 million entries."""
     _check_affine(layer, name)
     layer = copy.deepcopy(layer).double().cpu()
     n = math.prod(shape)

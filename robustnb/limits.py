@@ -48,8 +48,8 @@ def sign_terms(
 def sign_shift(
     problem: Problem,  # three frequencies in the DCT basis, the last one irrelevant
 ) -> np.ndarray:
-    """Change of w_2, the irrelevant weight, under signGD from start to limit for small learning rates, shape (...); see
-    `sign_terms`."""
+    """Change of w_2, the irrelevant weight, under signGD from start to limit for small learning
+    rates, shape (...); see `sign_terms`."""
     terms = sign_terms(problem)
     e0 = problem.w0[..., 0] - problem.w_star[..., 0]
     return np.sign(e0)*terms.min(0)
@@ -65,8 +65,8 @@ def gd_limit(
 def sign_limit(
     problem: Problem,  # three frequencies in the DCT basis, the last one irrelevant
 ) -> np.ndarray:
-    """Weights (in frequencies) that signGD approaches up to the order of its learning rate (w_1: times
-    sigma_0^2/sigma_1^2, if larger), shape (..., 3)."""
+    """Weights (in frequencies) that signGD approaches up to the order of its learning rate (w_1:
+    times sigma_0^2/sigma_1^2, if larger), shape (..., 3)."""
     limit = np.broadcast_to(gd_limit(problem), (*problem.batch, 3)).copy()
     limit[..., 2] += sign_shift(problem)
     return limit

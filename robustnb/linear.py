@@ -37,8 +37,8 @@ def _orthonormal(basis, d):
 # %% ../nbs/05_linear.ipynb #9c4963f8
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Noiseless linear regression y = <w_star, C x> on inputs whose frequencies C x are independent N(0, sigma^2)
-    (paper, Figure 5); fields broadcast to (..., d)."""
+    """Noiseless linear regression y = <w_star, C x> on inputs whose frequencies C x are independent
+    N(0, sigma^2) (paper, Figure 5); fields broadcast to (..., d)."""
     w_star: np.ndarray  # true weights in frequencies: their coefficients in `basis`
     sigma: np.ndarray   # standard deviation of each frequency of the input, >= 0; 0: irrelevant
     w0: np.ndarray      # initial weights in frequencies
@@ -95,8 +95,8 @@ def adversarial_risk(
     eps: float,        # strength of the adversary, in units of the input
     norm: str = 'l2',  # 'l2' or 'linf': the norm that bounds the perturbation
 ) -> np.ndarray:
-    """Expected squared error / 2 under the worst perturbation of every input, shape (...); exact, for the Gaussian
-    inputs of `Problem`."""
+    """Expected squared error / 2 under the worst perturbation of every input, shape (...); exact,
+    for the Gaussian inputs of `Problem`."""
     check_choice(norm, 'norm', ['l2', 'linf'])
     check_number(eps, 'eps', low=0)
     w = np.asarray(w, dtype=np.float64)
@@ -123,8 +123,8 @@ def gd_errors(
 def stable_rate(
     problem: Problem,
 ) -> np.ndarray:
-    """Learning rates below this value make gradient descent converge; shape of `sigma` without its last axis, inf if no
-    frequency is relevant."""
+    """Learning rates below this value make gradient descent converge; shape of `sigma` without its
+    last axis, inf if no frequency is relevant."""
     with np.errstate(divide='ignore'):
         return 2/(problem.sigma**2).max(-1)
 
@@ -149,8 +149,8 @@ def wishart_factors(
     r: int,      # dimensions
     count: int,  # matrices
 ) -> np.ndarray:
-    """Factors A of shape (count, r, min(n, r)): A A^T is distributed as the second-moment matrix X^T X / n of n
-    standard normal vectors."""
+    """Factors A of shape (count, r, min(n, r)): A A^T is distributed as the second-moment matrix
+    X^T X / n of n standard normal vectors."""
     k = min(n, r)
     A = np.zeros((count, r, k))
     rows, columns = np.tril_indices(r, -1, k)
@@ -275,8 +275,8 @@ def simulate(
     record=200,                # about so many steps, spaced logarithmically, or an array of steps; the last always is
     **options,                 # the rule's options, e.g. betas, alpha, momentum
 ) -> Trajectory:
-    """Follow one optimizer on one problem or many; all trajectories of one seed see the same samples. Divergence ends
-    in inf or nan."""
+    """Follow one optimizer on one problem or many; all trajectories of one seed see the same
+    samples. Divergence ends in inf or nan."""
     rule = _rule(optimizer, options)
     check_choice(mode, 'mode', MODES)
     check_number(steps, 'steps', low=0, integer=True)
@@ -311,8 +311,8 @@ def from_images(
     y: torch.Tensor,    # labels, whole numbers
     keep: float = .5,   # share of the frequencies, those of highest energy, that is relevant
 ) -> Problem:
-    """Regression with the spectrum of real images and a target +1 for labels above the middle of their range, else -1;
-    d = side^2, row-major frequencies."""
+    """Regression with the spectrum of real images and a target +1 for labels above the middle of
+    their range, else -1; d = side^2, row-major frequencies."""
     check_number(keep, 'keep', above=0, high=1)
     x, y = x.cpu(), y.cpu()
     X = dct2(x.mean(1)).flatten(1).numpy()

@@ -45,7 +45,8 @@ def handles(
 # %% ../nbs/11b_lip_bounds.ipynb #d529931f
 def _known(name, kind, norm):
     "Factor whose norm is known: one number for every ord, or a function of ord."
-    if not callable(norm): return Factor(name, kind, norms=lambda ord: Interval(norm, norm, 'exact'))
+    if not callable(norm):
+        return Factor(name, kind, norms=lambda ord: Interval(norm, norm, 'exact'))
     return Factor(name, kind, norms=norm)
 
 def _plain(m, shape, name): return _known(name, 'plain', 1.)
@@ -113,8 +114,8 @@ def _with_scale(f, done):
 def merge(
     factors: list,  # of a chain, in order
 ) -> list:
-    """Channel scales moved into the convolution or linear layer before, else into the next one if only activations lie
-    between."""
+    """Channel scales moved into the convolution or linear layer before, else into the next one if
+    only activations lie between."""
     done = []
     weighted = ('conv', 'linear')
     for f in factors:
@@ -284,9 +285,10 @@ def lip_product(
     method: str = 'certified',  # 'certified', 'lanczos' or 'paper'
     seconds: float = 15.,  # 'certified', l2: CPU seconds to refine layers in, by estimate
 ) -> Interval:
-    """Product of the layers' norms, as an Interval with lower 0: by method proven ('certified'), wrong with probability
-    at most 1e-6 a convolution ('lanczos'), or inf ('paper'). Its `value` is the product of the layers' lower bounds, or
-    the paper's number. A ValueError names a layer that cannot be bounded."""
+    """Product of the layers' norms, as an Interval with lower 0: by method proven ('certified'),
+    wrong with probability at most 1e-6 a convolution ('lanczos'), or inf ('paper'). Its `value` is
+    the product of the layers' lower bounds, or the paper's number. A ValueError names a layer that
+    cannot be bounded."""
     ord = check_ord(ord)
     check_choice(method, 'method', ['certified', 'lanczos', 'paper'])
     with Stopwatch() as watch:
@@ -351,7 +353,8 @@ def _features(model):
 
 def _read(model, shape, activations):
     "[(W, b), ...] in float64 of a module or a list of pairs."
-    if isinstance(model, nn.Module): return _pairs(model, tuple(shape or (_features(model),)), activations)
+    if isinstance(model, nn.Module):
+        return _pairs(model, tuple(shape or (_features(model),)), activations)
     return [(_as64(W), _as64(b).flatten()) for W, b in model]
 
 # %% ../nbs/11b_lip_bounds.ipynb #66a0f482
@@ -436,8 +439,8 @@ def certify_taus(
     taus: list,     # weights of the hidden units, relative to rho
     rho: float,     # square of the bound hoped for
 ) -> float:
-    """The smallest sqrt(rho*(1 + excess)), excess 1e-9, 1e-8, ..., for which the block tridiagonal matrix is proven
-    positive semidefinite; else inf."""
+    """The smallest sqrt(rho*(1 + excess)), excess 1e-9, 1e-8, ..., for which the block tridiagonal
+    matrix is proven positive semidefinite; else inf."""
     P, at = _sdp_matrix(weights, taus)
     last = weights[-1].T@weights[-1]
     for excess in 10.**np.arange(-9, 0):
@@ -485,8 +488,8 @@ def sdp_taus(
     rate: float = .2,       # first step size on the log weights; falls to 0 along a half cosine
     seconds: float = math.inf,  # CPU seconds after which the best so far is returned
 ) -> tuple:
-    """Weights of the units found by gradient descent, and the rho they give by the recursion (not yet certified);
-    (None, inf) where it overflows."""
+    """Weights of the units found by gradient descent, and the rho they give by the recursion (not
+    yet certified); (None, inf) where it overflows."""
     descent = _Descent(weights, rate)
     with Stopwatch() as watch:
         for i in range(rounds + 1):
@@ -542,7 +545,7 @@ def lip_sdp(
     rate: float = .2,       # first step size on the log weights; falls to 0 along a half cosine
     seconds: float = math.inf,  # CPU seconds after which the best weights so far are certified
 ) -> Interval:
-    """LipSDP-Neuron (Fazlyab et al. 2019) by gradient descent: certified upper bound of the global l2 Lipschitz
-    constant, at most `lip_eclipse`'s."""
+    """LipSDP-Neuron (Fazlyab et al. 2019) by gradient descent: certified upper bound of the global
+    l2 Lipschitz constant, at most `lip_eclipse`'s."""
     check_number(rounds, 'rounds', low=0, integer=True)
     return _sdp(model, input_shape, output, rounds=rounds, rate=rate, seconds=seconds)

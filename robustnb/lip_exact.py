@@ -45,8 +45,8 @@ def piece_maps(
     net,      # [(W, b), ...] as NumPy arrays
     pattern,  # one array of 0 and 1 per hidden layer
 ) -> tuple:
-    """Pre-activations A x + c of each hidden layer under the activation pattern, and the network's own (A, c), for
-    arrays of floats or of Fractions."""
+    """Pre-activations A x + c of each hidden layer under the activation pattern, and the network's
+    own (A, c), for arrays of floats or of Fractions."""
     maps = []
     A, c = net[0]
     for s, (W, b) in zip(pattern, net[1:]):
@@ -89,8 +89,8 @@ def _kernel_vector(M):
 
 # %% ../nbs/11d_lip_exact.ipynb #74fc703c
 def _proven_empty(rows):
-    """Exact proof that no x satisfies a.x + c > 0 for all rows (a, c) of Fractions: multipliers >= 0 with sum a = 0 and
-    sum c <= 0."""
+    """Exact proof that no x satisfies a.x + c > 0 for all rows (a, c) of Fractions: multipliers >=
+    0 with sum a = 0 and sum c <= 0."""
     columns = list(zip(*(a for a, _ in rows)))
     vector = _kernel_vector(columns)
     if vector is None: return False
@@ -185,8 +185,8 @@ def _holds_exactly(piece, i, k):
     return c[k] == 0 or (c[k] > 0) == (piece.pattern[i][k] == 1)
 
 def _holds(piece, x):
-    """True if at x all decided units are proven to have their sign (or to be identically zero); forward in float64
-    with rounding errors."""
+    """True if at x all decided units are proven to have their sign (or to be identically zero);
+    forward in float64 with rounding errors."""
     terms = len(x) + sum(len(s) for s in piece.pattern)  # no sum has more
     for i, (W, b) in enumerate(piece.net[:piece.layers]):
         v = W@x + b
@@ -250,8 +250,8 @@ def _interval(W, low, high):
 
 # %% ../nbs/11d_lip_exact.ipynb #db8879d1
 class _Triangle:
-    """The triangle relaxation of the first layers, one for each pair (l, u) of pre-activation bounds: rows A w <= r in
-    w = (x, y_1, y_2, ...)."""
+    """The triangle relaxation of the first layers, one for each pair (l, u) of pre-activation
+    bounds: rows A w <= r in w = (x, y_1, y_2, ...)."""
     def __init__(self, net, bounds, low, high):
         d = len(low)
         rows = []
@@ -433,8 +433,8 @@ def _add_absolute_max(program, g, signs):
 
 # %% ../nbs/11d_lip_exact.ipynb #ee240542
 def _gradient_program(net, low, high, ord, bounds):
-    """The program whose optimum is the largest gradient norm over all closed pieces: (program, pattern's variables,
-    objective); last layer: one row, or ord 1."""
+    """The program whose optimum is the largest gradient norm over all closed pieces: (program,
+    pattern's variables, objective); last layer: one row, or ord 1."""
     program = _Program()
     pattern = _add_forward(program, net[:-1], bounds, low, high)
     g = _add_gradient(program, net, pattern)
@@ -467,8 +467,8 @@ class Envelope(NamedTuple):
 SHIFT = 1e-11  # relative shift of the diagonal that outweighs the rounding errors of Cholesky
 
 def _linear_maps(weights, pattern):
-    """v (B, H, d+H) of all hidden units and y (B, outputs, d+H) as linear maps of (x, z): a decided unit passes on v or
-    zero, an undecided one its own z."""
+    """v (B, H, d+H) of all hidden units and y (B, outputs, d+H) as linear maps of (x, z): a decided
+    unit passes on v or zero, an undecided one its own z."""
     B, H = pattern.shape
     d = weights[0].shape[1]
     on, open_ = (pattern == 1).double(), (pattern < 0).double()
@@ -526,8 +526,8 @@ def _adapt(weights, tau, pattern, ord, steps=2, rate=.3):
 
 # %% ../nbs/11d_lip_exact.ipynb #4fd364b1
 def _affine_maps(pairs, pattern, low, high, n):
-    """Pre-activations v (B, H, d+n) w + c (B, H) of all hidden units; w = (inputs, from -1 to 1 across the box, and the
-    n units before the last hidden layer, in case they are undecided)."""
+    """Pre-activations v (B, H, d+n) w + c (B, H) of all hidden units; w = (inputs, from -1 to 1
+    across the box, and the n units before the last hidden layer, in case they are undecided)."""
     B, d = len(pattern), len(low)
     on, open_ = (pattern == 1).double(), (pattern < 0).double()
     own = torch.eye(n, d + n).double().roll(d, 1)
@@ -759,7 +759,8 @@ class _Steepest:
         "What `open_piece` says of a decided pattern, an array per layer; if it is a piece it may be the new best."
         kind, clue = open_piece(self.net, pattern, self.low, self.high)
         value = _slope(self.net, pattern, self.ord)*(1 - 1e-12)
-        if kind == 'open' and value > self.best: self.best, self.witness = value, torch.as_tensor(clue)
+        if kind == 'open' and value > self.best:
+            self.best, self.witness = value, torch.as_tensor(clue)
         return kind, clue
 
 # %% ../nbs/11d_lip_exact.ipynb #5897b017
@@ -970,10 +971,11 @@ def lip_exact(
     seconds: float = 60.,   # CPU seconds after which the search ends with the interval reached
     nodes: int = 10**7,     # nodes after which a search, or an integer program, ends with the interval reached
 ) -> Interval:
-    """Lipschitz constant of a small ReLU network over a box: 'exact' (within 1e-6; with 'milp' within 3e-6) or the
-    interval reached. The witness is a point inside the steepest linear region (piece) found; where `lip_lower` found a
-    larger quotient than any region that could be proven, its pair of points (2, features). A ValueError for other
-    layers, and where method, ord and output do not go together."""
+    """Lipschitz constant of a small ReLU network over a box: 'exact' (within 1e-6; with 'milp'
+    within 3e-6) or the interval reached. The witness is a point inside the steepest linear region
+    (piece) found; where `lip_lower` found a larger quotient than any region that could be proven,
+    its pair of points (2, features). A ValueError for other layers, and where method, ord and
+    output do not go together."""
     ord = check_ord(ord)
     check_choice(method, 'method', METHODS)
     check_number(seconds, 'seconds', low=0, high=10**9)
@@ -1019,8 +1021,8 @@ def lip_exact_shallow(
     ord=2,            # norm of input and output: 2, 1 or inf
     output=None,      # None: all outputs; k: logit k; (i, j): the difference of two logits
 ) -> Interval:
-    """Global Lipschitz constant of a net with one hidden layer, by listing all activation patterns; a ValueError for
-    other nets."""
+    """Global Lipschitz constant of a net with one hidden layer, by listing all activation patterns;
+    a ValueError for other nets."""
     ord = check_ord(ord)
     with Stopwatch() as watch:
         pairs = relu_chain(model, input_shape, output)
@@ -1028,6 +1030,7 @@ def lip_exact_shallow(
         (W, _), (A, _) = pairs
         h = _check_independent(W)
         if ord == 2 and len(A) == 1: best = _largest_sum(A[0][:, None]*W)
-        else: best = max(jacobian_norms((s[:, None, :]*A)@W, ord).max().item() for s in _bits(h).split(4096))
+        else:
+            best = max(jacobian_norms((s[:, None, :]*A)@W, ord).max().item() for s in _bits(h).split(4096))
         slack = 1e-9*math.prod(W.norm().item() for W, _ in pairs)
     return Interval(max(best - slack, 0.), best + slack, 'exact').timed(watch)

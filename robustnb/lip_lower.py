@@ -198,7 +198,8 @@ class _Region:
         center, radius, norm = self.ball
         center = center.to(point).double()
         point = point.double()
-        if norm == 'linf': return torch.maximum(low, center - radius), torch.minimum(high, center + radius)
+        if norm == 'linf':
+            return torch.maximum(low, center - radius), torch.minimum(high, center + radius)
         room = max(radius - (point - center).norm().item(), 0.)/math.sqrt(point.numel())
         return torch.maximum(low, point - room), torch.minimum(high, point + room)
 
@@ -269,7 +270,8 @@ class _Looks:
         wide, found = self.is_wide(points[0]), []
         for part in points.split(self.batch):
             if wide: found.append(stretches(self.model, part)[0])
-            else: found.append(jacobian_norms(jacobians(self.model, part, self.output, self.batch), self.ord))
+            else:
+                found.append(jacobian_norms(jacobians(self.model, part, self.output, self.batch), self.ord))
             if self.over(): break
         return torch.cat(found)
 
@@ -302,8 +304,8 @@ def lip_lower(
     seconds: float = math.inf,  # CPU seconds after which it ends with what it has; one part and one proof are made
     batch: int = 128,    # points per pass
 ) -> Interval:
-    """Lower bound of the Lipschitz constant from data points and greedy search, proven up to an estimated rounding
-    error; the witness is a pair of points, `value` the Jacobian's norm."""
+    """Lower bound of the Lipschitz constant from data points and greedy search, proven up to an
+    estimated rounding error; the witness is a pair of points, `value` the Jacobian's norm."""
     ord = check_ord(ord)
     check_number(children, 'children', low=1, integer=True)
     check_number(keep, 'keep', low=1, integer=True)

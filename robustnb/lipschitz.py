@@ -178,9 +178,9 @@ def lip_local(
     seconds: float = 10.,  # CPU seconds for the exact search
     seed: int = 0,     # of the lower bound's search
 ) -> Interval:
-    """Interval of the Lipschitz constant over the part of a ball around `x` that lies in `box`.
-    For an l2 ball the upper bound is that of the box around it (status 'certified box' if from the exact search); for
-    layers that `lip_box` does not know it is global."""
+    """Interval of the Lipschitz constant over the part of a ball around `x` that lies in `box`. For
+    an l2 ball the upper bound is that of the box around it (status 'certified box' if from the
+    exact search); for layers that `lip_box` does not know it is global."""
     check_choice(norm, 'norm', ['linf', 'l2'])
     check_number(radius, 'radius', above=0)
     ord = check_ord(ord)
@@ -205,7 +205,8 @@ def _exact_in(pairs, box, shape, ord, seconds):
 def _table_row(name, method):
     "One row of the sandwich: what a method finds, or why it does not apply."
     try: known, note = method(), ''
-    except ValueError as e: known, note = Interval(status='absent'), str(e).partition('; accepted')[0]
+    except ValueError as e:
+        known, note = Interval(status='absent'), str(e).partition('; accepted')[0]
     return dict(method=name, lower=known.lower, upper=known.upper, value=known.value, status=known.status, note=note,
                 cpu_s=round(known.cpu_s, 3))
 
@@ -219,9 +220,9 @@ def sandwich(
     seconds: float = 30.,  # CPU seconds for the exact search, and for the product's certificates
     seed: int = 0,         # of the lower bounds' search
 ) -> 'pd.DataFrame':
-    """All that is known of a constant as a pandas table, one row per method: method, lower, upper, value, status, note,
-    cpu_s. Status is 'absent' where a method does not apply, the note says why; a RuntimeError if a lower bound lies
-    above an upper one."""
+    """All that is known of a constant as a pandas table, one row per method: method, lower, upper,
+    value, status, note, cpu_s. Status is 'absent' where a method does not apply, the note says why;
+    a RuntimeError if a lower bound lies above an upper one."""
     import pandas as pd
     ord = check_ord(ord)
     shape = tuple(x.shape[1:])
@@ -249,8 +250,8 @@ def sandwich_rows(
     norm: str,              # of the input: 'l2' or 'linf'
     n: int,                 # points behind its lower bounds
 ) -> list:
-    """The table as rows for `results.save`: metrics lipschitz_lower, lipschitz_upper and lipschitz_value, one row for
-    each number a method gives."""
+    """The table as rows for `results.save`: metrics lipschitz_lower, lipschitz_upper and
+    lipschitz_value, one row for each number a method gives."""
     rows = []
     for line in table[table.status != 'absent'].to_dict('records'):
         about = dict(norm=norm, method=line['method'], status=line['status'], method_cpu_s=line['cpu_s'])

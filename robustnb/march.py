@@ -28,7 +28,8 @@ def _parts(s):
 def _pad(rows, n):
     "Fill up all tensors of `rows` to n rows with copies of the first."
     for name, value in vars(rows).items():
-        if torch.is_tensor(value): setattr(rows, name, torch.cat([value, value[:1].expand(n - len(value), *value.shape[1:])]))
+        if torch.is_tensor(value):
+            setattr(rows, name, torch.cat([value, value[:1].expand(n - len(value), *value.shape[1:])]))
 
 def _fill(s):
     "Bring the survivors to the next rung; what is filled in counts as gone, and belongs to no image."
@@ -41,7 +42,8 @@ def _fill(s):
 def _twin(rows):
     "Another object with the same tensors; Rows that belong to it have twins, too."
     twin = type(rows).__new__(type(rows))
-    for name, value in vars(rows).items(): setattr(twin, name, _twin(value) if isinstance(value, Rows) else value)
+    for name, value in vars(rows).items():
+        setattr(twin, name, _twin(value) if isinstance(value, Rows) else value)
     return twin
 
 class _Home:

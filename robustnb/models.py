@@ -26,8 +26,8 @@ def norm_layer(
     channels: int,   # channels (features) that it receives
     dims: int = 2,   # 2: feature maps N,C,H,W; 1: vectors N,C
 ) -> nn.Module:
-    """Normalisation with a learned scale and shift per channel: 'batch' nn.BatchNorm, 'group' nn.GroupNorm of
-    gcd(channels, 8) groups, 'layer' of one group; 'none' nn.Identity."""
+    """Normalisation with a learned scale and shift per channel: 'batch' nn.BatchNorm, 'group'
+    nn.GroupNorm of gcd(channels, 8) groups, 'layer' of one group; 'none' nn.Identity."""
     check_choice(norm, 'norm', NORMS)
     if norm == 'none': return nn.Identity()
     if norm == 'group': return nn.GroupNorm(math.gcd(channels, 8), channels)
@@ -106,8 +106,8 @@ def _stage(c_in, c_out, stride, norm, skip):
 
 # %% ../nbs/07_models.ipynb #333aac09
 class PreActResNet18(nn.Sequential):
-    """Stem, 8 pre-activation blocks, average pool, linear: N,C,H,W -> N,n_classes (paper: CIFAR, SVHN, Imagenette,
-    Caltech101)."""
+    """Stem, 8 pre-activation blocks, average pool, linear: N,C,H,W -> N,n_classes (paper: CIFAR,
+    SVHN, Imagenette, Caltech101)."""
     def __init__(self,
         n_classes: int = 10,
         in_channels: int = 3,
@@ -171,8 +171,8 @@ def behaves_as(
     module,    # nn.Module
     *classes,  # layer classes
 ) -> bool:
-    """Whether a module computes what one of these classes does: a subclass with a `forward` of its own, or a module
-    with hooks (the old `weight_norm` and `spectral_norm` are such), does not."""
+    """Whether a module computes what one of these classes does: a subclass with a `forward` of its
+    own, or a module with hooks (the old `weight_norm` and `spectral_norm` are such), does not."""
     if 'forward' in vars(module): return False
     if module._forward_hooks or module._forward_pre_hooks: return False
     return any(isinstance(module, c) and type(module).forward is c.forward for c in classes)
@@ -199,7 +199,8 @@ def _from_torchvision(name, sizes, options):
 
 def _from_timm(name, sizes, options):
     try: import timm
-    except ImportError: raise ValueError(f'model: got {name!r}, and timm is not here: pip install timm') from None
+    except ImportError:
+        raise ValueError(f'model: got {name!r}, and timm is not here: pip install timm') from None
     kind = check_choice(name.partition('/')[2], 'model timm/...', timm.list_models())
     of_one_size = getattr(timm.get_pretrained_cfg(kind, allow_unregistered=True), 'fixed_input_size', False)
     sized = dict(img_size=sizes['input_size']) if of_one_size else {}
@@ -305,7 +306,8 @@ def save(
     path,  # .safetensors file, replaced atomically
 ):
     "Write the weights, and what the network was made of; a ValueError for a network that `create` did not make."
-    if not hasattr(net, 'made'): raise ValueError('net: not from models.create, so that nobody could make it again from its weights')
+    if not hasattr(net, 'made'):
+        raise ValueError('net: not from models.create, so that nobody could make it again from its weights')
     tensors = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in net.state_dict().items()}
     with atomic_path(path) as tmp: save_file(tensors, tmp, {'robustnb': json.dumps(net.made)})
 
@@ -340,8 +342,8 @@ def default_model(
     name: str,         # data set
     input_size: int,   # height and width of its images
 ) -> str:
-    """Name of an architecture: 'smallcnn' up to 16 pixels a side; above, 'twolayercnn' for mnist, fashionmnist, spectra
-    and spectra-low, else 'preactresnet18'."""
+    """Name of an architecture: 'smallcnn' up to 16 pixels a side; above, 'twolayercnn' for mnist,
+    fashionmnist, spectra and spectra-low, else 'preactresnet18'."""
     if input_size <= 16: return 'smallcnn'
     grey = name in ('mnist', 'fashionmnist', 'spectra', 'spectra-low')
     return 'twolayercnn' if grey else 'preactresnet18'

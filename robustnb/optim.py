@@ -38,8 +38,8 @@ def nesterov(
     w, g, s, lr,  # parameters, gradient, state, learning rate, as in `sgd`
     momentum=.9,  # weight of the past, in [0, 1)
 ):
-    """Nesterov's momentum (1983) in the form of PyTorch: v = momentum*v + g, w - lr*(g + momentum*v);
-    returns the new parameters."""
+    """Nesterov's momentum (1983) in the form of PyTorch: v = momentum*v + g, w - lr*(g +
+    momentum*v); returns the new parameters."""
     v = s['v'] = momentum*s.get('v', 0.) + g
     return w - lr*(g + momentum*v)
 
@@ -88,8 +88,8 @@ def adam(
     betas=(.9, .999),    # weights of the past in the means of the gradient and of its square, each in [0, 1)
     eps=1e-8,            # keeps the quotient finite
 ):
-    """Adam (Kingma and Ba 2015): w - lr*m/(sqrt(v) + eps), m and v the running means of g and g^2, corrected for
-    their start at 0; returns the new parameters."""
+    """Adam (Kingma and Ba 2015): w - lr*m/(sqrt(v) + eps), m and v the running means of g and g^2,
+    corrected for their start at 0; returns the new parameters."""
     m, v, t = _moments(g, s, betas)
     return w - lr/(1 - betas[0]**t)*m/((v/(1 - betas[1]**t))**.5 + eps)
 
@@ -110,8 +110,8 @@ def amsgrad(
 def adamw(
     w, g, s, lr, betas=(.9, .999), eps=1e-8,  # as in `adam`
 ):
-    """The step of `adam`; returns the new parameters. AdamW's decoupled weight decay (Loshchilov and Hutter 2019) is
-    added by `update`."""
+    """The step of `adam`; returns the new parameters. AdamW's decoupled weight decay (Loshchilov
+    and Hutter 2019) is added by `update`."""
     return adam(w, g, s, lr, betas, eps)
 
 # %% ../nbs/04_optim.ipynb #dbb65063
@@ -138,8 +138,8 @@ def lion(
     w, g, s, lr,      # parameters, gradient, state, learning rate, as in `sgd`
     betas=(.9, .99),  # weights of the past in the step and in the memory, each in [0, 1)
 ):
-    """Lion (Chen et al. 2023): w - lr*sign(beta_1*m + (1 - beta_1)*g), then m = beta_2*m + (1 - beta_2)*g;
-    returns the new parameters."""
+    """Lion (Chen et al. 2023): w - lr*sign(beta_1*m + (1 - beta_1)*g), then m = beta_2*m + (1 -
+    beta_2)*g; returns the new parameters."""
     m = s.get('m', 0.*g)
     s['m'] = betas[1]*m + (1 - betas[1])*g
     return w - lr*_xp(g).sign(betas[0]*m + (1 - betas[0])*g)
@@ -177,8 +177,8 @@ def muon(
     eps=1e-7,       # smallest norm that is divided by
     stacked=0,      # leading axes that count models
 ):
-    """Muon (Jordan et al. 2024) for weights with two axes or more, `adamw`'s step at the same rate for the others;
-    returns the new parameters."""
+    """Muon (Jordan et al. 2024) for weights with two axes or more, `adamw`'s step at the same rate
+    for the others; returns the new parameters."""
     if not _is_matrix(w, stacked): return adamw(w, g, s, lr)
     m = s['m'] = momentum*s.get('m', 0.) + (1 - momentum)*g
     B = _as_matrix((1 - momentum)*g + momentum*m if nesterov else m, stacked)
@@ -218,8 +218,8 @@ def soap(
     max_dim=2048,              # a longer side keeps its own axes
     stacked=0,                 # leading axes that count models
 ):
-    """SOAP (Vyas et al. 2024), Adam in Shampoo's eigenbasis, for weights with two axes or more, `adam`'s step for the
-    others; returns the new parameters."""
+    """SOAP (Vyas et al. 2024), Adam in Shampoo's eigenbasis, for weights with two axes or more,
+    `adam`'s step for the others; returns the new parameters."""
     if not _is_matrix(w, stacked): return adam(w, g, s, lr, betas, eps)
     check_number(precondition_frequency, 'precondition_frequency', low=1, integer=True)
     G = _as_matrix(g, stacked)
@@ -333,11 +333,12 @@ def update(
     stacked=0,  # leading axes of `w` that count models
     **options,  # the rule's options
 ):
-    """One step of the named rule; returns the new parameters. Weight decay shrinks the weights (adamw, signsgd, lion,
-    muon, soap) or joins the gradient (the others)."""
+    """One step of the named rule; returns the new parameters. Weight decay shrinks the weights
+    (adamw, signsgd, lion, muon, soap) or joins the gradient (the others)."""
     if name not in OPTIMIZERS: check_choice(name, 'optimizer', OPTIMIZERS)
     spec = OPTIMIZERS[name]
-    if spec.rule is None: raise ValueError(f'optimizer: got {name!r}, accepted: one that has a rule')
+    if spec.rule is None:
+        raise ValueError(f'optimizer: got {name!r}, accepted: one that has a rule')
     decays = not isinstance(weight_decay, (int, float)) or weight_decay != 0
     if decays and spec.decoupled: w = w*(1 - lr*weight_decay)
     elif decays: g = g + weight_decay*w
@@ -438,7 +439,8 @@ def _questions(opt, net):
     x, asked = torch.ones(4, 1, 3, 3), []
     def closure():
         opt.zero_grad()
-        with torch.enable_grad(): loss = torch.nn.functional.cross_entropy(net(x), torch.tensor([0, 1, 1, 1]))
+        with torch.enable_grad():
+            loss = torch.nn.functional.cross_entropy(net(x), torch.tensor([0, 1, 1, 1]))
         loss.backward()
         asked[-1] += 1
         return loss
@@ -522,16 +524,18 @@ def create(
     weight_decay: float | None = None,  # None: PyTorch's default (0, but .01 for adamw and .1 for muon), or its own
     **options,    # the rule's options, e.g. betas, eps, momentum
 ) -> torch.optim.Optimizer:
-    """The named optimizer over `params`: 'sgd', 'momentum', 'nesterov', 'adagrad', 'rmsprop', 'adadelta', 'adam',
-    'amsgrad', 'adamw', 'nadam', 'signsgd', 'lion', 'muon', 'soap' or 'lbfgs'.
+    """The named optimizer over `params`: 'sgd', 'momentum', 'nesterov', 'adagrad', 'rmsprop',
+    'adadelta', 'adam', 'amsgrad', 'adamw', 'nadam', 'signsgd', 'lion', 'muon', 'soap' or 'lbfgs'.
     L-BFGS needs a closure in `step`, the others accept one; `step` does a step of any kind."""
     name, spec = name_of(name, 'optimizer'), spec_of(name)
     replayed = torch.is_tensor(lr)
-    if replayed: require(spec.replays, 'lr', f'a tensor for {name}', 'a number, since its steps cannot be replayed')
+    if replayed:
+        require(spec.replays, 'lr', f'a tensor for {name}', 'a number, since its steps cannot be replayed')
     check_number(float(lr) if replayed else lr, 'lr', low=0)
     if weight_decay is not None: check_number(weight_decay, 'weight_decay', low=0)
     if spec.rule is None: return _own(name, spec, params, lr, weight_decay, options)
-    for key in options: check_choice(key, f'option of {name}', [*spec.options, 'lr', 'weight_decay'])
+    for key in options:
+        check_choice(key, f'option of {name}', [*spec.options, 'lr', 'weight_decay'])
     if weight_decay is None: weight_decay = spec.weight_decay
     options = spec.options | options
     if name == 'lbfgs' and weight_decay:

@@ -36,7 +36,8 @@ def other_sizes(
     if x.ndim != 4 or _runs(model, x[:1]): return None
     for channels in x.shape[1], 4 - x.shape[1]:
         for side in x.shape[2], 32, 28, 224, 64, 8, 96, 299:
-            if channels > 0 and _runs(model, x.new_zeros(1, channels, side, side)): return channels, side, side
+            if channels > 0 and _runs(model, x.new_zeros(1, channels, side, side)):
+                return channels, side, side
 
 # %% ../nbs/10aa_oracle.ipynb #bf8da168
 def _answers(model, x):
@@ -54,8 +55,8 @@ def _answers(model, x):
 
 # %% ../nbs/10aa_oracle.ipynb #69613a01
 def _check_logits(z, x, y):
-    """A ValueError unless `z` are logits (len(x), classes), some of them finite, no probabilities, with an output for
-    each label."""
+    """A ValueError unless `z` are logits (len(x), classes), some of them finite, no probabilities,
+    with an output for each label."""
     is_real = torch.is_tensor(z) and not z.is_complex()
     is_table = is_real and z.ndim == 2 and len(z) == len(x) and z.shape[1] >= 2
     kind = f'a {z.dtype if torch.is_tensor(z) else type(z).__name__}'
@@ -87,12 +88,14 @@ def check_model(
     x,      # images (n, ...) to try it on; the first 32 are used
     y,      # their labels
 ) -> int:
-    """Number of classes; a ValueError for a model whose answers an attack would misread, or labels that it has no
-    output for. Misread are models in train mode, models that change their input, outputs other than logits of two classes or
-    more (softmax, NaN at all images), random answers, and answers that depend on the rest of the batch."""
+    """Number of classes; a ValueError for a model whose answers an attack would misread, or labels
+    that it has no output for. Misread are models in train mode, models that change their input,
+    outputs other than logits of two classes or more (softmax, NaN at all images), random answers,
+    and answers that depend on the rest of the batch."""
     modules = model.named_modules() if isinstance(model, torch.nn.Module) else []
     late = [name or type(m).__name__ for name, m in modules if m.training]
-    if late: raise ValueError(f'model: {late[0]} is in train mode, accepted: a model in eval mode (call model.eval())')
+    if late:
+        raise ValueError(f'model: {late[0]} is in train mode, accepted: a model in eval mode (call model.eval())')
     given, x = x[:32], x[:32].clone()
     z = _answers(model, x)
     if not torch.equal(x, given):
@@ -109,8 +112,8 @@ def image_gradient(
     stride,   # pair
     padding,  # pair
 ):
-    """Gradient (n, c_in, h, w) towards the input of a convolution; for few channels on a CPU as a matrix product and
-    overlap-add."""
+    """Gradient (n, c_in, h, w) towards the input of a convolution; for few channels on a CPU as a
+    matrix product and overlap-add."""
     plain = shape[0] > 4 or grad.dtype != torch.float32 or grad.device.type != 'cpu'
     if plain: return torch.nn.grad.conv2d_input((len(grad), *shape), weight, grad, stride, padding)
     like = grad.new_empty(1).expand(len(grad), *shape)
@@ -138,8 +141,8 @@ def _sees_image(x):
     return is_image and x.requires_grad and x.dtype == torch.float32 and x.device.type == 'cpu'
 
 class ImageGradients(TorchFunctionMode):
-    """Inside this context float32 CPU convolutions over at most four channels take the fast way back to the image; with
-    `plain` all use the plain memory layout."""
+    """Inside this context float32 CPU convolutions over at most four channels take the fast way
+    back to the image; with `plain` all use the plain memory layout."""
     def __init__(self, plain=False):
         super().__init__()
         self.plain = plain
@@ -149,7 +152,8 @@ class ImageGradients(TorchFunctionMode):
         last = weight.is_contiguous(memory_format=torch.channels_last)
         if self.plain and last: weight = weight.clone(memory_format=torch.contiguous_format)
         usual = groups == 1 and not isinstance(padding, str) and _pair(dilation) == (1, 1)
-        if not usual or not _sees_image(input): return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+        if not usual or not _sees_image(input):
+            return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
         return _ImageConv.apply(input, weight, bias, _pair(stride), _pair(padding))
 
 # %% ../nbs/10aa_oracle.ipynb #af545d44
@@ -168,8 +172,8 @@ def _doubt(what, off, tried):
 def masked(
     seen: dict,  # {loss: [starts where its gradient vanished, all starts], STEP: [images where it misleads, all tried]}
 ) -> tuple:
-    """The doubts that vanished and misleading gradients leave, a sentence for each loss; misleading at up to a quarter
-    of the images is none."""
+    """The doubts that vanished and misleading gradients leave, a sentence for each loss; misleading
+    at up to a quarter of the images is none."""
     found = (_doubt(what, *counts) for what, counts in seen.items())
     return tuple(doubt for doubt in found if doubt)
 
@@ -182,9 +186,9 @@ def _step_down(x, grad, want):
     return (x + column(far, x)*way).clamp_(0, 1)
 
 def _misled(net, x):
-    """[images where the gradient misleads, all that were tried]: a small step inside [0,1], down the gradient of the
-    lead of the first class, that should lower it by 1% of the logits' range, lowers it by less than half or more
-    than twice that."""
+    """[images where the gradient misleads, all that were tried]: a small step inside [0,1], down
+    the gradient of the lead of the first class, that should lower it by 1% of the logits' range,
+    lowers it by less than half or more than twice that."""
     z, lead, grad = net.slope(x, lambda z: -z.topk(2, 1).values.diff(dim=1).squeeze(1))
     want = (.01 + 8*torch.finfo(net.dtype).eps)*(z.amax(1) - z.amin(1))
     there = _step_down(x, grad, want)
@@ -211,8 +215,8 @@ def _conv_weights(model):
 PRICES = dict(forward=1, gradient=3)  # of a pass over one image, in forward passes
 
 class Oracle:
-    """A classifier as attacks see it: float32 logits and image gradients, counted in `.passes` (images) and told to
-    `.told` as they come; the model is never changed."""
+    """A classifier as attacks see it: float32 logits and image gradients, counted in `.passes`
+    (images) and told to `.told` as they come; the model is never changed."""
     def __init__(self,
         model,     # callable or module in eval mode: images -> logits (n, classes), see `check_model`
         x,         # images (n, ...), float in [0,1]: they and the model are checked

@@ -66,10 +66,10 @@ def _of_checkpoints():
                 yield _line('checkpoints', dataset, optimizer, panel, value, _STRENGTHS[panel])
 
 def table() -> 'pd.DataFrame':
-    """The paper's accuracies (fractions) as a pandas table: source 'Figure 1', read off to half a point, and
-    'checkpoints', the authors' at single strengths. Columns: source, dataset, optimizer, metric, value,
-    split, panel ('clean', 'gaussian', 'l2', 'linf'), kind and norm as result rows have them; for checkpoints
-    also var, eps, attack."""
+    """The paper's accuracies (fractions) as a pandas table: source 'Figure 1', read off to half a
+    point, and 'checkpoints', the authors' at single strengths. Columns: source, dataset, optimizer,
+    metric, value, split, panel ('clean', 'gaussian', 'l2', 'linf'), kind and norm as result rows
+    have them; for checkpoints also var, eps, attack."""
     import pandas as pd
     return pd.DataFrame([*_read_off(), *_of_checkpoints()])
 
@@ -111,8 +111,8 @@ def _stated(config):
 def differences(
     config: dict,  # of a run, or a row of the tidy table; its `dataset` must be one of the paper's seven
 ) -> list:
-    """Where a run departs from the paper's settings for its data set, as texts 'epochs 20 (paper 200)';
-    parameters that it lacks are not judged."""
+    """Where a run departs from the paper's settings for its data set, as texts 'epochs 20 (paper
+    200)'; parameters that it lacks are not judged."""
     stated = _stated(config)
     judged = {k: config[k] for k in _JUDGED if k in config and k in stated}
     return [f'{k} {ours} (paper {stated[k]})'

@@ -34,8 +34,8 @@ def dlr(
     y,            # labels (n,)
     target=None,  # not used
 ) -> torch.Tensor:
-    """Difference of logits ratio -(z_y - largest other)/(z_1st - z_3rd), (n,): above 0 exactly where the image is
-    misclassified (Croce and Hein 2020, Auto-PGD)."""
+    """Difference of logits ratio -(z_y - largest other)/(z_1st - z_3rd), (n,): above 0 exactly
+    where the image is misclassified (Croce and Hein 2020, Auto-PGD)."""
     top = z.topk(3, dim=1).values
     runner_up = torch.where(z.argmax(1) == y, top[:, 1], top[:, 0])
     return -(_picked(z, y) - runner_up)/(top[:, 0] - top[:, 2] + TINY)
@@ -45,8 +45,8 @@ def dlr_targeted(
     y,       # labels (n,)
     target,  # classes (n,) to move towards
 ) -> torch.Tensor:
-    """Difference of logits ratio towards another class, -(z_y - z_target)/(z_1st - (z_3rd + z_4th)/2), (n,) (Croce and
-    Hein 2020, Auto-PGD)."""
+    """Difference of logits ratio towards another class, -(z_y - z_target)/(z_1st - (z_3rd +
+    z_4th)/2), (n,) (Croce and Hein 2020, Auto-PGD)."""
     top = z.topk(4, dim=1).values
     return -(_picked(z, y) - _picked(z, target))/(top[:, 0] - (top[:, 2] + top[:, 3])/2 + TINY)
 
@@ -94,8 +94,8 @@ def fgsm(
     eps: float = 8/255,       # radius of the ball, in units of the pixels
     batch_size: int = BATCH,  # images in one batch
 ) -> Adversarial:
-    """Fast gradient sign method (Goodfellow et al. 2015): one step along the steepest ascent of the cross-entropy
-    (its l2 form steps along the gradient itself)."""
+    """Fast gradient sign method (Goodfellow et al. 2015): one step along the steepest ascent of the
+    cross-entropy (its l2 form steps along the gradient itself)."""
     net, loss = _setup(model, x, y, norm, eps)
     def attack(x, y, keys, run):
         x_adv = fgsm_batch(net, x, y, norm, eps, loss)
@@ -104,8 +104,8 @@ def fgsm(
 
 # %% ../nbs/10b_pgd.ipynb #29c5475e
 def pgd_batch(net, x, y, norm, eps, loss, start, steps, step):
-    """Projected steepest ascent from `start`, for images that are classified correctly; the unfooled ones come back
-    where they ended."""
+    """Projected steepest ascent from `start`, for images that are classified correctly; the
+    unfooled ones come back where they ended."""
     def ask(s):
         z, _, s.grad = net.slope(s.at, lambda z: loss(z, s.y))
         s.mark(~is_right(z, s.y))
@@ -152,8 +152,8 @@ def pgd(
 def checkpoints(
     steps: int,  # gradient steps of the run
 ) -> list:
-    """The steps after which APGD reconsiders its step length: first 22% of the steps, then intervals that shrink by 3%
-    down to 6%."""
+    """The steps after which APGD reconsiders its step length: first 22% of the steps, then
+    intervals that shrink by 3% down to 6%."""
     wait, least, shrink = (max(int(f*steps), 1) for f in (.22, .06, .03))
     marks = []
     at = wait
@@ -237,7 +237,8 @@ def climb(
             march.regroup()
             march.do(lambda s: s.adapt(rho*waits[k]))
         if not march: break
-        if k == steps - 1: march.do(lambda s: ascend(s, share=.75 if k else 1., last=True), forward=1)
+        if k == steps - 1:
+            march.do(lambda s: ascend(s, share=.75 if k else 1., last=True), forward=1)
         elif k == 0: march.do(lambda s: ascend(s, share=1.), gradient=1)
         else: march.step()
     return march.end('best')
@@ -246,8 +247,8 @@ def climb(
 TARGETS = 9
 
 def apgd_run(net, x, y, keys, run, norm, eps, loss, steps=100, seed=0):
-    """Run number `run` of APGD on correctly classified images: a restart, or for a targeted loss the run-th likeliest
-    wrong class."""
+    """Run number `run` of APGD on correctly classified images: a restart, or for a targeted loss
+    the run-th likeliest wrong class."""
     target = rank_targets(net.logits(x), y)[:, run] if loss.endswith('targeted') else None
     start = random_start(x, keys, eps, norm, seed, 'apgd', loss, run)
     return climb(net, x, y, start, norm, eps, LOSSES[loss][0], target, steps)

@@ -32,8 +32,8 @@ _FIRST = ['sgd', 'adam', 'rmsprop']  # the paper's three
 def colour(
     optimizer: str,  # as in `optim.create`
 ) -> tuple | str:
-    """The optimizer's colour as an RGB tuple, the same in all figures: sgd blue, adam orange, rmsprop green, the others
-    after them; 'black' for an unknown name."""
+    """The optimizer's colour as an RGB tuple, the same in all figures: sgd blue, adam orange,
+    rmsprop green, the others after them; 'black' for an unknown name."""
     order = [*_FIRST, *(o for o in optim.OPTIMIZERS if o not in _FIRST)]
     return _PALETTE[order.index(optimizer) % len(_PALETTE)] if optimizer in order else 'black'
 
@@ -78,8 +78,8 @@ _APART = 'band', 'corruption'  # kinds of many conditions, which have figures of
 def accuracies(
     tidy: pd.DataFrame,  # table from `results.table`
 ) -> pd.DataFrame:
-    """Rows of accuracies on the test split, with the columns kind, panel and strength, as the `Condition` has them, and
-    condition, its label."""
+    """Rows of accuracies on the test split, with the columns kind, panel and strength, as the
+    `Condition` has them, and condition, its label."""
     lines = tidy[(tidy.metric == 'accuracy') & (tidy.split == 'test')]
     told = [c for c in lines if c in _TELLING]
     found = [condition_of(line) for line in lines[told].to_dict('records')]
@@ -145,8 +145,8 @@ def rate_curves(
     condition: Condition | None = None,  # a `Condition`: which accuracy; None: on clean images
     ax: plt.Axes | None = None,          # matplotlib axes to draw on; None makes a figure
 ) -> plt.Axes:
-    """Accuracy (%) against learning rate, mean ± std over seeds, one line per optimizer; a ring marks the best rate by
-    standard accuracy. Returns the axes."""
+    """Accuracy (%) against learning rate, mean ± std over seeds, one line per optimizer; a ring
+    marks the best rate by standard accuracy. Returns the axes."""
     lines = accuracies(_one_setting(tidy))
     chosen = _under(lines, condition)
     stats = summary(chosen, ['optimizer', 'lr'])
@@ -166,8 +166,8 @@ def rate_curves(
 def comparison(
     tidy: pd.DataFrame,  # table from `results.table`
 ) -> pd.DataFrame:
-    """Pandas table, one row per setting and optimizer at its best rate: lr, '(edge)' at an end of its grid, seeds, and
-    accuracy (%, mean ± std) under each condition but bands and corruptions."""
+    """Pandas table, one row per setting and optimizer at its best rate: lr, '(edge)' at an end of
+    its grid, seeds, and accuracy (%, mean ± std) under each condition but bands and corruptions."""
     best = best_rates(tidy)
     keys = [c for c in best if c not in ('lr', 'mean', 'std', 'runs', 'edge')]
     lines = accuracies(at_best_rates(tidy))
@@ -205,7 +205,8 @@ def _tick(c):
     if isinstance(c, Clean): return ''
     if isinstance(c, Gaussian): return f'var {c.var:g}'
     if isinstance(c, Band): return f'{c.band} var {c.var:g}'
-    if isinstance(c, Attack): return fraction(c.eps, c.norm) + ('' if c.attack == 'autoattack' else f' {c.attack}')
+    if isinstance(c, Attack):
+        return fraction(c.eps, c.norm) + ('' if c.attack == 'autoattack' else f' {c.attack}')
     return as_text(c.label)
 
 def bar_panel(
@@ -213,8 +214,8 @@ def bar_panel(
     panel: str,                  # 'clean', 'gaussian', 'band', 'l2', 'linf', or the kind of a condition of your own
     ax: plt.Axes | None = None,  # matplotlib axes to draw on; None makes a figure
 ) -> plt.Axes:
-    """Accuracy (%) at each optimizer's best rate under the conditions of one panel, mean ± std over seeds; returns the
-    axes."""
+    """Accuracy (%) at each optimizer's best rate under the conditions of one panel, mean ± std over
+    seeds; returns the axes."""
     lines = accuracies(at_best_rates(_one_setting(tidy)))
     part = lines[lines.panel == check_choice(panel, 'panel', lines.panel.unique())]
     first = part.drop_duplicates('condition')
@@ -270,8 +271,8 @@ def trade_off(
     within: float = 25.,         # points: runs whose standard accuracy is further below the best are left out
     fit: str | None = None,      # on the horizontal axis, e.g. 'train_loss'; None: standard accuracy
 ) -> plt.Axes:
-    """Accuracy (%) under a condition against standard accuracy (%) or the fit, one point per run, of any rate and
-    length; returns the axes."""
+    """Accuracy (%) under a condition against standard accuracy (%) or the fit, one point per run,
+    of any rate and length; returns the axes."""
     lines = accuracies(tidy)
     wide = pd.DataFrame({'clean': _by_run(lines, None), 'kept': _by_run(lines, condition)})
     wide = wide[wide.clean >= wide.clean.max() - within]
@@ -303,8 +304,8 @@ def trajectory_curves(
     over: str = 'accuracy',  # the horizontal axis: 'accuracy', on clean images, or 'loss', on training images
     ax=None,                 # matplotlib axes to draw on; None makes a figure
 ):
-    """Accuracy (%) under a condition along the training, a curve with a band of one std over seeds for each optimizer;
-    time goes to the right, also where the loss falls. Returns the axes."""
+    """Accuracy (%) under a condition along the training, a curve with a band of one std over seeds
+    for each optimizer; time goes to the right, also where the loss falls. Returns the axes."""
     column, factor, xlabel = _TRAJECTORY[check_choice(over, 'over', _TRAJECTORY)]
     lines = by_epoch(tidy, [condition])
     ax = ax or plt.subplots(figsize=(3.6, 3))[1]
@@ -365,9 +366,10 @@ def strength_curves(
     panel: str,                  # 'gaussian', 'l2', 'linf', or the kind of a condition of your own
     ax: plt.Axes | None = None,  # matplotlib axes to draw on; None makes a figure
 ) -> plt.Axes:
-    """Accuracy (%) against noise variance or attack strength, one line per optimizer at its best rate (one in all where
-    no optimizer is known); dashed: proved robust. Of several attacks the one with the most radii is drawn, and named in
-    the title. Error bars: std over seeds, or Wilson's 95% interval for a single run. Returns the axes."""
+    """Accuracy (%) against noise variance or attack strength, one line per optimizer at its best
+    rate (one in all where no optimizer is known); dashed: proved robust. Of several attacks the one
+    with the most radii is drawn, and named in the title. Error bars: std over seeds, or Wilson's
+    95% interval for a single run. Returns the axes."""
     best = _at_best(tidy)
     lines, proved = accuracies(best), _proofs(best, panel)
     own, attack = _series(lines, check_choice(panel, 'panel', set(lines.panel) - {'clean', 'band'}))
@@ -407,8 +409,8 @@ def band_curves(
     tidy: pd.DataFrame,          # table; a ValueError if its runs differ in more than optimizer, lr, seed
     ax: plt.Axes | None = None,  # matplotlib axes to draw on; None makes a figure
 ) -> plt.Axes:
-    """Loss of accuracy (points) under noise in each band, one line per optimizer at its best rate, mean ± std over
-    seeds (paper, Figure 4); returns the axes."""
+    """Loss of accuracy (points) under noise in each band, one line per optimizer at its best rate,
+    mean ± std over seeds (paper, Figure 4); returns the axes."""
     lines = band_losses(_at_best(tidy))
     variances = sorted(lines['var'].unique())
     styles = list(zip(variances, itertools.cycle(['-', '--', ':'])))
@@ -439,8 +441,9 @@ def corruption_map(
     tidy: pd.DataFrame,          # table; a ValueError if its runs differ in more than optimizer, lr, seed
     ax: plt.Axes | None = None,  # matplotlib axes to draw on; None makes a figure
 ) -> plt.Axes:
-    """Accuracy (%) under each corruption, mean over its severities and over seeds, a row for each optimizer at its best
-    rate, or for each severity where no optimizer is known; last, the mean over corruptions. Returns the axes."""
+    """Accuracy (%) under each corruption, mean over its severities and over seeds, a row for each
+    optimizer at its best rate, or for each severity where no optimizer is known; last, the mean
+    over corruptions. Returns the axes."""
     table = _corruption_table(tidy)
     rows, columns = table.shape
     ax = ax or plt.subplots(figsize=(2 + .45*columns, 1.4 + .35*rows), layout='constrained')[1]
@@ -474,10 +477,12 @@ def bounds(
     tidy: pd.DataFrame,          # table from `results.table`
     ax: plt.Axes | None = None,  # matplotlib axes to draw on; None makes a figure
 ) -> plt.Axes:
-    """Every metric named lipschitz_..., one row for each of its methods and norms on a logarithmic axis, one marker per
-    optimizer. Markers are means over seeds, bars reach from the smallest to the largest seed. Returns the axes."""
+    """Every metric named lipschitz_..., one row for each of its methods and norms on a logarithmic
+    axis, one marker per optimizer. Markers are means over seeds, bars reach from the smallest to
+    the largest seed. Returns the axes."""
     lines, known = constants(tidy), has_rates(tidy)
-    if known and (tidy.metric == 'accuracy').any(): lines = lines.merge(best_rates(tidy)[['optimizer', 'lr']])
+    if known and (tidy.metric == 'accuracy').any():
+        lines = lines.merge(best_rates(tidy)[['optimizer', 'lr']])
     if not known: lines = lines.assign(optimizer='model')
     lines = _named(lines)
     rows, names = list(dict.fromkeys(lines.label))[::-1], _names(lines)
@@ -523,11 +528,12 @@ def contrasts(
     tidy: pd.DataFrame,      # table; a ValueError if its runs differ in more than optimizer, lr, seed
     reference: str = 'sgd',  # the optimizer that the others are compared with
 ) -> pd.DataFrame:
-    """Pandas table, one row per condition and other optimizer (against): `reference` minus it, at best rates.
-    Columns: condition (its label), kind, panel, strength and attack; against; difference, lower, upper (points of
-    accuracy, 95% interval of `stats.compare`), p (of no difference, before any correction), seeds (those that both
-    have), paper, the difference in its Figure 1 (nan where it lacks data set or strength), and estimate, the
-    `stats.Estimate` in points."""
+    """Pandas table, one row per condition and other optimizer (against): `reference` minus it, at
+    best rates. Columns: condition (its label), kind, panel, strength and attack; against;
+    difference, lower, upper (points of accuracy, 95% interval of `stats.compare`), p (of no
+    difference, before any correction), seeds (those that both have), paper, the difference in its
+    Figure 1 (nan where it lacks data set or strength), and estimate, the `stats.Estimate` in
+    points."""
     lines = accuracies(at_best_rates(_one_setting(tidy)))
     lines = one_by_one(lines)
     check_choice(reference, 'reference', lines.optimizer.unique())

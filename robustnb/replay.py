@@ -53,8 +53,8 @@ def _told_of_waits(told):
 
 # %% ../nbs/00a_replay.ipynb #211fde1b
 class Replay:
-    """Work that is done again and again: plain calls at first, then on CUDA one graph. `why_not` says why there is
-    none; empty where there is one, or may be."""
+    """Work that is done again and again: plain calls at first, then on CUDA one graph. `why_not`
+    says why there is none; empty where there is one, or may be."""
     plain = 3  # calls before the capture
 
     def __init__(self,
@@ -112,10 +112,11 @@ class Slots:
         self.settle()
 
     def settle(self):
-        """Put the values of all tensors into their places, and the places back into the table; what is new stays where it
-        is, unless that is another's place."""
+        """Put the values of all tensors into their places, and the places back into the table; what
+        is new stays where it is, unless that is another's place."""
         for name, value in self.table.items():
-            if torch.is_tensor(value) and name not in self.places: self.places[name] = self._own(value)
+            if torch.is_tensor(value) and name not in self.places:
+                self.places[name] = self._own(value)
         moved = [name for name, place in self.places.items() if self.table[name] is not place]
         places = [self.places[name] for name in moved]
         values = [self._own(self.table[name]) for name in moved]

@@ -185,7 +185,8 @@ def gather(
     failed = results.failures(*filter(_is_folder, sources)) if failed is None else list(failed)
     return Runs(results.table(found), made, failed, dict(doubts))
 
-def _read(source): return [source] if isinstance(source, dict) else map(results.load, results.find(source))
+def _read(source):
+    return [source] if isinstance(source, dict) else map(results.load, results.find(source))
 
 def _is_folder(source): return not isinstance(source, dict) and Path(source).is_dir()
 
@@ -226,8 +227,8 @@ def _theirs(dataset):
 def beside_paper(
     tidy: pd.DataFrame,  # table of one setting
 ) -> pd.DataFrame:
-    """Pandas table of our accuracy (%) at best rates beside the paper's; empty where data set, network or top-k differ.
-    Standard accuracy for Figure 1, every condition for its checkpoints."""
+    """Pandas table of our accuracy (%) at best rates beside the paper's; empty where data set,
+    network or top-k differ. Standard accuracy for Figure 1, every condition for its checkpoints."""
     stated = _stated(tidy)
     if stated is None: return pd.DataFrame()
     best = results.best_rates(tidy).set_index('optimizer').lr
@@ -273,8 +274,8 @@ def reading(
     tidy: pd.DataFrame,      # table of one setting
     reference: str = 'sgd',  # the optimizer that the others are compared with
 ) -> list:
-    """Sentences: how far the optimizers' standard accuracies lie apart, and under how many disturbances the reference
-    keeps more than each other one."""
+    """Sentences: how far the optimizers' standard accuracies lie apart, and under how many
+    disturbances the reference keeps more than each other one."""
     if not _has_pairs(tidy, reference): return []
     said = []
     for _, part in plots.contrasts(tidy, reference).groupby('against', sort=False):
@@ -439,7 +440,8 @@ _NOT_BESIDE = ('<p>The paper has this data set, but with another network or anot
 def _paper(tidy):
     "Our numbers beside the paper's, or why they do not stand there."
     beside = beside_paper(tidy)
-    if len(beside): return table_html(beside, f'Beside the paper ({paper.PAPER}). {_differences(tidy)}')
+    if len(beside):
+        return table_html(beside, f'Beside the paper ({paper.PAPER}). {_differences(tidy)}')
     has_set = 'dataset' in tidy and tidy.dataset.iloc[0] in paper.PAPER_SETTINGS
     return _NOT_BESIDE if has_set and plots.has_rates(tidy) else ''
 
@@ -513,8 +515,8 @@ def last_error(
 def failure_table(
     failed: list,  # see `results.failures`
 ) -> pd.DataFrame:
-    """Pandas table, one row per failed run: experiment, id, what was raised last, seconds, its notebook, and the
-    parameters that are peculiar to it."""
+    """Pandas table, one row per failed run: experiment, id, what was raised last, seconds, its
+    notebook, and the parameters that are peculiar to it."""
     shared = _shared([f.get('config', {}) for f in failed])
     return pd.DataFrame([_failure(f, shared) for f in failed])
 
@@ -536,8 +538,8 @@ _MADE_BY = 'commit processor gpu cores threads device precision system'.split()
 def provenance_table(
     made: list,  # provenance of each run
 ) -> pd.DataFrame:
-    """Pandas table, one row per distinct provenance (commit, versions, hardware, threads, precision) with the number of
-    runs, their time span and hours."""
+    """Pandas table, one row per distinct provenance (commit, versions, hardware, threads,
+    precision) with the number of runs, their time span and hours."""
     groups = {}
     for m in made: groups.setdefault((*map(m.get, _MADE_BY), *_versions(m)), []).append(m)
     return pd.DataFrame([_made_alike(alike) for alike in groups.values()])

@@ -154,12 +154,14 @@ _STATUS = dict(id=_TEXT, state=_TEXT, error=_TEXT, seconds=_NUMBER, config=_TABL
 
 def _check_forms(table, where, needed, forms):
     "A ValueError that says `where` and what, if a value of the table lacks, or has another than its form."
-    if not isinstance(table, dict): raise ValueError(f'{where}: got {str(table)[:40]}, accepted: a table')
+    if not isinstance(table, dict):
+        raise ValueError(f'{where}: got {str(table)[:40]}, accepted: a table')
     lacks = [key for key in needed if key not in table]
     if lacks: raise ValueError(f'{where}: it lacks {", ".join(lacks)}')
     for key, value in table.items():
         fits, accepted = forms.get(key, _ANYTHING)
-        if not fits(value): raise ValueError(f'{where}: {key}: got {str(value)[:40]!r}, accepted: {accepted}')
+        if not fits(value):
+            raise ValueError(f'{where}: {key}: got {str(value)[:40]!r}, accepted: {accepted}')
 
 # %% ../nbs/03_results.ipynb #5468cc39
 def _check_hits(r):
@@ -336,8 +338,9 @@ def _short_names(folders):
 def table(
     results,  # result dictionaries, or paths of result files
 ) -> 'pd.DataFrame':
-    """Tidy pandas table: one row per metric row, with the run's number, config (dicts as JSON text),
-    conditions and cost as columns. A data set that is a folder is named by its last parts, as '.../photos'."""
+    """Tidy pandas table: one row per metric row, with the run's number, config (dicts as JSON
+    text), conditions and cost as columns. A data set that is a folder is named by its last parts,
+    as '.../photos'."""
     import pandas as pd
     lines = []
     for run, result in enumerate(results):
@@ -385,8 +388,8 @@ def summary(
     by: list,              # columns that distinguish configurations
     value: str = 'value',  # column to condense
 ) -> 'pd.DataFrame':
-    """Pandas table, one row per configuration: the columns `by`, then mean and std (ddof=1; nan for a single run) of
-    `value`, and runs."""
+    """Pandas table, one row per configuration: the columns `by`, then mean and std (ddof=1; nan for
+    a single run) of `value`, and runs."""
     groups = tidy.groupby(list(by), dropna=False)[value]
     mean = lambda v: v.mean(skipna=False)
     std = lambda v: v.std(ddof=1, skipna=False)
@@ -422,8 +425,8 @@ def best_rates(
     metric: str = 'accuracy',  # its mean over seeds shall be high, on clean images, and test images if it has them
     by: list | None = None,    # columns within which a rate is chosen; None: dataset, model, optimizer and what varies
 ) -> 'pd.DataFrame':
-    """Pandas table, one row per optimizer: the columns `by`, its best lr, mean, std, runs, and edge,
-    True where the rate is the lowest or highest of several tried."""
+    """Pandas table, one row per optimizer: the columns `by`, its best lr, mean, std, runs, and
+    edge, True where the rate is the lowest or highest of several tried."""
     for name in by or (): check_choice(name, 'by', tidy.columns)
     if by is None: by = dict.fromkeys(['dataset', 'model', *settings(tidy), 'optimizer'])
     rows = _judged(tidy, metric)

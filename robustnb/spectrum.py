@@ -114,8 +114,8 @@ def filter_energy(
     x,         # floating images (...,C,H,W)
     p: float,  # percentage of the weakest coefficients to drop: 0 is the identity, 100 gives zero
 ):
-    """Phi_nrg: each image of `x` without the p% of its coefficients of smallest magnitude, averaged over its channels;
-    not clamped (paper, section 3)."""
+    """Phi_nrg: each image of `x` without the p% of its coefficients of smallest magnitude, averaged
+    over its channels; not clamped (paper, section 3)."""
     x = check_float(x, 3)
     X = dct2(x)
     mask = _strong(X, p)
@@ -159,8 +159,8 @@ def band_noise(
     var: float,  # variance per pixel of the white noise before it is confined, pixels in [0,1]
     generator,   # torch.Generator, see `core.generator`
 ):
-    """Gaussian noise confined to `mask`, float32 on the generator's device: (*shape), or (n,*shape) for n bands
-    that share one draw (paper, Figure 4)."""
+    """Gaussian noise confined to `mask`, float32 on the generator's device: (*shape), or (n,*shape)
+    for n bands that share one draw (paper, Figure 4)."""
     check_number(var, 'var', low=0)
     if not isinstance(generator, torch.Generator):
         raise ValueError(f'generator: got {generator!r}, accepted: a torch.Generator, as core.generator makes')
@@ -173,8 +173,8 @@ def band_noise(
 def energy(
     x,  # floating images (...,H,W), at least one
 ):
-    """Mean magnitude |X| of each frequency over images and channels, (H,W) float64, not its square (paper, Figure 8);
-    `.diagonal()` is the profile (i,i)."""
+    """Mean magnitude |X| of each frequency over images and channels, (H,W) float64, not its square
+    (paper, Figure 8); `.diagonal()` is the profile (i,i)."""
     planes = check_float(x, 2).reshape(-1, *x.shape[-2:])
     if not len(planes): raise ValueError('x: got 0 images, accepted: at least one')
     total = sum(dct2(part).abs().sum(0, dtype=torch.float64) for part in planes.split(4096))

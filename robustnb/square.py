@@ -36,8 +36,8 @@ def side(
 def blocks(
     queries: int,  # queries of the whole attack
 ) -> list:
-    """The attack's queries as blocks (first, last), `last` not included, of 2000 queries at most: places where it
-    can stop and go on."""
+    """The attack's queries as blocks (first, last), `last` not included, of 2000 queries at most:
+    places where it can stop and go on."""
     edges = [q for q in (0, 1001, 2001, 4001) if q < queries]
     edges += list(range(5001, queries, 2000))
     return list(zip(edges, edges[1:] + [queries]))
@@ -56,8 +56,8 @@ def places(
 
 @lru_cache
 def patch(s: int, w: int, channels: int, pixels: int, device='cpu'):
-    """Flat numbers (channels, s*s) of a patch's pixels relative to its top left one, for images of width `w` with
-    `pixels` pixels a channel."""
+    """Flat numbers (channels, s*s) of a patch's pixels relative to its top left one, for images of
+    width `w` with `pixels` pixels a channel."""
     square = (torch.arange(s)[:, None]*w + torch.arange(s)).flatten()
     return (torch.arange(channels)[:, None]*pixels + square).to(device)
 
@@ -155,7 +155,8 @@ class Pyramids(_Moves):
         n, c, h, w = x.shape
         u = draw(torch.rand, keys, (last - first, 5 + c), seed, 'square', run).to(x.device)
         sizes = [side(q, h, w, 'l2') for q in range(first, last)]
-        def corners(i): return torch.stack([places(u[:, k, i:i+2], s, h, w) for k, s in enumerate(sizes)], 1)
+        def corners(i):
+            return torch.stack([places(u[:, k, i:i+2], s, h, w) for k, s in enumerate(sizes)], 1)
         turned = (u[:, :, 4] > .5).long()
         sign = (u[:, :, 5:, None] > .5)*2. - 1
         radius = torch.full((n, 1), eps, device=x.device)
@@ -198,8 +199,8 @@ def margin(
     z,  # logits (n, classes)
     y,  # labels (n,)
 ):
-    """Logit of the label minus the largest other logit, as (n,), above 0 exactly where the answer `is_right`:
-    `TINY` for a tie that the label wins, 0 for logits that are not finite."""
+    """Logit of the label minus the largest other logit, as (n,), above 0 exactly where the answer
+    `is_right`: `TINY` for a tie that the label wins, 0 for logits that are not finite."""
     label = y[:, None]
     m = z.gather(1, label).squeeze(1) - z.scatter(1, label, -torch.inf).amax(1)
     return torch.where(is_right(z, y), m.clamp(min=TINY), m.clamp(max=0).nan_to_num())
@@ -219,8 +220,8 @@ class _Search(Survivors):
 
 # %% ../nbs/10d_square.ipynb #385b7446
 def square_run(net, x, y, keys, run, norm, eps, queries=5000, seed=0, best=None):
-    """Block number `run` of Square on correctly classified images (n, c, h, w), going on from the images `best`; also
-    returns where it stands."""
+    """Block number `run` of Square on correctly classified images (n, c, h, w), going on from the
+    images `best`; also returns where it stands."""
     first, last = blocks(queries)[run]
     moves = (Stripes if norm == 'linf' else Pyramids)(x, eps, keys, seed, first, last, run)
     at = moves.start(keys, seed) if best is None else best.flatten(1).clone()
@@ -253,12 +254,13 @@ def square(
     seed: int = 0,            # of the random patches
     batch_size: int = BATCH,  # images in one batch
 ) -> Adversarial:
-    """Square attack (Andriushchenko et al. 2020): random search over patches with the margin loss; the unfooled
-    images come back at their lowest margin."""
+    """Square attack (Andriushchenko et al. 2020): random search over patches with the margin loss;
+    the unfooled images come back at their lowest margin."""
     check_choice(norm, 'norm', NORMS)
     check_number(eps, 'eps', above=0)
     check_number(queries, 'queries', low=1, integer=True)
-    if x.ndim != 4: raise ValueError(f'x: got shape {tuple(x.shape)}, accepted for square: images (n, c, h, w)')
+    if x.ndim != 4:
+        raise ValueError(f'x: got shape {tuple(x.shape)}, accepted for square: images (n, c, h, w)')
     net = model if isinstance(model, Oracle) else Oracle(model, x, y)
     def attack(x, y, keys, run):
         s = Survivors(x, x=x, y=y)

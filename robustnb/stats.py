@@ -124,8 +124,9 @@ FEWEST = 10  # images that must differ for an interval
 def estimate(
     change,  # (seeds, images) paired differences, or (seeds,) single numbers a seed
 ) -> Estimate:
-    """Their mean with its variance by seeds and by images. No interval for one seed, or fewer than ten images that
-    ever differ; the value is nan, too, where one of `change` is not finite, or there is none."""
+    """Their mean with its variance by seeds and by images. No interval for one seed, or fewer than
+    ten images that ever differ; the value is nan, too, where one of `change` is not finite, or
+    there is none."""
     import numpy as np
     change = np.asarray(change, float)
     accepted = '(seeds,) or (seeds, images)'
@@ -151,8 +152,9 @@ def _by_seed(tables):
 def paired(
     tables: dict,  # {name: rows of the tidy table under one condition, one row for each seed}
 ) -> dict:
-    """{name: hits (seeds, images)} of the seeds, and of the first images, that all have; values (seeds,) if one lacks
-    hits. A ValueError for a seed that stands there twice, and if there is none in common."""
+    """{name: hits (seeds, images)} of the seeds, and of the first images, that all have; values
+    (seeds,) if one lacks hits. A ValueError for a seed that stands there twice, and if there is
+    none in common."""
     import numpy as np
     tables = _by_seed(tables)
     if not all('hits' in rows and rows.hits.notna().all() for rows in tables.values()):
@@ -167,9 +169,10 @@ def compare(
     clean_a=None,  # the clean rows of the same runs: drops are compared instead of accuracies
     clean_b=None,
 ) -> Estimate:
-    """Accuracy of `a` minus that of `b`, or drop (clean minus disturbed) of `a` minus that of `b`, as a fraction.
-    Paired by seed, those that all have, and by image, the first ones that all have; by seed only where a row has
-    no hits. A ValueError for a seed that stands there twice, and if there is none in common."""
+    """Accuracy of `a` minus that of `b`, or drop (clean minus disturbed) of `a` minus that of `b`,
+    as a fraction. Paired by seed, those that all have, and by image, the first ones that all have;
+    by seed only where a row has no hits. A ValueError for a seed that stands there twice, and if
+    there is none in common."""
     both = clean_a is not None and clean_b is not None
     require(both or clean_a is clean_b, 'clean_a, clean_b', 'one of the two', 'both or neither')
     tables = dict(a=a, b=b, clean_a=clean_a, clean_b=clean_b) if both else dict(a=a, b=b)
@@ -225,7 +228,8 @@ def margin_of_equal_accuracy(
     acc_b: float,  # fraction
 ) -> float:
     "Within which two accuracies count as the same: a quarter of the larger error, at most 2 points; a fraction."
-    for accuracy, name in (acc_a, 'acc_a'), (acc_b, 'acc_b'): check_number(accuracy, name, low=0, high=1)
+    for accuracy, name in (acc_a, 'acc_a'), (acc_b, 'acc_b'):
+        check_number(accuracy, name, low=0, high=1)
     return min(.02, (1 - min(acc_a, acc_b))/4)
 
 # %% ../nbs/03a_stats.ipynb #31c43592

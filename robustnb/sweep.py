@@ -105,7 +105,8 @@ def evaluate(
 ) -> object:
     "Value of an expression made of literals, arithmetic and names; a ValueError for all else. Nothing of it is run."
     found = _value_of(node, names)
-    if not _is_real(found): raise ValueError(f'got {ast.unparse(node)[:40]!r}, accepted: finite real numbers')
+    if not _is_real(found):
+        raise ValueError(f'got {ast.unparse(node)[:40]!r}, accepted: finite real numbers')
     if _entries(found) > _LARGEST: raise ValueError('is too large')
     return found
 
@@ -151,7 +152,8 @@ def _assigned(node, names):
 def _statements(source, where):
     "The syntax trees of a cell's statements; a ValueError where it is no Python."
     try: return ast.parse(source).body
-    except SyntaxError as e: raise ValueError(f'{where}, line {e.lineno}: {e.msg}; accepted: name = value') from None
+    except SyntaxError as e:
+        raise ValueError(f'{where}, line {e.lineno}: {e.msg}; accepted: name = value') from None
     except (ValueError, RecursionError, MemoryError) as e:
         raise ValueError(f'{where}: {str(e) or "nested too deeply"}') from None
 
@@ -253,7 +255,8 @@ def _parameter(name, default, comment, about):
 def _parameters(nb, path):
     "The notebook's parameters by name, and what its about cell says."
     given = _tagged(nb, path, 'parameters')
-    if given is None: raise ValueError(f'{path}: has no cell tagged parameters, so there is nothing to sweep')
+    if given is None:
+        raise ValueError(f'{path}: has no cell tagged parameters, so there is nothing to sweep')
     about = _about(nb, path, given)
     filled = 'out', *about['filled']
     return {k: _parameter(k, *v, about) for k, v in given.items() if k not in filled}, about
@@ -261,8 +264,8 @@ def _parameters(nb, path):
 def parameters(
     notebook,  # path of an experiment notebook
 ) -> dict:
-    """Its parameters by name, from the cells tagged 'parameters' and 'about'; those that the runner fills are left
-    out. A ValueError names file, cell and line of anything but assignments."""
+    """Its parameters by name, from the cells tagged 'parameters' and 'about'; those that the runner
+    fills are left out. A ValueError names file, cell and line of anything but assignments."""
     return _parameters(_notebook(notebook), notebook)[0]
 
 # %% ../nbs/14b_sweep.ipynb #98daab5e
@@ -319,8 +322,8 @@ def _as_float(value):
     return float(value) if type(value) is int else value
 
 def _is_accepted(value, parameter):
-    """Is it one of the accepted values, something of one's own, or data of one's own that is there? A ValueError says
-    what is wrong with module:Name."""
+    """Is it one of the accepted values, something of one's own, or data of one's own that is there?
+    A ValueError says what is wrong with module:Name."""
     accepted = parameter.accepted
     if not accepted or value in accepted: return True
     if not parameter.own or not is_named(value): return parameter.folder and _is_own_data(value)
@@ -353,7 +356,8 @@ def convert(
     if isinstance(default, float): value = _as_float(value)
     fits = default is None or type(value) is type(default)
     require(fits, name, repr(str(value)[:60]), f'{type(default).__name__}, as in the default {default!r}')
-    if not _is_accepted(value, parameter): check_choice(value, name, parameter.accepted, _others(parameter))
+    if not _is_accepted(value, parameter):
+        check_choice(value, name, parameter.accepted, _others(parameter))
     return value
 
 def _convert_list(value, parameter):
@@ -427,7 +431,8 @@ def identity(
     parameters: dict,  # of its experiment, see `parameters`
 ) -> dict:
     "What differs from the values with which the parameters were introduced."
-    def is_new(parameter, value): return digest(value) != digest(_in_form(parameter, parameter.introduced))
+    def is_new(parameter, value):
+        return digest(value) != digest(_in_form(parameter, parameter.introduced))
     return {k: _by_name(p, config[k]) for k, p in parameters.items() if k in config and is_new(p, config[k])}
 
 def _by_name(parameter, value):
@@ -517,7 +522,8 @@ class _Open:
     config: dict
     rules: dict  # name of the parameter that each rule settles
     @classmethod
-    def of(cls, config, parameters): return cls(dict(config), {p.settle: k for k, p in parameters.items() if p.settle})
+    def of(cls, config, parameters):
+        return cls(dict(config), {p.settle: k for k, p in parameters.items() if p.settle})
     def value(self, rule): return self.config.get(self.rules.get(rule))
     def fill(self, rule, value): self.config[self.rules[rule]] = value
     @property
@@ -546,10 +552,11 @@ def settle(
     parameters: dict,  # of its experiment
     ask=asked_here,    # who is asked what a data set or processor is like, see `asked_workers`
 ) -> dict:
-    """The config without 'auto' and without 0 for all images; a FileNotFoundError where the data set is needed for
-    that and is not there."""
+    """The config without 'auto' and without 0 for all images; a FileNotFoundError where the data
+    set is needed for that and is not there."""
     settling = _Open.of(config, parameters)
-    if settling.value('precision') == 'auto': settling.fill('precision', ask(_precision, settling.device))
+    if settling.value('precision') == 'auto':
+        settling.fill('precision', ask(_precision, settling.device))
     if not settling.asks_for_data: return settling.config
     found = ask(_sizes, config['dataset'])
     if found is not None: settling.fill_from(*found)
@@ -571,8 +578,8 @@ def _text_digest(source):
 def cells_digest(
     nb,  # an experiment notebook, from nbformat
 ) -> str:
-    """Fingerprint of what its cells do in a sweep, whatever their comments and layout; of the text where that is no
-    Python."""
+    """Fingerprint of what its cells do in a sweep, whatever their comments and layout; of the text
+    where that is no Python."""
     from IPython.core.inputtransformer2 import TransformerManager
     sources = [str(c.source) for c in nb.cells if c.cell_type == 'code' and 'show' not in _tags(c)]
     source = '\n'.join(map(TransformerManager().transform_cell, sources))
@@ -608,7 +615,8 @@ def _imports(source, package):
     for node in ast.walk(tree):
         names = [alias.name for alias in getattr(node, 'names', []) if isinstance(alias, ast.alias)]
         if isinstance(node, ast.Import): yield from names
-        if isinstance(node, ast.ImportFrom): yield from (f'{_base(node, package)}.{name}' for name in names)
+        if isinstance(node, ast.ImportFrom):
+            yield from (f'{_base(node, package)}.{name}' for name in names)
 
 # %% ../nbs/14b_sweep.ipynb #5654bb23
 def _root(file, name):
@@ -778,7 +786,8 @@ def sweep_name(
 def _is_table(value): return isinstance(value, dict)
 def _is_text(value): return isinstance(value, str)
 def _is_switch(value): return isinstance(value, bool)
-def _are_tables(value): return isinstance(value, list) and value != [] and all(map(_is_table, value))
+def _are_tables(value):
+    return isinstance(value, list) and value != [] and all(map(_is_table, value))
 
 # %% ../nbs/14b_sweep.ipynb #2015bb4e
 _SPEC = dict(  # keys of a sweep file: what stands there, in words, and a test
@@ -796,7 +805,8 @@ def _spec(path):
         with _located(path, text, key):
             form, fits = _SPEC[check_choice(key, 'key', _SPEC)]
             require(fits(value), key, repr(value), form)
-    if 'experiment' not in spec: raise ValueError(f'{path}: lacks experiment = "NAME", the notebook to run')
+    if 'experiment' not in spec:
+        raise ValueError(f'{path}: lacks experiment = "NAME", the notebook to run')
     return text, spec
 
 # %% ../nbs/14b_sweep.ipynb #490931c6
@@ -839,8 +849,8 @@ class _SweepFile:
         lacks = f'{self.experiment.name} has no parameter weights that is filled with where they go'
         with self.located('keep_weights'): raise ValueError(f'keep_weights: {lacks}')
     def scoring(self):
-        """What the table [choose] says of the runs that score a candidate, one for each of its seeds; they take their
-        holdout from it."""
+        """What the table [choose] says of the runs that score a candidate, one for each of its
+        seeds; they take their holdout from it."""
         table = {key: value for key, value in self.spec['choose'].items() if key not in ('over', 'seed')}
         given = self.fixed(table)
         seeds = self.axis('seed', self.spec['choose']['seed']) if 'seed' in self.spec['choose'] else []
@@ -900,7 +910,8 @@ def read_sweep(
     ask = ask and _remembering(ask)
     fixed = file.fixed(spec.get('fixed', {}))
     over = {key: experiment.check(key, value) for key, value in overrides.items()}
-    def run(point, keep=file.keep_weights()): return _run_of(experiment, {**fixed, **point, **over}, ask, keep)
+    def run(point, keep=file.keep_weights()):
+        return _run_of(experiment, {**fixed, **point, **over}, ask, keep)
     whole = Sweep(sweep_name(path.stem, over), experiment.notebook, [])
     if 'choose' not in spec:
         return replace(whole, runs=_each_once(map(run, file.points(file.axes(spec.get('axes', {}))))))
@@ -962,8 +973,8 @@ FILES = {'notebook.ipynb', 'result.json', 'status.json', 'log.txt', 'unfinished.
 def is_run(
     place,  # path
 ) -> bool:
-    """Is this the folder of a run, by its status, by the notebook that ran in it, or as it holds nothing else? Links
-    are not."""
+    """Is this the folder of a run, by its status, by the notebook that ran in it, or as it holds
+    nothing else? Links are not."""
     place = Path(place)
     if place.is_symlink() or not place.is_dir(): return False
     if set(os.listdir(place)) <= FILES: return True
@@ -979,8 +990,8 @@ def check_place(
 
 # %% ../nbs/14b_sweep.ipynb #20437f57
 def _keep_measured(place, work):
-    """Keep what was measured in `work`, or else before in `place`, as `work`/unfinished.json; says whether there is
-    anything."""
+    """Keep what was measured in `work`, or else before in `place`, as `work`/unfinished.json; says
+    whether there is anything."""
     now = [work/'result.json', work/'unfinished.json']
     before = [place/'result.json', place/'unfinished.json']
     measured = next(filter(Path.is_file, now + before), None)
@@ -1010,8 +1021,8 @@ def _made(place):
     return made if isinstance(made, dict) else None
 
 def _foreign_files(place):
-    """Files and links in the folder of a run, by their path in there, that the run did not leave as they are: added or
-    edited since."""
+    """Files and links in the folder of a run, by their path in there, that the run did not leave as
+    they are: added or edited since."""
     made, now, links = _made(place), _digests(place), _links(place)
     if made is None: return [name for name in (*now, *links) if name not in FILES]
     return [name for name, digest in now.items() if made.get(name) != digest] + links
@@ -1038,8 +1049,8 @@ def _keep_foreign(place, work):
         shutil.copy2(place/name, to, follow_symlinks=False)
 
 def _install(work, place):
-    """Rename the finished folder `work` to `place`, replacing what an earlier attempt left there, but for files that
-    are not the run's."""
+    """Rename the finished folder `work` to `place`, replacing what an earlier attempt left there,
+    but for files that are not the run's."""
     check_place(place)
     if (work/'status.json').is_file():
         write_json(work/'status.json', {**read_json(work/'status.json'), 'made': _digests(work)})
@@ -1053,8 +1064,8 @@ def _install(work, place):
 def clear_leftovers(
     folder,  # of an experiment's runs
 ):
-    """Remove the work folders that killed workers left, or put them in place where they are complete; call it under the
-    lock only."""
+    """Remove the work folders that killed workers left, or put them in place where they are
+    complete; call it under the lock only."""
     work = workspace(folder)/'work'
     if work.is_symlink() or not work.is_dir(): return
     for left in work.iterdir():
@@ -1091,8 +1102,8 @@ FULL = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO]  # no r
 
 @contextmanager
 def _work_folder(place, shared):
-    """A new folder for a run in progress: in the workspace beside `place`, or in a temporary place of this machine.
-    What is still there afterwards is removed."""
+    """A new folder for a run in progress: in the workspace beside `place`, or in a temporary place
+    of this machine. What is still there afterwards is removed."""
     if shared: base = workspace(place.parent)/'work'
     else: base = Path(tempfile.mkdtemp(prefix='robustnb-', dir=_scratch()))
     work = base/f'{place.name}-{secrets.token_hex(4)}'
@@ -1132,13 +1143,14 @@ class _Attempt:
         (self.work/'log.txt').touch()
 
     def execute(self, engine, **options):
-        """Do it in a process of its own, see `run_isolated`; returns why there is no result, or ''. An OSError if the
-        disk is full."""
+        """Do it in a process of its own, see `run_isolated`; returns why there is no result, or ''.
+        An OSError if the disk is full."""
         given = {**self.run.config, **self.run.given}
         if self.run.keep_weights: given['weights'] = str(self.work/WEIGHTS)
         if self.run.resumes and self.shared: given['checkpoint'] = str(self.checkpoint())
         log = self.work/'log.txt'
-        try: state, outcome = run_isolated(run_notebook, self.work, given, engine, log=log, **options)
+        try:
+            state, outcome = run_isolated(run_notebook, self.work, given, engine, log=log, **options)
         except (Halted, KeyboardInterrupt):
             if self.is_worth_keeping(): self.finish('interrupted after its result was saved')
             raise
@@ -1152,7 +1164,8 @@ class _Attempt:
 
     def forget(self):
         "Remove the run's checkpoints, also those that other cells of its notebook left."
-        for path in (workspace(self.place.parent)/'checkpoints').glob(f'{self.run.id}-*'): path.unlink(missing_ok=True)
+        for path in (workspace(self.place.parent)/'checkpoints').glob(f'{self.run.id}-*'):
+            path.unlink(missing_ok=True)
 
     def is_worth_keeping(self):
         "Has an interrupted run a result? One from before is worth more than this, which may not be whole."
@@ -1200,9 +1213,10 @@ def execute_run(
     again: bool = False,           # do it even if it is done
     environ: dict = {},            # environment variables of its process, beside those of this one
 ) -> dict:
-    """Run one notebook in a process of its own; returns its status `{id, state: 'done'|'failed', error, seconds,
-    config}`, also in `place`/status.json; with `kept` if a result was saved before it failed. Where the runs folder is
-    not to be seen (`token`), the run's files come back as bytes under `files`. An OSError if the disk is full."""
+    """Run one notebook in a process of its own; returns its status `{id, state: 'done'|'failed',
+    error, seconds, config}`, also in `place`/status.json; with `kept` if a result was saved before
+    it failed. Where the runs folder is not to be seen (`token`), the run's files come back as bytes
+    under `files`. An OSError if the disk is full."""
     place = Path(place)
     if not again and is_done(place): return results.load_status(place/'status.json')
     shared = token is None or _reads(place.parent/'.robustnb'/'token') == token
@@ -1254,8 +1268,8 @@ def damaged(
     out='runs',           # folder of runs
     committed='results',  # folder of committed results
 ) -> list:
-    """What is wrong with each file of the sweep's runs that is there and cannot be read; such a run counts as not
-    done."""
+    """What is wrong with each file of the sweep's runs that is there and cannot be read; such a run
+    counts as not done."""
     found = []
     for run in sweep.runs:
         place = Path(out)/run.experiment/run.id
@@ -1356,11 +1370,12 @@ def _check_certificate(key, address):
     file = dask.config.get(setting, None)
     if not file:
         raise ValueError(f'scheduler: {address} needs certificates, and {setting} is not set in the settings of Dask')
-    if not Path(file).is_file(): raise ValueError(f'{file}: no such file; the settings of Dask name it as {setting}')
+    if not Path(file).is_file():
+        raise ValueError(f'{file}: no such file; the settings of Dask name it as {setting}')
 
 def _tls_context(address):
-    """What Dask encrypts with, by its settings; a ValueError if they lack a certificate, or if one is not there,
-    damaged, or not made for the key."""
+    """What Dask encrypts with, by its settings; a ValueError if they lack a certificate, or if one
+    is not there, damaged, or not made for the key."""
     from distributed.security import Security
     for key in 'ca-file', 'client.cert', 'client.key': _check_certificate(key, address)
     try: return Security().get_connection_args('client')['ssl_context']
@@ -1384,8 +1399,8 @@ def _host_port(text, address):
 def check_scheduler(
     address: str,  # like tcp://10.0.0.1:8786, or tls://
 ) -> tuple:
-    """Host and port of the address, and what it is encrypted with or None; a ValueError if it is no address, or if it
-    needs certificates that Dask's settings do not name or that cannot be used."""
+    """Host and port of the address, and what it is encrypted with or None; a ValueError if it is no
+    address, or if it needs certificates that Dask's settings do not name or that cannot be used."""
     scheme, _, rest = str(address).rpartition('://')
     target = _host_port(rest, address)
     require(scheme in ('', 'tcp', 'tls'), 'scheduler', repr(address), 'tcp://HOST:PORT or tls://HOST:PORT')
@@ -1410,14 +1425,15 @@ def check_greeting(
     address: str,         # of a scheduler
     seconds: float = 10,  # to wait for it
 ):
-    """`Stopped` if what listens there does not greet as Dask does, or if one of the two has no valid certificate for
-    the other; an OSError if nobody listens there, or hangs up."""
+    """`Stopped` if what listens there does not greet as Dask does, or if one of the two has no
+    valid certificate for the other; an OSError if nobody listens there, or hangs up."""
     target, context = check_scheduler(address)
     expected = f'{address}: what listens there is no Dask scheduler {"with" if context else "without"} TLS'
     link = socket.create_connection(target, timeout=5)
     try: said = _first_words(link, context, seconds)
     except ssl.SSLEOFError: raise
-    except TimeoutError: raise Stopped(f'{expected}, which would have greeted within {seconds:g} s') from None
+    except TimeoutError:
+        raise Stopped(f'{expected}, which would have greeted within {seconds:g} s') from None
     except ssl.SSLError as e:
         raise Stopped(f'{expected} and certificates that belong to those here ({e})') from None
     finally: link.close()
@@ -1502,8 +1518,8 @@ def cluster(
     patience: float = 600,           # seconds to wait for the scheduler
     limit: Limit = NEVER,            # of the sweep
 ):
-    """A Dask client on this machine, its cores shared by `workers` runs, or on an existing cluster. What is running
-    when it is left by an exception is stopped."""
+    """A Dask client on this machine, its cores shared by `workers` runs, or on an existing cluster.
+    What is running when it is left by an exception is stopped."""
     import dask
     import distributed  # brings its own settings, which these are to replace
     with dask.config.set({**QUIET, 'temporary-directory': temp_dir()}):
@@ -1557,8 +1573,8 @@ class _Flight:
         if not self.resources: return 'no worker'
         return f'no worker with {", ".join(f"{k}={v:g}" for k, v in self.resources.items())}'
     def fill(self):
-        """Submit as many jobs as there is room for; one more than that where there are no threads yet. `TimeUp` if
-        there are any and the limit is over."""
+        """Submit as many jobs as there is room for; one more than that where there are no threads
+        yet. `TimeUp` if there are any and the limit is over."""
         there = threads(self.client, self.resources)
         if there: self.waiting.over()
         else: self.waiting.wait(f'{self.wanted()} at {self.client.scheduler.address}')
@@ -1574,8 +1590,8 @@ class _Flight:
         if seat is not None: self.seats.append(seat)
         return job
     def next_done(self):
-        """A future that is done by now or within a second, or None: workers may have joined meanwhile. `TimeUp` if the
-        limit is over and none is done."""
+        """A future that is done by now or within a second, or None: workers may have joined
+        meanwhile. `TimeUp` if the limit is over and none is done."""
         try: return self.done.get(timeout=1)
         except queue.Empty: self.waiting.limit.check()
 
@@ -1590,8 +1606,8 @@ def dispatch(
     limit: Limit = NEVER,   # when it is over, `TimeUp` is raised instead of beginning or waiting for a job
     seats=(),               # as many as there are threads, see `seats`
 ):
-    """Yield `(job, future)` as they finish. As many jobs are in flight as there are threads: no job waits behind a long
-    one while another worker is idle, and nothing grows with their number."""
+    """Yield `(job, future)` as they finish. As many jobs are in flight as there are threads: no job
+    waits behind a long one while another worker is idle, and nothing grows with their number."""
     def submit(job, seat):
         key = f'run-{job.id}-{time.time_ns()}'
         seated = {} if seat is None else dict(environ=seat)
@@ -1620,8 +1636,8 @@ def _received(future, place):
     except OSError as e: return None, e
 
 def _outcome(run, future, place):
-    """The status of a finished run, failed where its worker raised; None where the scheduler was lost and the run has
-    to be done again. `Stopped` if it cannot be written."""
+    """The status of a finished run, failed where its worker raised; None where the scheduler was
+    lost and the run has to be done again. `Stopped` if it cannot be written."""
     from distributed.comm import CommClosedError
     if future.cancelled(): return None
     status, error = _received(future, place)
@@ -1682,8 +1698,8 @@ def chosen(
     out='runs',           # folder of runs
     committed='results',  # folder of committed results
 ):
-    """Table of its candidates, see `choice.choices`. A ValueError names those that have no result, and those that have
-    all diverged."""
+    """Table of its candidates, see `choice.choices`. A ValueError names those that have no result,
+    and those that have all diverged."""
     paths = [result_path(c.run, sweep.name, out, committed) for c in sweep.candidates]
     missing = [c.run.id for c, path in zip(sweep.candidates, paths) if path is None]
     if missing:
@@ -1772,7 +1788,8 @@ class _Driver:
         try:
             with cluster(len(seated), self.scheduler, self.dashboard, self.patience, self.limit) as client:
                 if self.progress: diary.bar.write(f'dashboard: {client.dashboard_link}')
-                for run, future in dispatch(client, _job, diary.left, *job, **how): diary.enter(run, future)
+                for run, future in dispatch(client, _job, diary.left, *job, **how):
+                    diary.enter(run, future)
         except OSError as e:
             diary.check_loss(e, self.scheduler, self.patience)
             time.sleep(1)
@@ -1795,9 +1812,10 @@ def run_sweep(
     per_gpu: int | None = None,      # runs at a time on each GPU; None takes one
     limit: Limit = NEVER,            # when it ends, e.g. Limit('8m')
 ) -> list:
-    """Do the runs of `sweep` that are not done; returns the status of each run done now, see `execute_run`.
-    Interrupted, it can be started again. A RuntimeError if another sweep holds the folder; `Stopped` if workers are
-    lost or nothing can be written; `TimeUp` if the limit is over and runs are left."""
+    """Do the runs of `sweep` that are not done; returns the status of each run done now, see
+    `execute_run`. Interrupted, it can be started again. A RuntimeError if another sweep holds the
+    folder; `Stopped` if workers are lost or nothing can be written; `TimeUp` if the limit is over
+    and runs are left."""
     check_limits(timeout, memory)
     check_number(patience, 'patience', above=0)
     _check_addresses(scheduler, dashboard)
@@ -1833,10 +1851,11 @@ def replay(
     committed='results',  # folder of committed results
     engine='warm',        # see `execute_run`
 ) -> tuple:
-    """Do the cheapest of the sweep's finished runs again: (path of its result, pandas table of the rows that differ,
-    with `before` and `now`); times are not compared."""
+    """Do the cheapest of the sweep's finished runs again: (path of its result, pandas table of the
+    rows that differ, with `before` and `now`); times are not compared."""
     done = _finished(sweep, out, committed)
-    if not done: raise ValueError(f'{sweep.name}: none of its runs is done, so that there is nothing to do again')
+    if not done:
+        raise ValueError(f'{sweep.name}: none of its runs is done, so that there is nothing to do again')
     run, path = min(done, key=lambda pair: results.load(pair[1])['cost'].get('wall_s', 0))
     before = results.load(path)
     with tempfile.TemporaryDirectory() as folder:

@@ -80,8 +80,8 @@ def check_images(
     x,  # images (n, ...), float in [0,1]
     y,  # labels (n,), int64
 ) -> None:
-    """A ValueError unless `x` is a batch of finite float images in [0,1], at least one, and `y` holds an int64 label
-    for each."""
+    """A ValueError unless `x` is a batch of finite float images in [0,1], at least one, and `y`
+    holds an int64 label for each."""
     is_float = torch.is_tensor(x) and x.is_floating_point()
     got = getattr(x, 'dtype', type(x).__name__)
     require(is_float, 'x', got, 'a float tensor in [0, 1] (divide uint8 images by 255)')

@@ -121,8 +121,8 @@ def resized(
     x: torch.Tensor,  # images (N,C,H,W)
     g: torch.Generator | None = None,  # on the CPU; None: torch's global one
 ) -> torch.Tensor:
-    """Random resized crop as torchvision's (8 to 100% of the area, aspect 3/4 to 4/3), another window for each image;
-    same shape."""
+    """Random resized crop as torchvision's (8 to 100% of the area, aspect 3/4 to 4/3), another
+    window for each image; same shape."""
     return _resized(x, _draw_windows(len(x), x.shape, g).to(x.device))
 
 # %% ../nbs/09_train.ipynb #04652ece
@@ -240,7 +240,8 @@ class Config:
     options: dict = field(default_factory=dict)  # the optimizer's, e.g. {'momentum': .9}
 
     def __post_init__(self):
-        if callable(self.optimizer): object.__setattr__(self, 'optimizer', name_of(self.optimizer, 'optimizer'))
+        if callable(self.optimizer):
+            object.__setattr__(self, 'optimizer', name_of(self.optimizer, 'optimizer'))
         for name, value in vars(self).items(): object.__setattr__(self, name, _plain(value, name))
         self._check_choices()
         object.__setattr__(self, 'options', self._checked_options())
@@ -280,8 +281,8 @@ class Config:
 # %% ../nbs/09_train.ipynb #47ed99e0
 @dataclass(repr=False)
 class Fit:
-    """What `fit` returns. In the curves loss and accuracy are running means over the training images, and lr is the
-    last step's."""
+    """What `fit` returns. In the curves loss and accuracy are running means over the training
+    images, and lr is the last step's."""
     model: torch.nn.Module  # trained in place, on the device, in evaluation mode
     config: Config
     curves: list            # a dict per epoch: epoch, loss, accuracy, weight_norm, lr; filters if asked for
@@ -332,8 +333,9 @@ def _is_own(optimizer):
     return optim.spec_of(optimizer).rule is None
 
 def _layout(shape, device, optimizer):
-    """Memory order of activations: channels last is faster for colour images, slower on a CPU where the first
-    convolution sees one channel, and impossible with torch's L-BFGS, as perhaps with optimizers of one's own."""
+    """Memory order of activations: channels last is faster for colour images, slower on a CPU where
+    the first convolution sees one channel, and impossible with torch's L-BFGS, as perhaps with
+    optimizers of one's own."""
     faster = shape[1] > 1 or device.type != 'cpu'
     flattens = optimizer == 'lbfgs' or _is_own(optimizer)
     return torch.channels_last if faster and not flattens else torch.contiguous_format
@@ -422,7 +424,8 @@ class _Trainer:
     def images(self, index, rows):
         "Those images as the model takes them: float, augmented, in the faster memory order; `rows` are their places."
         x = to_float(self.x[index], self.x.device)
-        for (_, change), drawn in zip(_changes(self.config.augment), self.drawn): x = change(x, drawn.index_select(0, rows))
+        for (_, change), drawn in zip(_changes(self.config.augment), self.drawn):
+            x = change(x, drawn.index_select(0, rows))
         return x.contiguous(memory_format=_layout(x.shape, x.device, self.config.optimizer))
 
     def batch(self, size):
@@ -456,8 +459,8 @@ class _Trainer:
         self.batch(size)
 
     def epoch(self, epoch):
-        """One pass over the data; returns the line of the curves: mean loss, running accuracy, norm of the weights and
-        the last rate. On a CPU it ends early once the loss is not finite."""
+        """One pass over the data; returns the line of the curves: mean loss, running accuracy, norm
+        of the weights and the last rate. On a CPU it ends early once the loss is not finite."""
         seen = 0
         for i, (rate, size) in enumerate(zip(self.begin(epoch), self.course.sizes)):
             if not torch.is_tensor(self.rate):
@@ -493,7 +496,8 @@ def _resume(checkpoint, model, opt, config):
     if not checkpoint or not Path(checkpoint).exists(): return []
     own = _own_options(opt)
     curves = load_checkpoint(checkpoint, model, opt, config)
-    if _is_own(config.optimizer): own = [dict(lr=group['lr']) for group in own]  # it may count its steps there
+    if _is_own(config.optimizer):
+        own = [dict(lr=group['lr']) for group in own]  # it may count its steps there
     _go_on_as_made(opt, own)
     return curves
 
@@ -509,9 +513,9 @@ def fit(
     bands: int = 0,              # record `filter_bands` with so many bands in the curves; 0: don't
     record: Callable | None = None,  # called like `on_epoch`, before it; the dict it returns joins the epoch's line
 ) -> Fit:
-    """Train `model` by `config`; bit-exact on the CPU for equal inputs and threads, also when resumed.
-    A ValueError for data without a label for each image, a checkpoint that is damaged or of another run, and batches
-    too large for the memory of a GPU."""
+    """Train `model` by `config`; bit-exact on the CPU for equal inputs and threads, also when
+    resumed. A ValueError for data without a label for each image, a checkpoint that is damaged or
+    of another run, and batches too large for the memory of a GPU."""
     device = pick_device(device)
     x, y = _training_set(data)
     precision = resolve_precision(config.precision, device)
@@ -542,8 +546,8 @@ def filter_bands(
     shape: tuple,  # (C,H,W) of its images; a linear layer's rows are read as such images
     n: int = 4,    # bands
 ) -> list:
-    """Share of the first layer's weight energy in each of n bands of DCT frequencies, from low to high; the shares
-    sum to 1."""
+    """Share of the first layer's weight energy in each of n bands of DCT frequencies, from low to
+    high; the shares sum to 1."""
     filters = first_layer(model).weight.detach().double()
     if filters.ndim != 4: filters = filters.view(-1, *shape)
     power = dct2(filters).square().sum((0, 1)).cpu()
@@ -561,8 +565,10 @@ def _pack_tensor(value, name, tensors):
 def _pack(value, name, tensors):
     "`value` as JSON; its tensors go into `tensors`."
     if isinstance(value, torch.Tensor): return _pack_tensor(value, name, tensors)
-    if isinstance(value, dict): return {'dict': [[k, _pack(v, f'{name}.{k}', tensors)] for k, v in value.items()]}
-    if isinstance(value, (list, tuple)): return [_pack(v, f'{name}.{i}', tensors) for i, v in enumerate(value)]
+    if isinstance(value, dict):
+        return {'dict': [[k, _pack(v, f'{name}.{k}', tensors)] for k, v in value.items()]}
+    if isinstance(value, (list, tuple)):
+        return [_pack(v, f'{name}.{i}', tensors) for i, v in enumerate(value)]
     return value
 
 # %% ../nbs/09_train.ipynb #5ea32c7a
@@ -577,7 +583,8 @@ def _unpack_tensor(value, name, tensors):
 
 def _unpack(value, name, tensors):
     "What `_pack` packed under that name; tuples come back as lists. A ValueError for what it never writes."
-    if isinstance(value, list): return [_unpack(v, f'{name}.{i}', tensors) for i, v in enumerate(value)]
+    if isinstance(value, list):
+        return [_unpack(v, f'{name}.{i}', tensors) for i, v in enumerate(value)]
     if not isinstance(value, dict): return value
     if 'dict' in value: return {k: _unpack(v, f'{name}.{k}', tensors) for k, v in value['dict']}
     return _unpack_tensor(value, name, tensors)

@@ -37,7 +37,8 @@ def _check_configs(configs):
         values = {getattr(c, name) for c in configs}
         require(len(values) == 1, 'configs', f'{name} {sorted(values)}', 'one value for all models of a pass')
     check_choice(configs[0].augment, 'augment of fit_many', ['none'])
-    for c in configs: check_choice(c.optimizer, 'optimizer of fit_many', _OPTIMIZERS, 'another one with train.fit')
+    for c in configs:
+        check_choice(c.optimizer, 'optimizer of fit_many', _OPTIMIZERS, 'another one with train.fit')
 
 # %% ../nbs/09a_train_many.ipynb #e603e2ec
 def _kind(model):
@@ -86,7 +87,8 @@ class _Group:
 
     def begin(self, names):
         "Have the rules count their steps in tensors, so that they can be replayed."
-        for name in names: self.states[name]['t'] = torch.zeros((), dtype=torch.float64, device=self.index.device)
+        for name in names:
+            self.states[name]['t'] = torch.zeros((), dtype=torch.float64, device=self.index.device)
 
     def settle(self):
         "Put the rule's state back into its place."
@@ -213,7 +215,8 @@ class _Passes:
         "One pass over the data; a line of the curves for each model."
         factors = self.begin(epoch)
         n = len(self.x)
-        for size in self.course.sizes: self.full() if size == self.common.batch_size else self.batch(size)
+        for size in self.course.sizes:
+            self.full() if size == self.common.batch_size else self.batch(size)
         columns = torch.stack([(self.loss_sum/n).double(), (self.right/n).double(), self.stack.norms()]).tolist()
         return [dict(epoch=epoch, loss=loss, accuracy=accuracy, weight_norm=norm, lr=c.lr*factors[-1])
                 for c, loss, accuracy, norm in zip(self.stack.configs, *columns)]
@@ -230,9 +233,10 @@ def fit_many(
     configs: list,          # a `Config` for each; all in `COMMON` must be equal, and augment 'none'
     device: str = 'auto',   # see `core.device`
 ) -> list:
-    """Train all models in one vectorised pass; returns a `Fit` for each, as `train.fit` would up to rounding, the cost
-    shared out equally. A ValueError for L-BFGS, models with buffers (batch norm), dropout, frozen or shared weights, or
-    of different architectures, and configs that differ in what must be equal."""
+    """Train all models in one vectorised pass; returns a `Fit` for each, as `train.fit` would up to
+    rounding, the cost shared out equally. A ValueError for L-BFGS, models with buffers (batch
+    norm), dropout, frozen or shared weights, or of different architectures, and configs that differ
+    in what must be equal."""
     _check_pairs(models, configs)
     _check_configs(configs)
     _check_models(models)

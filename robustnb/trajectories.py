@@ -76,14 +76,15 @@ def rows_under(
     accepted = ', '.join(sorted(kinds)) or 'none, as no trajectory is there'
     raise ValueError(f'condition: got {condition.label!r}, accepted: {accepted}')
 
-def _strengths(rows): return [name for name in 'var eps norm attack band corruption severity label'.split() if name in rows]
+def _strengths(rows):
+    return [name for name in 'var eps norm attack band corruption severity label'.split() if name in rows]
 
 def by_epoch(
     tidy: pd.DataFrame,  # from `results.table`
     conditions: list,    # `Condition` objects, beside clean images
 ) -> pd.DataFrame:
-    """A line for each run and epoch, indexed by both and by optimizer and seed: loss on training images, and the
-    accuracy under each condition, named by its label."""
+    """A line for each run and epoch, indexed by both and by optimizer and seed: loss on training
+    images, and the accuracy under each condition, named by its label."""
     index = ['optimizer', 'seed', 'run', 'epoch']
     columns = {c.label: rows_under(tidy, c).set_index(index).value for c in [Clean(), *conditions]}
     loss = tidy[tidy.metric == 'trajectory_loss'].set_index(index).value
@@ -103,7 +104,8 @@ def _between(course, level):
     "The epochs around the place where the course first reaches the level, and how far it lies behind the first."
     for before, after in zip(course.index, course.index[1:]):
         low, high = course[before], course[after]
-        if low <= level <= high: return before, after, (level - low)/(high - low) if high > low else 0.
+        if low <= level <= high:
+            return before, after, (level - low)/(high - low) if high > low else 0.
     passed = sorted(abs(course))
     accepted = f'{passed[0]:.4g} to {passed[-1]:.4g}, where this run has been'
     raise ValueError(f'level: got {abs(level):.4g}, accepted: {accepted}')

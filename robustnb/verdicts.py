@@ -162,7 +162,8 @@ def _expected(family, line):
     "What the comparisons of a line will be called, for one that cannot be made yet."
     if family.measure == 'lipschitz': return list(_CONSTANTS)
     if family.measure == 'loss in high bands': return ['loss in high bands']
-    if family.measure != 'accuracy without frequencies': return [name for name, _ in _compared_conditions(line)]
+    if family.measure != 'accuracy without frequencies':
+        return [name for name, _ in _compared_conditions(line)]
     return [f'{filter_name}, without {p:g}%' for filter_name, p in product(line['filters'], line['p'])]
 
 def _compared(family, line, other, runs):
@@ -173,7 +174,8 @@ def _compared(family, line, other, runs):
         return [(label, [_NONE], 'above', .005) for label in _expected(family, line)]
     if not by_pairs: return list(_without_frequencies(runs, line, other))
     pairs = _pairs(runs, family.reference, other)
-    if not all(set(a.seed) & set(b.seed) for a, b in pairs): return _compared(family, line, other, None)
+    if not all(set(a.seed) & set(b.seed) for a, b in pairs):
+        return _compared(family, line, other, None)
     return list(_COMPARED[family.measure](pairs, line, family.reference, other))
 
 # %% ../nbs/12a_verdicts.ipynb #95ce175d
@@ -181,9 +183,9 @@ def judge(
     family: Family,
     final=final_runs,  # function: name of a sweep -> its final runs, or None
 ) -> pd.DataFrame:
-    """A line for each comparison of a family: sweep, what, against, value, lower and upper (fractions; logarithms for
-    constants) of the chosen rates, seeds, images, pairs (of tied rates), p (the largest of all pairs), adjusted (after
-    Holm's correction), verdict."""
+    """A line for each comparison of a family: sweep, what, against, value, lower and upper
+    (fractions; logarithms for constants) of the chosen rates, seeds, images, pairs (of tied rates),
+    p (the largest of all pairs), adjusted (after Holm's correction), verdict."""
     lines, asked = [], []
     for line in family.lines:
         runs = final(line['sweep'])

@@ -40,9 +40,9 @@ def _torch_at_zero():
 # %% ../nbs/14a_warm.ipynb #7cacaddd
 @contextmanager
 def isolated():
-    """Seed Python, NumPy and torch with 0 (if torch is loaded), and afterwards restore Python's random state, but not
-    NumPy's and torch's, nor modules. Restored as well are working directory, environment, sys.path, argv, hooks,
-    __main__ and torch's threads; figures are closed."""
+    """Seed Python, NumPy and torch with 0 (if torch is loaded), and afterwards restore Python's
+    random state, but not NumPy's and torch's, nor modules. Restored as well are working directory,
+    environment, sys.path, argv, hooks, __main__ and torch's threads; figures are closed."""
     keep = _attributes()
     main = sys.modules['__main__']
     folder = os.getcwd()
@@ -82,8 +82,8 @@ def _run_cells(cls, nb_man, kernel_name, **kwargs):
             if raised: break
 
 class _WarmEngine(type):
-    """papermill loads its engines while it is being imported itself, so its base class can only be looked up
-    later."""
+    """papermill loads its engines while it is being imported itself, so its base class can only be
+    looked up later."""
     def __getattr__(cls, name):
         from papermill.engines import Engine
         engine = type('Engine', (Engine,), dict(execute_managed_notebook=classmethod(_run_cells)))
@@ -113,8 +113,8 @@ def _family(pid):
 def end_family(
     pid: int,  # of a process
 ):
-    """Kill all that the process has started, whatever sessions they are in, until none is left; the process itself
-    goes on."""
+    """Kill all that the process has started, whatever sessions they are in, until none is left; the
+    process itself goes on."""
     import psutil
     for _ in range(100):
         family = _family(pid)
@@ -125,8 +125,8 @@ def end_family(
 
 # %% ../nbs/14a_warm.ipynb #8316b885
 def _watch(conn, pid, scratch):
-    """Wait for the run `pid`, end what it leaves behind, and exit as it did. If the caller goes first, end all, and
-    remove `scratch`, the caller's temporary folder."""
+    """Wait for the run `pid`, end what it leaves behind, and exit as it did. If the caller goes
+    first, end all, and remove `scratch`, the caller's temporary folder."""
     def follow_caller():
         with suppress(EOFError, OSError): conn.recv()
         end_family(os.getpid())
@@ -256,8 +256,8 @@ class Halted(Exception):
     "This process is being interrupted, and the run was ended for that."
 
 def _death(process):
-    """Why there is no outcome. A signal that reached the whole machine has reached the caller, too, perhaps a moment
-    later."""
+    """Why there is no outcome. A signal that reached the whole machine has reached the caller, too,
+    perhaps a moment later."""
     process.join(5)
     asked_to_end = process.exitcode in (-signal.SIGTERM, -signal.SIGHUP, -signal.SIGINT)
     if asked_to_end and halt.wait(1): raise Halted
@@ -331,8 +331,8 @@ def run_isolated(
     memory: float | None = None,   # bytes, see `memory_of`; None is no limit
     environ: dict = {},            # environment variables of its own, beside those of this process
 ) -> tuple:
-    """Call `function` in a fresh process; returns ('ok', its value) or ('error', text), whatever it does to its
-    process. `Halted` if `halt` is set meanwhile."""
+    """Call `function` in a fresh process; returns ('ok', its value) or ('error', text), whatever it
+    does to its process. `Halted` if `halt` is set meanwhile."""
     check_limits(timeout, memory)
     if halt.is_set(): raise Halted
     process, conn = _launch(cloudpickle.dumps((function, args)), log, {**os.environ, **environ})
