@@ -36,6 +36,12 @@ return {
   tex: prose.textContent.match(/\\\\[a-zA-Z]{3,}|\\$[^$\\s][^$]*\\$/g) || [],
 }'''
 
+# how far down the first picture is while the code is folded, in pixels; null where there is none
+FIRST = '''
+document.querySelectorAll('details').forEach(d => d.open = false);
+const pictures = [...document.querySelectorAll('main img, main svg, main canvas')].filter(e => e.getBoundingClientRect().height > 60);
+return pictures.length ? pictures[0].getBoundingClientRect().top + scrollY : null;'''
+
 # can the font of the formulas be had, within a second? A theme that is switched just then takes it away once more
 FONT = '''
 const done = arguments[0], font = '16px "Book Math"';
@@ -115,6 +121,7 @@ def visit(browser, url, page):
     font = browser.execute_async_script(FONT)
     seen = browser.execute_script(LOOK) | {'font': font}
     screen(browser, DESKTOP, 'dark')
+    seen['first_picture'] = browser.execute_script(FIRST)
     seen['width_desktop'] = browser.execute_script('return document.documentElement.scrollWidth')
     seen['dark'] = browser.execute_async_script(DARK)
     seen['console'] = [m['message'] for m in browser.get_log('browser')]
@@ -321,6 +328,20 @@ def test_wide_figures_keep_their_size_on_a_phone(visits):
 
 
 @browser_needed
+def test_a_page_shows_its_picture_first(visits):
+    screens = {page: seen['first_picture']/DESKTOP['height'] for page, seen in visits.items() if seen['first_picture'] is not None}
+    assert not {page: n for page, n in screens.items() if n > (1.5 if page.startswith('experiments/') else 3)}
+
+
+def test_code_that_is_no_definition_is_folded(site):
+    page = (site/'pgd.html').read_text()
+    folded = re.findall(r'<details class="code-fold">\s*<summary>([^<]*)</summary>(.*?)</details>', page, re.S)
+    told = {summary: text for summary, text in folded}
+    assert {'Helpers', 'Test', 'Code of the figure'} <= set(told)
+    assert not [text for text in told.values() if '<span class="kw">def</span> pgd' in text]
+
+
+@browser_needed
 def test_pages_are_light(visits):
     assert not faults(visits, lambda s: s['bytes'] > MAX_PAGE and s['bytes'])
 
@@ -342,6 +363,18 @@ def test_search_finds_a_function(scheme, site, url, browser):
     browser.switch_to.active_element.send_keys(Keys.ENTER)
     WebDriverWait(browser, 10).until(lambda b: '#' in b.current_url)
     assert word in browser.find_element(By.TAG_NAME, 'main').text
+
+
+@browser_needed
+@pytest.mark.parametrize('asked, first', [('timm', ''), ('attacks', 'attack'), ('lipschitz constants', 'lipschitz.html'), ('autoattack', 'attacks.html')])
+def test_search_finds_whole_words_and_chapters_first(asked, first, url, browser):
+    browser.get(url + 'index.html')
+    search = """const [asked, done] = arguments;
+        fetch('search.json').then(answer => answer.json()).then(docs => done(new Fuse(docs, {}).search(asked).map(hit => hit.item)));"""
+    found = browser.execute_async_script(search, asked)
+    texts = [' '.join([one['title'], one['section'], one['text']]).lower() for one in found]
+    assert found and all(re.search(rf'(?<![^\W_]){word}', text) for text in texts for word in asked.split())
+    assert first in found[0]['href'] and (not first or '#' not in found[0]['href'])
 
 
 @browser_needed

@@ -29,33 +29,7 @@ from notebooks import NBS, ROOT, notebooks
 
 PROC = ROOT/'_proc'
 CONFIG = yaml.safe_load((ROOT/'_quarto.yml').read_text())
-# search.json cannot be fetched by a page opened from disk, a script can; and a long sidebar shows where the reader is
-SCRIPT = '''<script>
-if (location.protocol === 'file:') {
-  const fetchOnline = window.fetch;
-  window.fetch = (url, ...rest) => !String(url).endsWith('search.json') ? fetchOnline(url, ...rest) : new Promise((resolve, reject) => {
-    const script = document.createElement('script');
-    script.src = String(url).replace(/json$/, 'js');
-    script.onload = () => resolve({ok: true, status: 200, json: async () => window.bookIndex});
-    script.onerror = reject;
-    document.head.append(script);
-  });
-}
-addEventListener('load', () => {
-  const sidebar = document.querySelector('#quarto-sidebar'), here = sidebar?.querySelector('a.active');
-  if (here) sidebar.scrollTop = Math.max(0, here.getBoundingClientRect().top - sidebar.getBoundingClientRect().top - sidebar.clientHeight/2);
-  const mark = (selector, name, test) => document.querySelectorAll(selector).forEach(e => e.classList.toggle(name, test(e)));
-  mark('main figure p:has(> img)', 'wide-figure', e => e.firstElementChild.naturalWidth > 520);
-  mark('.cell-output pre', 'aligned', e => {  // what has columns keeps them
-    const lines = e.textContent.split('\\n').filter(line => line.trim());
-    return lines.length > 1 && lines.filter(line => /\\S {2,}\\S/.test(line)).length >= lines.length/2;
-  });
-  mark('main td, main p code, main li code', 'short', e => e.textContent.length < 23);
-  mark('main td', 'long', e => e.textContent.length > 40);
-  document.querySelectorAll('.numberSource code > span').forEach(e => e.style.setProperty('--deep', e.textContent.search(/[^ ]|$/) + 4 + 'ch'));
-  document.querySelectorAll('.api-entry td').forEach(e => e.dataset.column = e.closest('table').rows[0].cells[e.cellIndex].textContent);
-});
-</script>'''
+SCRIPT = f'<script>\n{(ROOT/"tools"/"book.js").read_text()}</script>\n'
 
 
 # the reading order
@@ -105,12 +79,12 @@ class show_code(processors.Processor):
         if missing := [n.name for n in named if n.name not in self.lines]: raise ValueError(f'{missing[0]} is not in robustnb/{self.module}.py: run nbdev_export')
         for node, start, end in zip(named or [None], cuts, cuts[1:]):
             if node: found.append(new_cell(f'### {node.name} {{.api-name #{self.module}.{node.name}}}\n\n[source](source/{self.module}.html#L-{self.lines[node.name]}){{.source-link}}', 'markdown'))
-            found.append(new_cell('\n'.join(lines[start:end]).strip('\n')))
+            found.append(new_cell('\n'.join(lines[start:end]).strip('\n'), **({} if node else {'helpers': []})))
         return found
 
-def new_cell(source, cell_type='code'):
+def new_cell(source, cell_type='code', **directives):
     cell = mk_cell(source, cell_type)
-    cell.directives_ = {}
+    cell.directives_ = directives
     return cell
 
 @cache
@@ -190,12 +164,61 @@ def page_of(path):
     path = Path(path).resolve().relative_to(NBS)
     return path.with_suffix('.html').as_posix() if path.parent.name else _nbpath2html(path).as_posix()
 
-def process(name):
-    "One notebook, processed, under its page's name in _proc/."
+def tags(cell): return cell.get('metadata', {}).get('tags', [])
+
+def put_first(nb):
+    "The picture of the cell tagged 'lead' comes after the first paragraph, too, ahead of what explains it."
+    chosen = [cell for cell in nb.cells if 'lead' in tags(cell)]
+    if not chosen: return
+    options = [line for line in chosen[0].source.splitlines() if re.match(r'#\| *fig-', line)]
+    picture = new_cell('\n'.join(['#| echo: false', *options]))
+    picture['outputs'] = [out for out in chosen[0].outputs if 'image/png' in out.get('data', {})]
+    if not options or not picture['outputs']: raise ValueError(f'{nb.path_}: the cell tagged lead has no picture, or no fig-cap')
+    at = next(i for i, cell in enumerate(nb.cells) if cell.cell_type == 'markdown' and cell.source[0] not in '<#')
+    answer, _, rest = nb.cells[at].source.partition('\n\n')
+    nb.cells[at:at + 1] = [new_cell(answer, 'markdown'), picture, new_cell(rest, 'markdown')]
+
+TESTS = re.compile(r'\b(assert|test_eq|test_fail|assert_\w+|pytest\.raises)\b')
+IN_SIGHT = 6  # lines of an example that stay open
+
+def summary(cell, is_chapter):
+    "What stands in the place of a cell's code until it is opened; '' where the code stays in sight."
+    code = [line for line in cell.source.splitlines() if not line.startswith('#|')]
+    shown = {kind for out in cell.get('outputs', []) for kind in out.get('data', {})}
+    if 'parameters' in tags(cell): return ''
+    if 'helpers' in cell.directives_: return 'Helpers'
+    if len(code) <= IN_SIGHT: return ''
+    if 'image/png' in shown: return 'Code of the figure'
+    if shown & {'text/html', 'text/markdown'}: return 'Code of the table'
+    return '' if is_chapter and not TESTS.search(cell.source) else 'Test' if is_chapter else 'Code'
+
+def fold(nb, is_chapter):
+    "Plumbing, tests and the code of pictures are folded; definitions and short examples stay open."
+    defined, last = False, ''
+    for cell in nb.cells:
+        follows, defined = defined, cell.cell_type == 'markdown' and '.api-name' in cell.source
+        if cell.cell_type != 'code' or follows or re.search(r'^#\| *(echo|code-fold)', cell.source, re.M):
+            last = ''
+            continue
+        of_helpers = last == 'Helpers' and TESTS.search(cell.source)
+        last = summary(cell, is_chapter) or ('Test' if of_helpers else '')
+        if last: cell.source = f'#| code-fold: true\n#| code-summary: "{last}"\n{cell.source}'
+
+def numbers(contents):
+    "{notebook: '2.3'}, by section and place in it; of expanded `contents`. Pages outside a section have none, nor has the last section."
+    sections = [item['contents'] for item in contents if 'contents' in item][:-1]
+    return {name: f'{i}.{j}' for i, section in enumerate(sections, 1) for j, name in enumerate(flat(section), 1) if name.endswith('.ipynb')}
+
+def process(name, number=''):
+    "One notebook, processed, under its page's name in _proc/, its number before its title."
     nb = read_nb(NBS/name)
     Chapter()(nb)
+    fold(nb, '/' not in name)
+    put_first(nb)
     front = nb.cells[0]
     front.source = re.sub(r'^output-file: .*\n', '', front.source, flags=re.M)
+    titled = lambda m: yaml.safe_dump({'title': f'{number} {yaml.safe_load(m[0])["title"]}'}, allow_unicode=True, width=1000).strip()
+    if number: front.source = re.sub(r'^title: .*$', titled, front.source, flags=re.M)
     target = PROC/page_of(NBS/name).replace('.html', '.ipynb')
     target.parent.mkdir(parents=True, exist_ok=True)
     write_nb(nb, target)
@@ -357,7 +380,9 @@ def prepare():
     skip = shutil.ignore_patterns('*.ipynb', '.*', '_*', 'nbdev.yml', 'sidebar.yml')
     shutil.copytree(NBS, PROC, ignore=skip)
     os.environ['IN_TEST'] = '1'  # as nbdev does while it processes: nothing exports
-    pages = {name: process(name) for name in order}
+    contents = expand(CONFIG['website']['sidebar']['contents'], order)
+    number = numbers(contents)
+    pages = {name: process(name, number.get(name, '')) for name in order}
     reference(pages)
     for name in 'CONTRIBUTING.md', 'CHANGELOG.md': project_page(name)
     config = json.loads(json.dumps(CONFIG))
@@ -365,7 +390,7 @@ def prepare():
     def rename(item):
         if isinstance(item, dict): return {k: rename(v) if k == 'href' else [rename(i) for i in v] if k == 'contents' else v for k, v in item.items()}
         return pages.get(item, item)
-    sidebar['contents'] = [rename(i) for i in expand(sidebar['contents'], order)]
+    sidebar['contents'] = [rename(i) for i in contents]
     config['format']['html']['include-in-header'] = 'book.html'
     (PROC/'book.html').write_text(SCRIPT)
     (PROC/'_quarto.yml').write_text(yaml.safe_dump(config, sort_keys=False))
