@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from robustnb import results
+from robustnb.conditions import Clean, Corruption
 from robustnb.linear import Problem, adversarial_risk, simulate, standard_risk
 from robustnb.spectrum import filter_energy, filter_freq
+from robustnb.trajectories import by_epoch
 
 TOUCH = Path(__file__).parents[1]/'nbs/touch'
 BROWSER = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
@@ -62,3 +65,29 @@ def test_the_filters_are_those_of_the_module(tmp_path, side):
     for p, (freq, energy) in zip(shares, found):
         np.testing.assert_allclose(freq, filter_freq(x, p), rtol=0, atol=1e-6)
         np.testing.assert_allclose(energy, filter_energy(x[None], p)[0], rtol=0, atol=1e-6)
+
+
+def test_the_trainings_are_those_of_the_results(tmp_path):
+    vl_convert = pytest.importorskip('vl_convert')
+    if not BROWSER: pytest.skip('no Chromium')
+    cells = json.loads((TOUCH.parent/'touch.ipynb').read_text())['cells']
+    shown = next(page for cell in cells for out in cell.get('outputs', []) if 'along-spec' in (page := ''.join(out['data']['text/html'])))
+    (tmp_path/'vega.js').write_text(vl_convert.javascript_bundle())
+    ask = '''drawn.then(async ({view}) => {
+        const rows = () => view.data(Object.keys(view.getState({data: name => name.startsWith('data_')}).data)[0]);
+        await view.signal('shown', 'FashionMNIST, two-layer CNN: fog 5').runAsync();
+        const marks = document.querySelectorAll('#along .mark-line path, #along canvas').length;
+        document.body.append(Object.assign(document.createElement('pre'), {id: 'found', textContent: JSON.stringify({marks, rows: rows()})}));
+    });'''
+    (tmp_path/'page.html').write_text(f'<!doctype html><meta charset="utf-8"><body>{shown}<script>{ask}</script>')
+    command = [BROWSER, '--headless', '--no-sandbox', '--disable-gpu', '--virtual-time-budget=20000', f'--user-data-dir={tmp_path/"profile"}',
+               '--dump-dom', (tmp_path/'page.html').as_uri()]
+    out = subprocess.run(command, capture_output=True, text=True).stdout
+    found = json.loads(html.unescape(out.split('<pre id="found">')[1].split('</pre>')[0]))
+    runs = results.published('corruptions_fashionmnist')
+    fog = by_epoch(runs[runs.trajectory > 0], [Clean(), Corruption('fog', 5)]).reset_index()
+    fog = fog[(fog.optimizer == 'sgd') & (fog.epoch == fog.epoch.max())]
+    ours = [row for row in found['rows'] if row['optimizer'] == 'sgd' and row['epoch'] == fog.epoch.iloc[0]]
+    assert found['marks'] and len(ours) == 1 and {row['shown'] for row in found['rows']} == {'FashionMNIST, two-layer CNN: fog 5'}
+    for name, column in ('standard', Clean().label), ('robust', Corruption('fog', 5).label):
+        np.testing.assert_allclose(ours[0][name], 100*fog[column].mean(), rtol=0, atol=1e-3)

@@ -24,6 +24,7 @@ from fontTools import subset
 from nbdev import processors
 from nbdev.config import get_config
 from nbdev.doclinks import NbdevLookup, _nbpath2html
+from vl_convert import javascript_bundle
 
 from notebooks import NBS, ROOT, notebooks
 
@@ -453,6 +454,7 @@ def main():
     shutil.rmtree(out, ignore_errors=True)
     shutil.move(PROC/CONFIG['project']['output-dir'], out)
     math_font(out)
+    (out/'vega.js').write_text(javascript_bundle())  # one page draws with it
     for sheet in out.rglob('*.css'): sheet.write_text(re.sub(r'@import url\(["\']?https?:[^)]*\);?', '', sheet.read_text()))  # the themes' web fonts
     (out/'search.js').write_text('bookIndex = ' + (out/'search.json').read_text())
     print(f'{len(pages)} chapters in {os.path.relpath(out)}/ ({prepared - start:.0f} s for the notebooks, {perf_counter() - prepared:.0f} s for the pages)')
