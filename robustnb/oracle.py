@@ -28,6 +28,7 @@ def _runs(model, x):
     except Exception: return False
     return True
 
+# %% ../nbs/10aa_oracle.ipynb #1429d8c0
 def other_sizes(
     model,  # callable: images -> logits
     x,      # images (n,c,h,w) on which it failed
@@ -131,6 +132,7 @@ class _ImageConv(torch.autograd.Function):
     def backward(ctx, grad):
         return image_gradient(grad, *ctx.saved_tensors, *ctx.geometry), None, None, None, None
 
+# %% ../nbs/10aa_oracle.ipynb #ebc2118f
 def _pair(v):
     "A number as a pair, a sequence of one or two as a tuple of two."
     return (v, v) if isinstance(v, int) else tuple(v)*(3 - len(v))
@@ -140,6 +142,7 @@ def _sees_image(x):
     is_image = x.ndim == 4 and x.shape[1] <= 4
     return is_image and x.requires_grad and x.dtype == torch.float32 and x.device.type == 'cpu'
 
+# %% ../nbs/10aa_oracle.ipynb #e8c920be
 class ImageGradients(TorchFunctionMode):
     """Inside this context float32 CPU convolutions over at most four channels take the fast way
     back to the image; with `plain` all use the plain memory layout."""
