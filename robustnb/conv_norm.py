@@ -152,6 +152,7 @@ def _pair(value, name, low):
     require(len(pair) == 2, name, repr(value), 'one number or two')
     return tuple(int(check_number(v, name, low=low, integer=True)) for v in pair)
 
+# %% ../nbs/11a_conv_norm.ipynb #a1e88e93
 @contextmanager
 def _plain_sums():
     "Inside the block convolutions on CUDA are sums of products, and no Fourier transform, whose rounding is another."
@@ -434,6 +435,7 @@ def _eliminate(window, reach):
         for c in range(first + 1, b + 1): window[b, c] -= columns[b].mT@columns[c]
     return True
 
+# %% ../nbs/11a_conv_norm.ipynb #26db4dff
 def _banded_cholesky(block, rows, band):
     "True if Cholesky runs to its end on the matrix whose lower blocks (b, c) `block` makes; few are kept at a time."
     window = {}
