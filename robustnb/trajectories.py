@@ -63,7 +63,7 @@ def trajectory_rows(
     "Its metric rows, epoch by epoch."
     return [r for line in curves for r in line.get('trajectory', [])]
 
-# %% ../nbs/10h_trajectories.ipynb #40cfbd23
+# %% ../nbs/10h_trajectories.ipynb #fee40e05
 def rows_under(
     tidy: pd.DataFrame,    # from `results.table`
     condition: Condition,  # under which accuracy was measured on the way
@@ -79,6 +79,7 @@ def rows_under(
 def _strengths(rows):
     return [name for name in 'var eps norm attack band corruption severity label'.split() if name in rows]
 
+# %% ../nbs/10h_trajectories.ipynb #40cfbd23
 def by_epoch(
     tidy: pd.DataFrame,  # from `results.table`
     conditions: list,    # `Condition` objects, beside clean images
