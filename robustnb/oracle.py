@@ -119,7 +119,8 @@ def image_gradient(
     if plain: return torch.nn.grad.conv2d_input((len(grad), *shape), weight, grad, stride, padding)
     like = grad.new_empty(1).expand(len(grad), *shape)
     return torch.ops.aten._slow_conv2d_backward.output_mask(
-        grad.contiguous(), like, weight.contiguous(), weight.shape[2:], stride, padding, (True, False, False))[0]
+        grad.contiguous(), like, weight.contiguous(), weight.shape[2:],
+        stride, padding, (True, False, False))[0]
 
 class _ImageConv(torch.autograd.Function):
     "conv2d whose backward pass gives the gradient towards the image only."
