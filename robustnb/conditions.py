@@ -50,11 +50,13 @@ class Condition:
     @classmethod
     def stored(cls) -> dict:
         "{field: what rows call it} of the fields that rows store."
-        return {f.name: cls.columns.get(f.name, f.name) for f in fields(cls) if f.name not in ('n', 'draws')}
+        return {f.name: cls.columns.get(f.name, f.name)
+                for f in fields(cls) if f.name not in ('n', 'draws')}
     @property
     def fields(self) -> dict:
         "What a row stores: the kind and the numbers and names that say how strong."
-        return dict(kind=self.kind, **{column: getattr(self, name) for name, column in self.stored().items()})
+        return dict(kind=self.kind, **{
+            column: getattr(self, name) for name, column in self.stored().items()})
     @property
     def strength(self) -> float:
         "Where it lies on an axis: the first field that is a number."
@@ -121,7 +123,8 @@ class Gaussian(_Noise):
     def hits(self, model, x, y, seed=0, topk=1, batch_size=512, progress=False) -> torch.Tensor:
         "Which images are classified right under noise, (draws, n) bool."
         how = dict(topk=topk, batch_size=batch_size, progress=progress)
-        drawn = [noise_correct(model, x, y, self.var, seed, draw, **how) for draw in range(self.draws)]
+        drawn = [noise_correct(model, x, y, self.var, seed, draw, **how)
+                 for draw in range(self.draws)]
         return torch.stack(drawn)
 
 # %% ../nbs/10g_conditions.ipynb #8a0a1ee2
@@ -362,7 +365,8 @@ def _bools(right, condition, n):
     right = torch.as_tensor(right)
     fits = right.dtype == torch.bool and right.shape[-1:] == (n,) and right.ndim <= 2
     got = f'{right.dtype} of shape {tuple(right.shape)}'
-    require(fits, f'{type(condition).__name__}.hits', got, f'torch.bool of shape ({n},) or (draws, {n})')
+    require(fits, f'{type(condition).__name__}.hits', got,
+            f'torch.bool of shape ({n},) or (draws, {n})')
     return right
 
 # %% ../nbs/10g_conditions.ipynb #871cb27e
@@ -405,13 +409,15 @@ def parse(
 ) -> list:
     "The conditions, tables expanded; a `FieldError`, which is a ValueError, names what is wrong."
     if not isinstance(conditions, (list, tuple)):
-        raise FieldError('conditions', f'conditions: got {str(conditions)[:60]!r}, accepted: a list of '
-                                       'tables such as {kind = "clean"}')
+        raise FieldError(
+            'conditions', f'conditions: got {str(conditions)[:60]!r}, accepted: a list of '
+                          'tables such as {kind = "clean"}')
     found = list(itertools.chain(*(_expand(c) if isinstance(c, dict) else [c] for c in conditions)))
     for c in found:
         if _judges(c): continue
-        raise FieldError('conditions', f'conditions: got {str(c)[:60]!r}, accepted: tables, or objects '
-                                       'with a kind and hits')
+        raise FieldError(
+            'conditions', f'conditions: got {str(c)[:60]!r}, accepted: tables, or objects '
+                          'with a kind and hits')
     return found
 
 def _judges(c):
@@ -440,13 +446,16 @@ def _answers(cls):
 def _kind(table):
     "The class that a table names."
     kind = table.get('kind')
-    _demand(isinstance(kind, str), 'kind', f'kind: got {kind!r}, accepted: {", ".join(KINDS)}, or {_OWN}')
+    _demand(isinstance(kind, str), 'kind',
+            f'kind: got {kind!r}, accepted: {", ".join(KINDS)}, or {_OWN}')
     found = _class_of(kind)
     judges = isinstance(found, type) and is_dataclass(found) and _judges(found)
-    _demand(judges, 'kind', f'kind: got {kind!r}, which is no condition, accepted: a subclass of '
-                            'conditions.Condition', kind)
-    _demand(_answers(found), 'kind', f'kind: got {kind!r}, whose hits cannot be called with model, x and y, accepted: '
-                                     'hits(self, model, x, y), which says what is right', kind)
+    _demand(judges, 'kind',
+            f'kind: got {kind!r}, which is no condition, accepted: a subclass of '
+            'conditions.Condition', kind)
+    _demand(_answers(found), 'kind',
+            f'kind: got {kind!r}, whose hits cannot be called with model, x and y, accepted: '
+            'hits(self, model, x, y), which says what is right', kind)
     return found
 
 # %% ../nbs/10g_conditions.ipynb #5edf672c
@@ -570,7 +579,8 @@ class Other(Condition):
 def _stored(cls, line):
     "The fields of a condition that the row has."
     types = {f.name: f.type for f in fields(cls)}
-    return {name: _as(types[name], line[column]) for name, column in cls.stored().items() if has(line, column)}
+    return {name: _as(types[name], line[column])
+            for name, column in cls.stored().items() if has(line, column)}
 
 def _as(kind, value):
     return int(value) if kind is int else value  # a table holds whole numbers as floats
