@@ -72,12 +72,14 @@ def rows_under(
     rows = tidy[tidy.metric == 'trajectory_accuracy']
     found = select(rows.assign(metric='accuracy'), condition)
     if len(found): return found
-    kinds = {condition_of(r).label for r in rows.drop_duplicates(['kind', *_strengths(rows)]).to_dict('records')}
+    kinds = {condition_of(r).label for r in
+             rows.drop_duplicates(['kind', *_strengths(rows)]).to_dict('records')}
     accepted = ', '.join(sorted(kinds)) or 'none, as no trajectory is there'
     raise ValueError(f'condition: got {condition.label!r}, accepted: {accepted}')
 
 def _strengths(rows):
-    return [name for name in 'var eps norm attack band corruption severity label'.split() if name in rows]
+    return [name for name in 'var eps norm attack band corruption severity label'.split()
+            if name in rows]
 
 # %% ../nbs/10h_trajectories.ipynb #40cfbd23
 def by_epoch(
