@@ -184,7 +184,8 @@ class Convolution(NamedTuple):
     @property
     def disjoint(self) -> bool:
         "Whether patches neither overlap nor reach into the padding: then the reshaped kernel is the whole truth."
-        return all(k <= s and not p for k, s, p in zip(self.weight.shape[2:], self.stride, self.padding))
+        return all(k <= s and not p for k, s, p in
+                   zip(self.weight.shape[2:], self.stride, self.padding))
 
 # %% ../nbs/11a_conv_norm.ipynb #25657f42
 def conv_geometry(
@@ -430,7 +431,8 @@ def _eliminate(window, reach):
     first, *below = reach
     factor, info = torch.linalg.cholesky_ex(window.pop((first, first)))
     if info: return False
-    columns = {b: torch.linalg.solve_triangular(factor, window.pop((b, first)).mT, upper=False) for b in below}
+    columns = {b: torch.linalg.solve_triangular(factor, window.pop((b, first)).mT, upper=False)
+               for b in below}
     for b in below:
         for c in range(first + 1, b + 1): window[b, c] -= columns[b].mT@columns[c]
     return True
