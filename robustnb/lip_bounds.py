@@ -356,7 +356,8 @@ def _as64(a):
 # %% ../nbs/11b_lip_bounds.ipynb #98069a2a
 def _features(model):
     "How many numbers the first linear layer takes."
-    return next(layer.in_features for _, layer in named_layers(model) if isinstance(layer, nn.Linear))
+    return next(layer.in_features for _, layer in named_layers(model)
+                if isinstance(layer, nn.Linear))
 
 def _read(model, shape, activations):
     "[(W, b), ...] in float64 of a module or a list of pairs."
