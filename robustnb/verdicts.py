@@ -42,7 +42,8 @@ def _family(path, name, table):
     accepted = Family.__dataclass_fields__.keys() - {'name'}
     for key in table: check_choice(key, where, sorted(accepted))
     lacks = [key for key in ('claim', 'says', 'measure', 'lines') if key not in table]
-    require(not lacks, where, f'no {", ".join(lacks)}', 'a family with claim, says, measure and lines')
+    require(not lacks, where, f'no {", ".join(lacks)}',
+            'a family with claim, says, measure and lines')
     check_choice(table['measure'], f'{where}: measure', MEASURES)
     return Family(name, **table)
 
@@ -109,19 +110,22 @@ def _at_equal_loss(pairs, line, reference, other):
     for name, conditions in _compared_conditions(line):
         if level is None: yield name, [_NONE], 'above', .005
         else:
-            found = [compare_at(pd.concat(pair), conditions, level, other, reference) for pair in pairs]
+            found = [compare_at(pd.concat(pair), conditions, level, other, reference)
+                     for pair in pairs]
             yield f'{name} at training loss {level:.3g}', found, 'above', .005
 
 # %% ../nbs/12a_verdicts.ipynb #3b896018
 def _in_high_bands(pairs, line, reference, other):
     "What the other loses more in these bands than SGD, the mean over them."
     bands = parse(line['conditions'])
-    yield f'loss in bands {bands[0].band} to {bands[-1].band}', [_extra_loss(*pair, bands) for pair in pairs], 'above', .005
+    yield (f'loss in bands {bands[0].band} to {bands[-1].band}',
+           [_extra_loss(*pair, bands) for pair in pairs], 'above', .005)
 
 def _extra_loss(a, b, bands):
     "What `b` loses more than `a` under noise in a band, the mean over bands, paired by seed and image."
     of = _by_side(a, b, [Clean(), *bands])
-    loss = {side: of[side, Clean()] - np.mean([of[side, band] for band in bands], axis=0) for side in 'ab'}
+    loss = {side: of[side, Clean()] - np.mean([of[side, band] for band in bands], axis=0)
+            for side in 'ab'}
     return stats.estimate(loss['b'] - loss['a'])
 
 # %% ../nbs/12a_verdicts.ipynb #d8063975
@@ -134,7 +138,8 @@ def _constants(pairs, line, reference, other):
         def values(rows):
             mine = rows[(rows.metric == metric) & (rows.method == method) & (rows['norm'] == 'l2')]
             return mine.set_index(['optimizer', 'seed']).value
-        found = [stats.log_ratio(pd.concat([values(a), values(b)]), other, reference) for a, b in pairs]
+        found = [stats.log_ratio(pd.concat([values(a), values(b)]), other, reference)
+                 for a, b in pairs]
         yield what, found, 'above', 0.
 
 # %% ../nbs/12a_verdicts.ipynb #8630fd81
@@ -172,7 +177,8 @@ def _expected(family, line):
     if family.measure == 'loss in high bands': return ['loss in high bands']
     if family.measure != 'accuracy without frequencies':
         return [name for name, _ in _compared_conditions(line)]
-    return [f'{filter_name}, without {p:g}%' for filter_name, p in product(line['filters'], line['p'])]
+    return [f'{filter_name}, without {p:g}%'
+            for filter_name, p in product(line['filters'], line['p'])]
 
 def _compared(family, line, other, runs):
     "[(label, estimates, kind, number)] of one line for one optimizer; estimates of nothing where runs are lacking."
