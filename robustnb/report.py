@@ -380,7 +380,8 @@ def _drawings(tidy):
         made = _bar_figures(tidy, lines)
     for panel, part in _panels(lines):
         if panel != 'clean': made += _strength_figure(tidy, panel, part) + _run_figure(tidy, part)
-    return [*made, *_band_figure(tidy, lines), *_corruption_figure(tidy, lines), *_constants_figure(tidy)]
+    return [*made, *_band_figure(tidy, lines), *_corruption_figure(tidy, lines),
+            *_constants_figure(tidy)]
 
 # %% ../nbs/13a_report.ipynb #6b3258f4
 def _has_values(tidy, name, always=()):
@@ -557,7 +558,8 @@ def _made_alike(made):
     facts = {k: made[0][k] for k in _MADE_BY if made[0].get(k) is not None}
     versions = ', '.join(f'{k} {v}' for k, v in _versions(made[0]))
     times = [m.get('time', '') for m in made]
-    return {'runs': len(made), **facts, 'versions': versions, 'first': min(times), 'last': max(times),
+    return {'runs': len(made), **facts, 'versions': versions,
+            'first': min(times), 'last': max(times),
             'CPU hours': round(_seconds(made, 'cpu_s')/3600, 3),
             'wall hours': round(_seconds(made, 'wall_s')/3600, 3)}
 
