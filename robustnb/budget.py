@@ -219,7 +219,8 @@ def fitted(
     fits = lambda wanted: spent(wanted) <= budget
     kept = _affordable(plan.wanted, brief.n, fits)
     wanted = _fewer(kept, brief.n, _largest_share(lambda share: fits(_fewer(kept, brief.n, share))))
-    require(fits(wanted), 'budget', in_words(budget), f'{in_words(spent(wanted))} or more, which one image takes')
+    require(fits(wanted), 'budget', in_words(budget),
+            f'{in_words(spent(wanted))} or more, which one image takes')
     new = _spent_rest(replace(brief, wanted=wanted), plan, classes, speed, budget, right)
     return replace(new, notes=(_said_cut(plan, new, kept, budget, cost),))
 
@@ -244,8 +245,10 @@ def _said_cut(before, after, kept, budget, cost):
     if left_out: cuts.append(f'left out are {", ".join(left_out)}')
     if not after.lipschitz < before.lipschitz: return _kept_to(budget, cost, cuts)
     time = f'each bound of the Lipschitz constant has {in_words(after.lipschitz)}'
-    return _kept_to(budget, cost, [*cuts, time if after.lipschitz else 'no bound of the Lipschitz constant is sought'])
+    return _kept_to(budget, cost, [
+        *cuts, time if after.lipschitz else 'no bound of the Lipschitz constant is sought'])
 
 def _kept_to(budget, cost, cuts):
     "The sentence that lists the cuts."
-    return f'To be done in {in_words(budget)} instead of up to {in_words(cost.seconds)}: {"; ".join(cuts)}.'
+    return (f'To be done in {in_words(budget)} instead of up to {in_words(cost.seconds)}: '
+            f'{"; ".join(cuts)}.')
