@@ -90,7 +90,8 @@ def _said_band(losses):
     if worst['lower'] > best['upper']:
         sure = f'The intervals of these two (picked from {len(losses)} bands) do not overlap.'
     most = 'hurts most' if worst['value'] > 0 else 'hurts in no band;'
-    return f'{noise} {most} {there} where it {_effect(worst)}; least in band {best["band"]}: it {_effect(best)}. {sure}'
+    return (f'{noise} {most} {there} where it {_effect(worst)}; '
+            f'least in band {best["band"]}: it {_effect(best)}. {sure}')
 
 # %% ../nbs/13d_audit_page.ipynb #dda4d5dc
 UNITS = dict(linf='no pixel changed by more than', l2='a change of Euclidean length at most')
@@ -172,8 +173,9 @@ def _said_corruptions(rows):
     _, low, high = over_images(np.mean([hits_of(r, n) for r in lines], 0))
     groups = ', '.join(f'{group} {means[group]:.1%}' for group in GROUPS if has(means, group))
     least = min(lines, key=lambda r: r['value'])
-    text = (f'Mean accuracy under {plots.plural(len(names), "common corruption")} ({len(lines)} conditions) is '
-            f'{means["mean"]:.1%} (95% interval {100*low:.1f} to {100*high:.1f}, {n:,} images): {groups}. '
+    text = (f'Mean accuracy under {plots.plural(len(names), "common corruption")} '
+            f'({len(lines)} conditions) is {means["mean"]:.1%} '
+            f'(95% interval {100*low:.1f} to {100*high:.1f}, {n:,} images): {groups}. '
             f'The worst is {condition_of(least).label}, which leaves {_range(least)}.')
     return [('Corruptions', f'{text}{_unlike_published(lines, names)}')]
 
@@ -229,7 +231,8 @@ def _advised_attack(rows):
     clean = hits_of(clean_row(rows), least['n']).mean()
     if least['upper'] >= clean/2: return []
     return [f'Do not rely on it where somebody gains by fooling it: with {UNITS[least["norm"]]} '
-            f'{fraction(least["eps"], least["norm"])} an attack leaves {100*least["value"]:.0f}% right.']
+            f'{fraction(least["eps"], least["norm"])} '
+            f'an attack leaves {100*least["value"]:.0f}% right.']
 
 # %% ../nbs/13d_audit_page.ipynb #6f5ca31e
 def _advised_noise(rows):
@@ -237,8 +240,8 @@ def _advised_noise(rows):
     costly = [r for r in pick(rows, 'accuracy_loss', kind='gaussian') if r['lower'] > .05]
     least = min(costly, key=lambda r: r['var'], default=None)
     if least is None: return []
-    return [f'Keep noise out, or train with it: from a standard deviation of {least["var"]**.5:.2g} of the full range on '
-            'it costs more than 5 points.']
+    return ['Keep noise out, or train with it: from a standard deviation of '
+            f'{least["var"]**.5:.2g} of the full range on it costs more than 5 points.']
 
 # %% ../nbs/13d_audit_page.ipynb #dc07b002
 FEW = 1000  # images, below which an interval of 95% is some 3 points and more to each side
@@ -397,7 +400,8 @@ def beside(
     """Accuracies (%) of the model and, below it, of this book's networks (means over seeds) for
     images of as many channels, as a table for people; empty where they share no condition but the
     clean images."""
-    mine = {condition_of(r).label: 100*r['value'] for r in pick(found.rows, 'accuracy') if r['kind'] != 'band'}
+    mine = {condition_of(r).label: 100*r['value']
+            for r in pick(found.rows, 'accuracy') if r['kind'] != 'band'}
     others = _known_accuracies(found.config['shape'][0])
     shared = [label for label in mine if label in others]
     if len(shared) < 2: return pd.DataFrame()
@@ -466,18 +470,21 @@ def _in_markdown(found):
     "The page without figures."
     head = f'# Robustness of {markdown_text(found.name)}\n'
     warnings = [f'> {markdown_text(note)}\n' for note in found.notes]
-    words = [f'- **{markdown_text(topic)}.** {markdown_text(said)}' for topic, said in sentences(found)]
+    words = [f'- **{markdown_text(topic)}.** {markdown_text(said)}'
+             for topic, said in sentences(found)]
     lead = markdown_text(' '.join(advice(found))) + '\n'
     known = beside(found)
     placed = [] if known.empty else [markdown_text(SCALE), '', table_markdown(known), '']
-    return '\n'.join([head, lead, *warnings, *words, '', *placed, table_markdown(measures(found)), ''])
+    return '\n'.join([
+        head, lead, *warnings, *words, '', *placed, table_markdown(measures(found)), ''])
 
 def _result(found):
     "The rows as the content of a result file."
     cost = {k: v for k, v in found.made.items() if k.endswith('_s')}
     made = {k: v for k, v in found.made.items() if k not in (*cost, 'experiment')}
-    return dict(schema=results.SCHEMA, experiment='audit', config=found.config, provenance=made, cost=cost,
-                metrics=found.rows, notes=found.notes)
+    return dict(
+        schema=results.SCHEMA, experiment='audit', config=found.config,
+        provenance=made, cost=cost, metrics=found.rows, notes=found.notes)
 
 # %% ../nbs/13d_audit_page.ipynb #4724a974
 FILES = 'audit.html', 'audit.md', 'audit.json'
