@@ -79,8 +79,9 @@ def _setup(model, x, y, norm, eps, loss='ce'):
     net = model if isinstance(model, Oracle) else Oracle(model, x, y)
     if net.classes >= needs: return net, function
     possible = ', '.join(repr(name) for name, (_, n) in LOSSES.items() if n <= net.classes)
-    raise ValueError(f'loss: {loss!r} needs {needs} classes or more, the model has {net.classes}; accepted here: '
-                     + possible)
+    raise ValueError(
+        f'loss: {loss!r} needs {needs} classes or more, the model has {net.classes}; '
+        'accepted here: ' + possible)
 
 # %% ../nbs/10b_pgd.ipynb #7eab5e23
 def fgsm_batch(net, x, y, norm, eps, loss=ce):
