@@ -199,8 +199,9 @@ def _tagged(nb, path, tag):
     "`{name: (value, comment)}` of the cell with this tag; None without one."
     tagged = {i: str(c.source) for i, c in enumerate(nb.cells, 1) if tag in _tags(c)}
     if len(tagged) > 1:
-        raise ValueError(f'{path}: cells {", ".join(map(str, tagged))} are tagged {tag}, accepted: one; '
-                         'a later one would undo what a run sets')
+        raise ValueError(
+            f'{path}: cells {", ".join(map(str, tagged))} are tagged {tag}, accepted: one; '
+            'a later one would undo what a run sets')
     return _assignments(path, *tagged.popitem()) if tagged else None
 
 # %% ../nbs/14b_sweep.ipynb #da68b1af
@@ -429,7 +430,8 @@ def seats(
     "For each run at a time the environment variables that are its own. A ValueError for `per_gpu` without a GPU."
     each = 1 if per_gpu is None else _check_per_gpu(per_gpu)
     usual = len(gpus())*each or cores()
-    n = check_number(usual if workers is None else workers, 'workers', low=1, high=10_000, integer=True)
+    n = check_number(usual if workers is None else workers, 'workers',
+                     low=1, high=10_000, integer=True)
     return list(itertools.islice(itertools.cycle(_seat_of_each()), n))
 
 # %% ../nbs/14b_sweep.ipynb #7177deb7
@@ -450,7 +452,8 @@ def identity(
     "What differs from the values with which the parameters were introduced."
     def is_new(parameter, value):
         return digest(value) != digest(_in_form(parameter, parameter.introduced))
-    return {k: _by_name(p, config[k]) for k, p in parameters.items() if k in config and is_new(p, config[k])}
+    return {k: _by_name(p, config[k])
+            for k, p in parameters.items() if k in config and is_new(p, config[k])}
 
 # %% ../nbs/14b_sweep.ipynb #e2e3fd1b
 def run_id(
@@ -1327,7 +1330,8 @@ def _seconds(text, name):
     found = re.fullmatch('(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,6})s)?', str(text))
     hours, minutes, seconds = [int(part or 0) for part in found.groups()] if found else [0]*3
     total = 3600*hours + 60*minutes + seconds
-    require(total, name, repr(str(text)[:40]), 'a time above 0 with its unit, like 90s, 8m, 2h or 1h30m')
+    require(total, name, repr(str(text)[:40]),
+            'a time above 0 with its unit, like 90s, 8m, 2h or 1h30m')
     return total
 
 # %% ../nbs/14b_sweep.ipynb #c9d91157
@@ -1869,7 +1873,8 @@ def _differences(before, now):
     def content(row): return repr((_told(row), row.get('value')))
     pairs = itertools.zip_longest(before, now, fillvalue={})
     differ = [(a, b) for a, b in pairs if content(a) != content(b)]
-    return pd.DataFrame([dict(_told(a or b), before=a.get('value'), now=b.get('value')) for a, b in differ])
+    return pd.DataFrame([
+        dict(_told(a or b), before=a.get('value'), now=b.get('value')) for a, b in differ])
 
 # %% ../nbs/14b_sweep.ipynb #88c3d20d
 def replay(
@@ -1882,14 +1887,16 @@ def replay(
     rows that differ, with `before` and `now`); times are not compared."""
     done = _finished(sweep, out, committed)
     if not done:
-        raise ValueError(f'{sweep.name}: none of its runs is done, so that there is nothing to do again')
+        raise ValueError(
+            f'{sweep.name}: none of its runs is done, so that there is nothing to do again')
     run, path = min(done, key=lambda pair: results.load(pair[1])['cost'].get('wall_s', 0))
     before = results.load(path)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder).resolve()/sweep.notebook.stem/run.id
         status = execute_run(run, sweep.notebook.read_text(encoding='utf-8'), place, engine)
         if status['state'] == 'failed':
-            raise ValueError(f'{sweep.name}: the run {run.id} fails now: {status["error"].splitlines()[-1]}')
+            raise ValueError(
+                f'{sweep.name}: the run {run.id} fails now: {status["error"].splitlines()[-1]}')
         now = results.load(place/'result.json')
     return path, _differences(before['metrics'], now['metrics'])
 
@@ -1973,7 +1980,8 @@ def _nearest(run, known):
     "The costs of the runs that are most like this one; [] where none is comparable."
     marks = _marks(run.identity)
     apart = [(_apart(marks, cost.marks), cost) for cost in known]
-    like = [(len(names), not cost.here, cost) for names, cost in apart if names <= LIGHT.union(SCALES)]
+    like = [(len(names), not cost.here, cost)
+            for names, cost in apart if names <= LIGHT.union(SCALES)]
     least = min((pair[:2] for pair in like), default=None)
     return [cost for *pair, cost in like if tuple(pair) == least]
 
@@ -2010,7 +2018,9 @@ def estimate(
     used = {id(c): c for _, found in told for c in found}.values()
     here = sum(c.here for c in used)
     gpu = any(c.gpu for c in used)
-    return Estimate(_minutes(walls, workers), _minutes(busy, workers), len(near) - len(told), here, len(used) - here, gpu)
+    return Estimate(
+        _minutes(walls, workers), _minutes(busy, workers),
+        len(near) - len(told), here, len(used) - here, gpu)
 
 # %% ../nbs/14b_sweep.ipynb #86fdab33
 def least_finals(
