@@ -203,9 +203,13 @@ def _holds(piece, x):
 def _most_interior(G, h):
     "Linear program: the point whose smallest margin in G x + h > 0 and -1 < x < 1 is largest, and that margin."
     m, d = G.shape
-    rows = np.block([[-G, np.ones((m, 1))], [np.eye(d), np.ones((d, 1))], [-np.eye(d), np.ones((d, 1))]])
+    rows = np.block([
+        [-G, np.ones((m, 1))],
+        [np.eye(d), np.ones((d, 1))],
+        [-np.eye(d), np.ones((d, 1))]])
     free = [(None, None)]*d + [(None, 1.)]
-    return linprog(np.r_[np.zeros(d), -1.], rows, np.r_[h, np.ones(2*d)], bounds=free, method='highs')
+    return linprog(
+        np.r_[np.zeros(d), -1.], rows, np.r_[h, np.ones(2*d)], bounds=free, method='highs')
 
 # %% ../nbs/11d_lip_exact.ipynb #f7e5f398
 TINY = 1e-6  # a margin below -TINY is believed; the linear program's own tolerance is 1e-7
@@ -905,7 +909,8 @@ def _check_together(method, ord, outputs):
     linear = ord != 2 or method != 'milp'
     require(linear, 'method', "'milp' for ord 2", "'search'; the l2 norm is not linear")
     one_at_a_time = method == 'search' and ord == 1
-    require(not one_at_a_time or outputs == 1, 'output', "None for ord 1 and several outputs with method 'search'",
+    require(not one_at_a_time or outputs == 1, 'output',
+            "None for ord 1 and several outputs with method 'search'",
             "one logit, a pair, or method='milp'")
 
 # %% ../nbs/11d_lip_exact.ipynb #f381ea39
@@ -920,7 +925,8 @@ def _look_around(pairs, low, high, ord, seconds):
     "The lower bound to start from, by greedy search from 300 random points."
     draw = generator(0, 'lip_exact')
     start = torch.rand(300, len(low), generator=draw, dtype=torch.float64)*(high - low) + low
-    return lip_lower(pairs, start, ord, box=(low, high), rounds=60, children=64, keep=8, seconds=seconds)
+    return lip_lower(
+        pairs, start, ord, box=(low, high), rounds=60, children=64, keep=8, seconds=seconds)
 
 # %% ../nbs/11d_lip_exact.ipynb #65f9efaa
 def _start(pairs, low, high, ord, seconds):
