@@ -128,6 +128,7 @@ def _inside_box(at, clean, f, w, radius, relax):
     step = hyperplane_step(unit, w*size, lead, 'l2')
     return (inside + relax*size*step).clamp_(low, high)
 
+# %% ../nbs/10f_attacks.ipynb #c08bdd0b
 def _inside_ball(at, clean, f, w, radius, relax):
     "A step to the linearised boundary that ends within the l2 ball of `radius` (n,) if there is such a place."
     there = at + relax*hyperplane_step(at, w, f, 'l2')
@@ -136,6 +137,7 @@ def _inside_ball(at, clean, f, w, radius, relax):
     share = ((a - radius)/(a - b).clamp_min(TINY)).clamp_(0, 1)
     return there.lerp(back, share[:, None]).clamp_(0, 1)
 
+# %% ../nbs/10f_attacks.ipynb #ffe5b6e1
 def _descend(near, steps, relax):
     "From the best points along the boundary, asking for less and less than the best radius."
     onto = dict(linf=_inside_box, l2=_inside_ball)[near.norm]
@@ -148,6 +150,23 @@ def _descend(near, steps, relax):
     near.bisect()
 
 # %% ../nbs/10f_attacks.ipynb #d7780b8a
+def _approach(net, x, y, start, norm, rounds, steps, seed):
+    "The nearest misclassified points found in some rounds from the misclassified points `start`."
+    near = _Near(net, x, y, start, norm)
+    near.bisect()
+    first, far = near.best, near.far
+    keys = image_keys(x)
+    for number in range(rounds):
+        walk = _Near(net, x, y, first, norm)
+        begin = random_start(x, keys, far, norm, seed, 'walk', number) if number else x
+        _walk(walk, begin, steps, .3 if number else 1.)
+        walk.bisect(8)
+        _descend(walk, steps, 1.3 + .1*number)
+        near.offer(walk.best, walk.far < far)
+    if rounds: _descend(near, steps, 1.6)
+    return near
+
+# %% ../nbs/10f_attacks.ipynb #2451061b
 @dataclass
 class Nearest:
     "Nearest misclassified images found, and how far they are."
@@ -181,22 +200,6 @@ def minimal_norm(
         found.x_adv[rows[sure]] = near.best.to(x.device)[sure]
         radius[rows[sure]] = near.far.to(x.device)[sure]
     return Nearest(found.x_adv, radius, found.doubts)
-
-def _approach(net, x, y, start, norm, rounds, steps, seed):
-    "The nearest misclassified points found in some rounds from the misclassified points `start`."
-    near = _Near(net, x, y, start, norm)
-    near.bisect()
-    first, far = near.best, near.far
-    keys = image_keys(x)
-    for number in range(rounds):
-        walk = _Near(net, x, y, first, norm)
-        begin = random_start(x, keys, far, norm, seed, 'walk', number) if number else x
-        _walk(walk, begin, steps, .3 if number else 1.)
-        walk.bisect(8)
-        _descend(walk, steps, 1.3 + .1*number)
-        near.offer(walk.best, walk.far < far)
-    if rounds: _descend(near, steps, 1.6)
-    return near
 
 # %% ../nbs/10f_attacks.ipynb #df564318
 def accuracy_curve(

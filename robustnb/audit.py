@@ -75,6 +75,15 @@ def relabelling(
     return counts[rows, columns].sum().item()/len(y), exchanged
 
 # %% ../nbs/13c_audit.ipynb #b3e6892d
+def _is_better(best, right, n):
+    "Is the model right on more than half of `n` images then, and beyond chance on more than now?"
+    return best > .5 and stats.wilson(best, n)[0] > stats.wilson(right, n)[1]
+
+def _is_exchanged(predicted, y, mapping):
+    "Do most images of each class that changes its output go to the new one?"
+    return all((predicted[y == a] == b).float().mean() > .5 for a, b in mapping.items() if a != b)
+
+# %% ../nbs/13c_audit.ipynb #a23ba5b4
 def called(
     output: int,  # of the model
     classes=(),   # names by output
@@ -96,14 +105,6 @@ def _exchange(predicted, y, n_outputs, classes):
     return (f'With its labels exchanged the model would be right on {best:.0%} of the images instead '
             f'of {right:.0%}. The classes may be in another order: put {label_map} into a file and '
             'name it by --label-map.')
-
-def _is_better(best, right, n):
-    "Is the model right on more than half of `n` images then, and beyond chance on more than now?"
-    return best > .5 and stats.wilson(best, n)[0] > stats.wilson(right, n)[1]
-
-def _is_exchanged(predicted, y, mapping):
-    "Do most images of each class that changes its output go to the new one?"
-    return all((predicted[y == a] == b).float().mean() > .5 for a, b in mapping.items() if a != b)
 
 # %% ../nbs/13c_audit.ipynb #abbf1c0f
 def suspicions(
@@ -155,17 +156,6 @@ class Audit:
         return pd.DataFrame(self.rows).assign(run=0)
 
 # %% ../nbs/13c_audit.ipynb #c7aa0134
-def _check_images(images, labels):
-    "Refuse what `audit` cannot use."
-    for what, given in dict(images=images, labels=labels).items():
-        is_tensor = isinstance(given, torch.Tensor)
-        require(is_tensor, what, type(given).__name__, 'a tensor (torch.from_numpy)')
-    require(len(images), 'images', 'none', 'at least one (does the label map leave any class?)')
-    require(images.ndim == 4, 'images', f'shape {tuple(images.shape)}', '(N,C,H,W)')
-    to_float(images[:1])  # refuses what is neither uint8 nor floating
-    if images.is_floating_point(): _check_range(images)
-    _check_labels(labels, len(images))
-
 def _check_range(images):
     "Refuse floats of another scale than [0, 1]."
     low, high = images.min(), images.max()
@@ -178,6 +168,18 @@ def _check_labels(labels, n):
     require(whole, 'labels', str(labels.dtype), 'whole numbers')
     shape = tuple(labels.shape)
     require(shape == (n,), 'labels', f'shape {shape} for {n} images', 'one label an image')
+
+# %% ../nbs/13c_audit.ipynb #d53ec3a9
+def _check_images(images, labels):
+    "Refuse what `audit` cannot use."
+    for what, given in dict(images=images, labels=labels).items():
+        is_tensor = isinstance(given, torch.Tensor)
+        require(is_tensor, what, type(given).__name__, 'a tensor (torch.from_numpy)')
+    require(len(images), 'images', 'none', 'at least one (does the label map leave any class?)')
+    require(images.ndim == 4, 'images', f'shape {tuple(images.shape)}', '(N,C,H,W)')
+    to_float(images[:1])  # refuses what is neither uint8 nor floating
+    if images.is_floating_point(): _check_range(images)
+    _check_labels(labels, len(images))
 
 # %% ../nbs/13c_audit.ipynb #875dddc9
 def shuffled(
@@ -214,6 +216,13 @@ def clean_row(
     "The row of the clean accuracy, on the most images."
     return max(pick(rows, 'accuracy', kind='clean'), key=lambda r: r['n'])
 
+# %% ../nbs/13c_audit.ipynb #ebba6320
+def _is_disturbed(r):
+    "Is it the row of an accuracy, and not of a clean one?"
+    if r['metric'] == 'accuracy_loss': return False
+    return has(r, 'kind') and r['kind'] != 'clean'
+
+# %% ../nbs/13c_audit.ipynb #1d8424f6
 def panels(
     rows: list,  # metric rows
 ) -> dict:
@@ -224,14 +233,7 @@ def panels(
 
 def _strength(r): return condition_of(r).strength
 
-def _is_disturbed(r):
-    "Is it the row of an accuracy, and not of a clean one?"
-    if r['metric'] == 'accuracy_loss': return False
-    return has(r, 'kind') and r['kind'] != 'clean'
-
-# %% ../nbs/13c_audit.ipynb #0e921543
-WHY = ' Why: '  # between a doubt and its reason in terms of the code
-
+# %% ../nbs/13c_audit.ipynb #409204f7
 def _rows(model, x, y, wanted, **how):
     "Rows of the accuracy under each condition, and after those that are no attack and no proof of what is lost."
     wanted = with_clean(wanted)
@@ -243,6 +245,9 @@ def _with_loss(condition, r, clean):
     "The row, and the one of what is lost unless the condition is clean, an attack or a proof."
     if isinstance(condition, (Clean, Attack, Proof)): return [r]
     return [r, loss_row(clean, r, **row_fields(condition))]
+
+# %% ../nbs/13c_audit.ipynb #0e921543
+WHY = ' Why: '  # between a doubt and its reason in terms of the code
 
 def _provable(model, wanted):
     "The conditions without the proofs that the model's layers do not allow, and the sentence that says so."
@@ -283,13 +288,7 @@ def _by_the_clock(what, seconds, progress):
             over.set()
             clock.join()
 
-# %% ../nbs/13c_audit.ipynb #0610d953
-def _lipschitz(model, x, clean, z, seed, seconds, batch):
-    "Rows of the l2 Lipschitz constant of the logits `z` and of proved radii, and notes."
-    below, unfound = _lower(model, x, seed, seconds, batch)
-    above, unbounded = _upper(model, x, clean, z, seconds)
-    return below + above, unfound + unbounded
-
+# %% ../nbs/13c_audit.ipynb #d98840e5
 def _lower(model, x, seed, seconds, batch):
     "Row of the lower bound, or the sentence why there is none."
     how = dict(box=(0., 1.), rounds=20, seed=seed, seconds=seconds, batch=min(batch, BATCH))
@@ -307,6 +306,13 @@ def _upper(model, x, clean, z, seconds):
     radius = torch.where(clean, (first - second)/(math.sqrt(2)*upper), 0.)
     return [results.row('lipschitz_upper', upper, 1, '', norm='l2'),
             results.row('certified_radius', radius.median().item(), len(radius), '', norm='l2')], []
+
+# %% ../nbs/13c_audit.ipynb #b657108d
+def _lipschitz(model, x, clean, z, seed, seconds, batch):
+    "Rows of the l2 Lipschitz constant of the logits `z` and of proved radii, and notes."
+    below, unfound = _lower(model, x, seed, seconds, batch)
+    above, unbounded = _upper(model, x, clean, z, seconds)
+    return below + above, unfound + unbounded
 
 # %% ../nbs/13c_audit.ipynb #8878e1ed
 def _pictures(model, x, y, clean, wanted, seed):

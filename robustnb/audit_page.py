@@ -33,6 +33,7 @@ def _range(row):
     "An accuracy with its interval."
     return f'{100*row["value"]:.1f}% ({_interval(row)})'
 
+# %% ../nbs/13d_audit_page.ipynb #22bd6f41
 def _effect(row):
     "What a disturbance does to the accuracy, with its interval: a verb and a number."
     points = f'{abs(100*row["value"]):.1f} points'
@@ -61,6 +62,13 @@ def _said_noise(rows):
         last = f'The weakest noise tried with a 95% interval that excludes 0 has variance {min(sure):g}.'
     return [('Noise', f'{text} {last}')]
 
+# %% ../nbs/13d_audit_page.ipynb #44853401
+def _where(row):
+    "In which part of the spectrum a band lies; one that lies in both halves is in the middle."
+    half = row['n_bands']/2
+    if row['band'] < half: return 'low'
+    return 'high' if row['band'] > half + 1 else 'middle'
+
 # %% ../nbs/13d_audit_page.ipynb #004ae5e0
 def _said_bands(rows):
     "Which band of frequencies matters most and least, for each variance."
@@ -82,13 +90,8 @@ def _said_band(losses):
     if worst['lower'] > best['upper']:
         sure = f'The intervals of these two (picked from {len(losses)} bands) do not overlap.'
     most = 'hurts most' if worst['value'] > 0 else 'hurts in no band;'
-    return f'{noise} {most} {there} where it {_effect(worst)}; least in band {best["band"]}: it {_effect(best)}. {sure}'
-
-def _where(row):
-    "In which part of the spectrum a band lies; one that lies in both halves is in the middle."
-    half = row['n_bands']/2
-    if row['band'] < half: return 'low'
-    return 'high' if row['band'] > half + 1 else 'middle'
+    return (f'{noise} {most} {there} where it {_effect(worst)}; '
+            f'least in band {best["band"]}: it {_effect(best)}. {sure}')
 
 # %% ../nbs/13d_audit_page.ipynb #dda4d5dc
 UNITS = dict(linf='no pixel changed by more than', l2='a change of Euclidean length at most')
@@ -108,6 +111,13 @@ def _proofs(rows):
     "{norm: rows of the proofs in it}, norms without any left out."
     found = {norm: pick(rows, 'certified_accuracy', kind='proof', norm=norm) for norm in UNITS}
     return {norm: part for norm, part in found.items() if part}
+
+# %% ../nbs/13d_audit_page.ipynb #30926491
+def _ends(rows):
+    "The rows of the smallest and of the largest radius."
+    return [choose(rows, key=lambda r: r['eps']) for choose in (min, max)]
+
+def _shares(proofs): return ' and '.join(dict.fromkeys(f'{r["value"]:.1%}' for r in _ends(proofs)))
 
 # %% ../nbs/13d_audit_page.ipynb #2086fb8c
 def _said_attack(rows, attacked, proofs):
@@ -133,6 +143,7 @@ def _which(row):
     if row['attack'] == 'autoattack': return 'This is AutoAttack standard'
     return 'This is the quick attack, weaker than AutoAttack'
 
+# %% ../nbs/13d_audit_page.ipynb #54c62008
 def _said_proof(proofs):
     "The sentence on proofs without an attack."
     n, norm = proofs[0]['n'], proofs[0]['norm']
@@ -140,11 +151,15 @@ def _said_proof(proofs):
     return (f'Of {n:,} images {_shares(proofs)} are proved robust, with {UNITS[norm]} {radii} '
             '(pixels in [0, 1]). No attack was tried, so nothing is known from above.')
 
-def _ends(rows):
-    "The rows of the smallest and of the largest radius."
-    return [choose(rows, key=lambda r: r['eps']) for choose in (min, max)]
-
-def _shares(proofs): return ' and '.join(dict.fromkeys(f'{r["value"]:.1%}' for r in _ends(proofs)))
+# %% ../nbs/13d_audit_page.ipynb #928a9453
+def _unlike_published(lines, names):
+    "Why the mean is not the published one."
+    said = ''
+    if len(lines) < len(NAMES)*len(SEVERITIES):
+        said += ' Published means are over fifteen corruptions at five severities.'
+    if 'frost' in names:
+        said += ' Frost is a made texture, no photograph: compare it with no published number.'
+    return said
 
 # %% ../nbs/13d_audit_page.ipynb #98ce07b4
 def _fewest(lines): return min(r['n'] for r in lines)
@@ -158,19 +173,11 @@ def _said_corruptions(rows):
     _, low, high = over_images(np.mean([hits_of(r, n) for r in lines], 0))
     groups = ', '.join(f'{group} {means[group]:.1%}' for group in GROUPS if has(means, group))
     least = min(lines, key=lambda r: r['value'])
-    text = (f'Mean accuracy under {plots.plural(len(names), "common corruption")} ({len(lines)} conditions) is '
-            f'{means["mean"]:.1%} (95% interval {100*low:.1f} to {100*high:.1f}, {n:,} images): {groups}. '
+    text = (f'Mean accuracy under {plots.plural(len(names), "common corruption")} '
+            f'({len(lines)} conditions) is {means["mean"]:.1%} '
+            f'(95% interval {100*low:.1f} to {100*high:.1f}, {n:,} images): {groups}. '
             f'The worst is {condition_of(least).label}, which leaves {_range(least)}.')
     return [('Corruptions', f'{text}{_unlike_published(lines, names)}')]
-
-def _unlike_published(lines, names):
-    "Why the mean is not the published one."
-    said = ''
-    if len(lines) < len(NAMES)*len(SEVERITIES):
-        said += ' Published means are over fifteen corruptions at five severities.'
-    if 'frost' in names:
-        said += ' Frost is a made texture, no photograph: compare it with no published number.'
-    return said
 
 # %% ../nbs/13d_audit_page.ipynb #247032f8
 _OUR_KINDS = {cls.kind for cls in OURS}
@@ -216,8 +223,6 @@ def sentences(
     return [said for topic in topics for said in topic(found.rows)]
 
 # %% ../nbs/13d_audit_page.ipynb #4dc4dd0c
-FEW = 1000  # images, below which an interval of 95% is some 3 points and more to each side
-
 def _advised_attack(rows):
     "Where the weakest attack takes half of what is right."
     attacks = pick(rows, 'accuracy', kind='attack')
@@ -226,15 +231,20 @@ def _advised_attack(rows):
     clean = hits_of(clean_row(rows), least['n']).mean()
     if least['upper'] >= clean/2: return []
     return [f'Do not rely on it where somebody gains by fooling it: with {UNITS[least["norm"]]} '
-            f'{fraction(least["eps"], least["norm"])} an attack leaves {100*least["value"]:.0f}% right.']
+            f'{fraction(least["eps"], least["norm"])} '
+            f'an attack leaves {100*least["value"]:.0f}% right.']
 
+# %% ../nbs/13d_audit_page.ipynb #6f5ca31e
 def _advised_noise(rows):
     "Where noise surely costs more than five points."
     costly = [r for r in pick(rows, 'accuracy_loss', kind='gaussian') if r['lower'] > .05]
     least = min(costly, key=lambda r: r['var'], default=None)
     if least is None: return []
-    return [f'Keep noise out, or train with it: from a standard deviation of {least["var"]**.5:.2g} of the full range on '
-            'it costs more than 5 points.']
+    return ['Keep noise out, or train with it: from a standard deviation of '
+            f'{least["var"]**.5:.2g} of the full range on it costs more than 5 points.']
+
+# %% ../nbs/13d_audit_page.ipynb #dc07b002
+FEW = 1000  # images, below which an interval of 95% is some 3 points and more to each side
 
 def _advised_images(rows):
     "Where more images would say more."
@@ -300,14 +310,6 @@ def _class_label(output, classes):
     return plots.as_text(name if len(name) < 12 else name[:10] + '…')
 
 # %% ../nbs/13d_audit_page.ipynb #0729683e
-def drawings(
-    found: Audit,  # from `audit.audit`
-) -> list:
-    "The page's figures as HTML."
-    made = _pictures_drawn(found)
-    for panel, part in panels(found.rows).items(): made += _panel_drawn(found.rows, panel, part)
-    return [*made, *_corruptions_drawn(found), *_constants_drawn(found)]
-
 def _panel_drawn(rows, panel, part):
     "The figure of a panel; [] for one of proofs only."
     if panel == 'band':
@@ -316,6 +318,7 @@ def _panel_drawn(rows, panel, part):
     if part[0]['kind'] == 'corruption': return []  # all of them have one figure
     return [_panel_figure(rows, panel, part)] if pick(part, 'accuracy') else []
 
+# %% ../nbs/13d_audit_page.ipynb #dbcd2e6c
 def _corruptions_drawn(found):
     "What each corruption leaves at each severity; [] without any."
     lines = pick(found.rows, 'accuracy', kind='corruption')
@@ -330,6 +333,15 @@ def _constants_drawn(found):
     caption = 'Bounds of the l2 Lipschitz constant of the logits on images in [0, 1].'
     return [figure(plots.bounds(found.tidy), caption)]
 
+# %% ../nbs/13d_audit_page.ipynb #50cbb684
+def drawings(
+    found: Audit,  # from `audit.audit`
+) -> list:
+    "The page's figures as HTML."
+    made = _pictures_drawn(found)
+    for panel, part in panels(found.rows).items(): made += _panel_drawn(found.rows, panel, part)
+    return [*made, *_corruptions_drawn(found), *_constants_drawn(found)]
+
 def _pictures_drawn(found):
     if not found.pictures: return []
     lines = '; '.join(found.pictures)
@@ -337,14 +349,13 @@ def _pictures_drawn(found):
                'Above each: the predicted class, or its number where the font lacks its name.')
     return [figure(_pictures_figure(found), caption)]
 
-# %% ../nbs/13d_audit_page.ipynb #aa6b639b
-_NAMES = dict(accuracy='accuracy (%)', accuracy_loss='loss (points)', certified_accuracy='proved (%)')
+# %% ../nbs/13d_audit_page.ipynb #5d469a19
+def _percent(v): return f'{100*v:.1f}'
 
-def measures(
-    found: Audit,  # from `audit.audit`
-) -> pd.DataFrame:
-    "All rows as a pandas table for people: measure, condition, value, interval, images."
-    return pd.DataFrame([_measure(r) for r in found.rows])
+def _number(v): return f'{v:.3g}'
+
+# %% ../nbs/13d_audit_page.ipynb #0c553364
+_NAMES = dict(accuracy='accuracy (%)', accuracy_loss='loss (points)', certified_accuracy='proved (%)')
 
 def _measure(r):
     "One row for people: accuracies in percent."
@@ -359,9 +370,12 @@ def _under(r):
     label = condition_of(r).label if has(r, 'kind') else ''
     return f'{label}, {r["variant"]}' if has(r, 'variant') else label
 
-def _percent(v): return f'{100*v:.1f}'
-
-def _number(v): return f'{v:.3g}'
+# %% ../nbs/13d_audit_page.ipynb #aa6b639b
+def measures(
+    found: Audit,  # from `audit.audit`
+) -> pd.DataFrame:
+    "All rows as a pandas table for people: measure, condition, value, interval, images."
+    return pd.DataFrame([_measure(r) for r in found.rows])
 
 # %% ../nbs/13d_audit_page.ipynb #0f476330
 KNOWN = {1: ('fig01_mnist', 'fig01_fashionmnist'), 3: ('fig01_cifar10',)}  # published sweeps by the images' channels
@@ -379,13 +393,15 @@ def _known_accuracies(channels):
     lines = rows.dataset + ', ' + rows.model + ', ' + rows.optimizer
     return (100*rows.value).groupby([lines, pd.Series(labels, rows.index)]).mean().unstack()
 
+# %% ../nbs/13d_audit_page.ipynb #2144c172
 def beside(
     found: Audit,  # from `audit.audit`
 ) -> pd.DataFrame:
     """Accuracies (%) of the model and, below it, of this book's networks (means over seeds) for
     images of as many channels, as a table for people; empty where they share no condition but the
     clean images."""
-    mine = {condition_of(r).label: 100*r['value'] for r in pick(found.rows, 'accuracy') if r['kind'] != 'band'}
+    mine = {condition_of(r).label: 100*r['value']
+            for r in pick(found.rows, 'accuracy') if r['kind'] != 'band'}
     others = _known_accuracies(found.config['shape'][0])
     shared = [label for label in mine if label in others]
     if len(shared) < 2: return pd.DataFrame()
@@ -408,14 +424,22 @@ not.</li></ul>'''
 SCALE = '''Accuracy (%) of this model and of the networks of this book, means over their seeds. They were trained and judged on
 other images, so this is a scale and no ranking.'''
 
+# %% ../nbs/13d_audit_page.ipynb #bcf4acf3
 _SHORT = template('''
 {% for note, why in notes %}<p class="warn">{{ note }}</p>{% if why %}<details><summary>why</summary>{{ why }}</details>
 {% endif %}{% endfor %}
 <ul>
 {% for topic, said in words %}<li><strong>{{ topic }}.</strong> {{ said }}</li>{% endfor %}
 </ul>''')
+
 _MADE = template('<p>{{ how }}</p>{{ table|safe }}')
 
+def _folded(note):
+    "(sentence, reason in terms of the code or '')."
+    sentence, _, why = note.partition(WHY)
+    return sentence, why
+
+# %% ../nbs/13d_audit_page.ipynb #35863086
 def audit_page(
     found: Audit,  # from `audit.audit`
 ) -> str:
@@ -432,11 +456,6 @@ def audit_page(
         ('All measurements', table_html(measures(found))),
         ('How it was made', _MADE(how=_how(found.config), table=made))])
 
-def _folded(note):
-    "(sentence, reason in terms of the code or '')."
-    sentence, _, why = note.partition(WHY)
-    return sentence, why
-
 def _how(config):
     "What was judged, and what it went through before."
     origin = f' ({config["source"]})' if config['source'] else ''
@@ -447,6 +466,27 @@ def _how(config):
     return f'{n:,} images{origin} of {shape}, {outputs} outputs, seed {seed}.{before}'
 
 # %% ../nbs/13d_audit_page.ipynb #dd3c48e8
+def _in_markdown(found):
+    "The page without figures."
+    head = f'# Robustness of {markdown_text(found.name)}\n'
+    warnings = [f'> {markdown_text(note)}\n' for note in found.notes]
+    words = [f'- **{markdown_text(topic)}.** {markdown_text(said)}'
+             for topic, said in sentences(found)]
+    lead = markdown_text(' '.join(advice(found))) + '\n'
+    known = beside(found)
+    placed = [] if known.empty else [markdown_text(SCALE), '', table_markdown(known), '']
+    return '\n'.join([
+        head, lead, *warnings, *words, '', *placed, table_markdown(measures(found)), ''])
+
+def _result(found):
+    "The rows as the content of a result file."
+    cost = {k: v for k, v in found.made.items() if k.endswith('_s')}
+    made = {k: v for k, v in found.made.items() if k not in (*cost, 'experiment')}
+    return dict(
+        schema=results.SCHEMA, experiment='audit', config=found.config,
+        provenance=made, cost=cost, metrics=found.rows, notes=found.notes)
+
+# %% ../nbs/13d_audit_page.ipynb #4724a974
 FILES = 'audit.html', 'audit.md', 'audit.json'
 
 def save(
@@ -458,20 +498,3 @@ def save(
     contents = audit_page(found), _in_markdown(found), json_text(_result(found))
     write_files(folder, {name: content.encode() for name, content in zip(FILES, contents)}, 'audit')
     return Path(folder)/FILES[0]
-
-def _in_markdown(found):
-    "The page without figures."
-    head = f'# Robustness of {markdown_text(found.name)}\n'
-    warnings = [f'> {markdown_text(note)}\n' for note in found.notes]
-    words = [f'- **{markdown_text(topic)}.** {markdown_text(said)}' for topic, said in sentences(found)]
-    lead = markdown_text(' '.join(advice(found))) + '\n'
-    known = beside(found)
-    placed = [] if known.empty else [markdown_text(SCALE), '', table_markdown(known), '']
-    return '\n'.join([head, lead, *warnings, *words, '', *placed, table_markdown(measures(found)), ''])
-
-def _result(found):
-    "The rows as the content of a result file."
-    cost = {k: v for k, v in found.made.items() if k.endswith('_s')}
-    made = {k: v for k, v in found.made.items() if k not in (*cost, 'experiment')}
-    return dict(schema=results.SCHEMA, experiment='audit', config=found.config, provenance=made, cost=cost,
-                metrics=found.rows, notes=found.notes)

@@ -79,6 +79,7 @@ class Plan:
     lipschitz: float  # seconds for each bound of the Lipschitz constant; 0: none
     notes: tuple = () # what was cut, in sentences
 
+# %% ../nbs/13bb_budget.ipynb #4eeb1953
 def is_ball(
     condition,
 ) -> bool:
@@ -117,9 +118,6 @@ def in_words(
     return f'{float(f"{seconds/size:.2g}"):,g} {unit}'
 
 # %% ../nbs/13bb_budget.ipynb #b8c2a9ab
-PICTURES = 6  # images that are attacked to be looked at
-LOOKS = 300   # forward passes that a lower bound of the Lipschitz constant needs, at the least
-
 def _images(c, n):
     "How many of `n` images a condition takes."
     return min(n, getattr(c, 'n', 0) or n)
@@ -128,6 +126,7 @@ def _right_among(n, right):
     "How many of the first `n` images are right."
     return int(right[:n].sum()) if torch.is_tensor(right) else n*right
 
+# %% ../nbs/13bb_budget.ipynb #75ccabd5
 def attack_seconds(
     c: Attack,
     images: int,    # that survive it
@@ -142,6 +141,11 @@ def _draw_seconds(c, speed):
     "What an image takes under a condition that is no attack and no proof."
     if isinstance(c, Corruption): return speed.forward + speed.corruption
     return getattr(c, 'draws', 1)*speed.forward
+
+# %% ../nbs/13bb_budget.ipynb #ee11e874
+PICTURES = 6  # images that are attacked to be looked at
+
+LOOKS = 300   # forward passes that a lower bound of the Lipschitz constant needs, at the least
 
 def cost_of(
     plan: Plan,
@@ -174,6 +178,7 @@ def _affordable(wanted, n, fits):
         kept.remove([c for c in kept if is_ball(c)][-1])
     return kept
 
+# %% ../nbs/13bb_budget.ipynb #0aae0b0c
 def _largest_share(fits):
     "The largest share in [0, 1] that fits, to a thousandth; 0 if none does."
     low, high = 0., 1.
@@ -183,7 +188,7 @@ def _largest_share(fits):
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
 
-# %% ../nbs/13bb_budget.ipynb #0aae0b0c
+# %% ../nbs/13bb_budget.ipynb #384a201d
 def affordable_images(
     plan: Plan,
     speed: Speed,
@@ -198,6 +203,7 @@ def _brief(plan, speed, n, budget):
     lipschitz = min(plan.lipschitz, budget/8)
     return replace(plan, n=n, lipschitz=lipschitz if lipschitz >= LOOKS*speed.forward else 0)
 
+# %% ../nbs/13bb_budget.ipynb #096aac62
 def fitted(
     plan: Plan,
     classes: int,   # of the model
@@ -213,11 +219,12 @@ def fitted(
     fits = lambda wanted: spent(wanted) <= budget
     kept = _affordable(plan.wanted, brief.n, fits)
     wanted = _fewer(kept, brief.n, _largest_share(lambda share: fits(_fewer(kept, brief.n, share))))
-    require(fits(wanted), 'budget', in_words(budget), f'{in_words(spent(wanted))} or more, which one image takes')
+    require(fits(wanted), 'budget', in_words(budget),
+            f'{in_words(spent(wanted))} or more, which one image takes')
     new = _spent_rest(replace(brief, wanted=wanted), plan, classes, speed, budget, right)
     return replace(new, notes=(_said_cut(plan, new, kept, budget, cost),))
 
-# %% ../nbs/13bb_budget.ipynb #e6da18ca
+# %% ../nbs/13bb_budget.ipynb #0c6bfbc0
 def _spent_rest(brief, whole, classes, speed, budget, right):
     "The plan with more images that are not attacked, then more time for the bounds, as far as the budget is not spent."
     cost = cost_of(brief, classes, speed, right)
@@ -227,6 +234,7 @@ def _spent_rest(brief, whole, classes, speed, budget, right):
     left = budget - cost_of(longer, classes, speed, right).seconds
     return replace(longer, lipschitz=min(whole.lipschitz, brief.lipschitz + left/2))
 
+# %% ../nbs/13bb_budget.ipynb #4df04717
 def _said_cut(before, after, kept, budget, cost):
     "What a budget has cut."
     cuts = [f'{after.n:,} of {before.n:,} images are taken'] if after.n < before.n else []
@@ -237,8 +245,10 @@ def _said_cut(before, after, kept, budget, cost):
     if left_out: cuts.append(f'left out are {", ".join(left_out)}')
     if not after.lipschitz < before.lipschitz: return _kept_to(budget, cost, cuts)
     time = f'each bound of the Lipschitz constant has {in_words(after.lipschitz)}'
-    return _kept_to(budget, cost, [*cuts, time if after.lipschitz else 'no bound of the Lipschitz constant is sought'])
+    return _kept_to(budget, cost, [
+        *cuts, time if after.lipschitz else 'no bound of the Lipschitz constant is sought'])
 
 def _kept_to(budget, cost, cuts):
     "The sentence that lists the cuts."
-    return f'To be done in {in_words(budget)} instead of up to {in_words(cost.seconds)}: {"; ".join(cuts)}.'
+    return (f'To be done in {in_words(budget)} instead of up to {in_words(cost.seconds)}: '
+            f'{"; ".join(cuts)}.')

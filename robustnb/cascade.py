@@ -451,6 +451,7 @@ def _do_part(work):
     state = SavedState(path, belongs, net, x)
     return cloudpickle.dumps(Cascade(net, x, y, ev, state, batch_size, Bar(False, _queue)).run())
 
+# %% ../nbs/10ea_cascade.ipynb #fe29259d
 @contextmanager
 def _heard(queue, progress):
     "A bar of this process that does what the messages in `queue` say."

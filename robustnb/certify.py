@@ -74,6 +74,7 @@ def _conv_back(layer, A, at, shape):
     grown = [(n - 1)*s + k for n, s, k in zip(A.shape[2:], layer.stride, layer.kernel_size)]
     return image_gradient(A, layer.weight, (layer.in_channels, *grown), layer.stride, (0, 0)), at
 
+# %% ../nbs/10e_certify.ipynb #c06808c0
 @fills('back', nn.Conv2d)
 def _(layer, A, at, shape): return *_conv_back(layer, A, at, shape), A.sum((2, 3))@_bias(layer)
 

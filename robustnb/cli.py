@@ -428,11 +428,13 @@ def _time(minutes):
     if minutes < 2: return f'{60*minutes:.0f} seconds'
     return f'{minutes:.1f} minutes' if minutes < 120 else f'{minutes/60:.1f} hours'
 
+# %% ../nbs/15_cli.ipynb #0629f0bf
 def _sources(found):
     "What an estimate is made from, in words."
     card = 'with a GPU' if found.gpu else 'without GPU'
     published = f'{found.published} published runs, on another machine {card}'
-    words = [f'{found.here} runs that are done']*bool(found.here) + [published]*bool(found.published)
+    words = ([f'{found.here} runs that are done']*bool(found.here)
+             + [published]*bool(found.published))
     return ' and '.join(words)
 
 def _about(found, workers):
@@ -450,6 +452,7 @@ def _took(paths):
     seconds = [load(path)['cost'].get('wall_s', 0) for path in paths]
     return f'all are done; one after another they took {_time(sum(seconds)/60)}'
 
+# %% ../nbs/15_cli.ipynb #6cb69147
 def _finals_lines(sweep, known, workers):
     "How long the final runs of a sweep take at least that has not chosen yet; [] where it need not."
     from robustnb.sweep import estimate, least_finals
@@ -458,6 +461,7 @@ def _finals_lines(sweep, known, workers):
     about = _about(estimate(finals, known, workers), workers)
     return [f'then its final runs, {len(finals)} at least; {about}']
 
+# %% ../nbs/15_cli.ipynb #84eca41e
 def show_plan(sweep, args) -> int:
     "Print the runs of a sweep, which are done, and how long the rest may take; nothing is run."
     from robustnb.sweep import costs, estimate, seats
@@ -467,7 +471,8 @@ def show_plan(sweep, args) -> int:
     known = costs(sweep, args.out, args.results)
     found = estimate(left, known, workers)
     about = _about(found, workers) if left else _took(paths.values())
-    lines = [*_plan_lines(sweep.runs, paths), *_edited_line(sweep, paths), *_chosen_lines(sweep, args)]
+    lines = [*_plan_lines(sweep.runs, paths), *_edited_line(sweep, paths),
+             *_chosen_lines(sweep, args)]
     lines.append(f'{sweep.name}: {len(sweep.runs)} runs, {len(left)} to do; {about}')
     lines += _finals_lines(sweep, known, workers)
     runs = [dict(id=run.id, done=bool(paths[run.id]), config=run.config) for run in sweep.runs]
@@ -475,18 +480,19 @@ def show_plan(sweep, args) -> int:
     say(args, '\n'.join(lines), runs=runs, to_do=len(left), minutes=minutes, estimate=asdict(found))
     return 0
 
+# %% ../nbs/15_cli.ipynb #14319f36
+def _progress(sweep, paths):
+    "How many runs of a sweep are done and left, and what to do about it."
+    done = sum(map(bool, paths.values()))
+    n = len(sweep.runs)
+    return f'{done} of {n} runs are done, {n - done} left; the same command does the rest'
+
 # %% ../nbs/15_cli.ipynb #df468929
 def _can_report():
     "Whether what a summary needs can be loaded."
     try: import robustnb.report
     except Exception: return False
     return True
-
-def _progress(sweep, paths):
-    "How many runs of a sweep are done and left, and what to do about it."
-    done = sum(map(bool, paths.values()))
-    n = len(sweep.runs)
-    return f'{done} of {n} runs are done, {n - done} left; the same command does the rest'
 
 def end_early(sweep, statuses, args, damaged, why, code) -> int:
     "Summary of a sweep that was ended, what is done published if that was asked for; returns the exit code."
@@ -894,6 +900,7 @@ def exit_code(
     "128 + the number of the signal, as shells have it."
     return 128 + (e.args[0] if isinstance(e, Ended) else signal.SIGINT)
 
+# %% ../nbs/15_cli.ipynb #0499da6a
 @contextmanager
 def gentle_signals():
     "Let SIGINT, SIGTERM and SIGHUP raise `Ended` here; the second one ends the process at once."

@@ -50,11 +50,13 @@ class Condition:
     @classmethod
     def stored(cls) -> dict:
         "{field: what rows call it} of the fields that rows store."
-        return {f.name: cls.columns.get(f.name, f.name) for f in fields(cls) if f.name not in ('n', 'draws')}
+        return {f.name: cls.columns.get(f.name, f.name)
+                for f in fields(cls) if f.name not in ('n', 'draws')}
     @property
     def fields(self) -> dict:
         "What a row stores: the kind and the numbers and names that say how strong."
-        return dict(kind=self.kind, **{column: getattr(self, name) for name, column in self.stored().items()})
+        return dict(kind=self.kind, **{
+            column: getattr(self, name) for name, column in self.stored().items()})
     @property
     def strength(self) -> float:
         "Where it lies on an axis: the first field that is a number."
@@ -78,6 +80,7 @@ class Condition:
 
 def _named(cls): return f'{cls.__module__}:{cls.__qualname__}'
 
+# %% ../nbs/10g_conditions.ipynb #6f0992f2
 def _is_number(value): return isinstance(value, (int, float))
 
 def _shown(name, value): return f'{name} {value:g}' if _is_number(value) else str(value)
@@ -100,6 +103,7 @@ class Clean(Condition):
         "Which images are classified right, (n,) bool."
         return correct(model, x, y, topk, batch_size=batch_size, progress=progress)
 
+# %% ../nbs/10g_conditions.ipynb #ce99a19d
 @dataclass(frozen=True)
 class _Noise(Condition):
     "White Gaussian noise, drawn once or several times."
@@ -119,7 +123,8 @@ class Gaussian(_Noise):
     def hits(self, model, x, y, seed=0, topk=1, batch_size=512, progress=False) -> torch.Tensor:
         "Which images are classified right under noise, (draws, n) bool."
         how = dict(topk=topk, batch_size=batch_size, progress=progress)
-        drawn = [noise_correct(model, x, y, self.var, seed, draw, **how) for draw in range(self.draws)]
+        drawn = [noise_correct(model, x, y, self.var, seed, draw, **how)
+                 for draw in range(self.draws)]
         return torch.stack(drawn)
 
 # %% ../nbs/10g_conditions.ipynb #8a0a1ee2
@@ -298,7 +303,7 @@ class Corruption(Condition):
 
 OURS = Clean, Gaussian, Band, Attack, Proof, Corruption
 
-# %% ../nbs/10g_conditions.ipynb #2da5a05b
+# %% ../nbs/10g_conditions.ipynb #f60e0254
 def measure(
     model,                  # torch module, images -> logits
     x: torch.Tensor,        # images (N,C,H,W), uint8 or float in [0,1]
@@ -322,6 +327,7 @@ def measure(
             judged.update(zip(map(id, group), _judge(group, model, x[:n], y[:n], how)))
     return [_row(c, judged[id(c)], split) for c in conditions]
 
+# %% ../nbs/10g_conditions.ipynb #2da5a05b
 def with_clean(
     conditions: list,  # of `Condition`
 ) -> list:
@@ -340,6 +346,14 @@ def _groups(conditions):
         groups.setdefault((family, getattr(c, 'together', id(c))), []).append(c)
     return groups.values()
 
+# %% ../nbs/10g_conditions.ipynb #fba15b78
+def _accepted(function, how):
+    "Those keyword arguments that the function takes."
+    taken = inspect.signature(function).parameters
+    if inspect.Parameter.VAR_KEYWORD in {p.kind for p in taken.values()}: return how
+    return {k: v for k, v in how.items() if k in taken}
+
+# %% ../nbs/10g_conditions.ipynb #b9574812
 def _judge(group, model, x, y, how):
     "`Judged` for each condition of a group, by its class's `judge` or by its `hits`."
     together = getattr(type(group[0]), 'judge', None)
@@ -351,16 +365,11 @@ def _bools(right, condition, n):
     right = torch.as_tensor(right)
     fits = right.dtype == torch.bool and right.shape[-1:] == (n,) and right.ndim <= 2
     got = f'{right.dtype} of shape {tuple(right.shape)}'
-    require(fits, f'{type(condition).__name__}.hits', got, f'torch.bool of shape ({n},) or (draws, {n})')
+    require(fits, f'{type(condition).__name__}.hits', got,
+            f'torch.bool of shape ({n},) or (draws, {n})')
     return right
 
-def _accepted(function, how):
-    "Those keyword arguments that the function takes."
-    taken = inspect.signature(function).parameters
-    if inspect.Parameter.VAR_KEYWORD in {p.kind for p in taken.values()}: return how
-    return {k: v for k, v in how.items() if k in taken}
-
-# %% ../nbs/10g_conditions.ipynb #b9574812
+# %% ../nbs/10g_conditions.ipynb #871cb27e
 def row_fields(
     condition: Condition,
 ) -> dict:
@@ -372,6 +381,7 @@ def row_fields(
 
 def _metric(condition): return getattr(condition, 'metric', 'accuracy')
 
+# %% ../nbs/10g_conditions.ipynb #413c79e4
 def _no_row(condition, n, split):
     "Metric row of a condition under which nothing can be judged."
     n = min(_images(condition) or n, n)
@@ -393,18 +403,21 @@ def _demand(ok, key, text, value=''):
     "A `FieldError` unless `ok`."
     if not ok: raise FieldError(key, text, value)
 
+# %% ../nbs/10g_conditions.ipynb #1f3da63a
 def parse(
     conditions: list,  # `Condition` objects and tables, mixed as you like
 ) -> list:
     "The conditions, tables expanded; a `FieldError`, which is a ValueError, names what is wrong."
     if not isinstance(conditions, (list, tuple)):
-        raise FieldError('conditions', f'conditions: got {str(conditions)[:60]!r}, accepted: a list of '
-                                       'tables such as {kind = "clean"}')
+        raise FieldError(
+            'conditions', f'conditions: got {str(conditions)[:60]!r}, accepted: a list of '
+                          'tables such as {kind = "clean"}')
     found = list(itertools.chain(*(_expand(c) if isinstance(c, dict) else [c] for c in conditions)))
     for c in found:
         if _judges(c): continue
-        raise FieldError('conditions', f'conditions: got {str(c)[:60]!r}, accepted: tables, or objects '
-                                       'with a kind and hits')
+        raise FieldError(
+            'conditions', f'conditions: got {str(c)[:60]!r}, accepted: tables, or objects '
+                          'with a kind and hits')
     return found
 
 def _judges(c):
@@ -413,18 +426,14 @@ def _judges(c):
 # %% ../nbs/10g_conditions.ipynb #3b750b8c
 _OWN = 'module:Name of your own'
 
-def _kind(table):
-    "The class that a table names."
-    kind = table.get('kind')
-    _demand(isinstance(kind, str), 'kind', f'kind: got {kind!r}, accepted: {", ".join(KINDS)}, or {_OWN}')
-    found = _class_of(kind)
-    judges = isinstance(found, type) and is_dataclass(found) and _judges(found)
-    _demand(judges, 'kind', f'kind: got {kind!r}, which is no condition, accepted: a subclass of '
-                            'conditions.Condition', kind)
-    _demand(_answers(found), 'kind', f'kind: got {kind!r}, whose hits cannot be called with model, x and y, accepted: '
-                                     'hits(self, model, x, y), which says what is right', kind)
-    return found
+def _class_of(kind):
+    "What is called so: a kind, or module:Name."
+    own = ':' in kind
+    try: return find_named(kind, 'kind') if own else KINDS[check_choice(kind, 'kind', KINDS)]
+    except ValueError as e:
+        raise FieldError('kind', str(e) if own else f'{e}, or {_OWN}', kind) from None
 
+# %% ../nbs/10g_conditions.ipynb #aedc5473
 def _answers(cls):
     "Whether a condition of this class can be asked, by `judge` or by `hits`."
     if hasattr(cls, 'judge'): return True
@@ -433,12 +442,21 @@ def _answers(cls):
     except TypeError: return False
     return cls.hits is not Condition.hits
 
-def _class_of(kind):
-    "What is called so: a kind, or module:Name."
-    own = ':' in kind
-    try: return find_named(kind, 'kind') if own else KINDS[check_choice(kind, 'kind', KINDS)]
-    except ValueError as e:
-        raise FieldError('kind', str(e) if own else f'{e}, or {_OWN}', kind) from None
+# %% ../nbs/10g_conditions.ipynb #63f55528
+def _kind(table):
+    "The class that a table names."
+    kind = table.get('kind')
+    _demand(isinstance(kind, str), 'kind',
+            f'kind: got {kind!r}, accepted: {", ".join(KINDS)}, or {_OWN}')
+    found = _class_of(kind)
+    judges = isinstance(found, type) and is_dataclass(found) and _judges(found)
+    _demand(judges, 'kind',
+            f'kind: got {kind!r}, which is no condition, accepted: a subclass of '
+            'conditions.Condition', kind)
+    _demand(_answers(found), 'kind',
+            f'kind: got {kind!r}, whose hits cannot be called with model, x and y, accepted: '
+            'hits(self, model, x, y), which says what is right', kind)
+    return found
 
 # %% ../nbs/10g_conditions.ipynb #5edf672c
 def _grid(cls, axes):
@@ -455,6 +473,23 @@ def _made(cls, values):
         raise FieldError(key, str(e)) from None
 
 # %% ../nbs/10g_conditions.ipynb #8affa7a5
+def _filled(cls, given):
+    "The values given for a class's fields, and all of those that may be left out."
+    if cls is Band and 'band' not in given:
+        return dict(**given, band=_all_bands(given.get('n_bands', 10)))
+    if cls is Corruption: return {**dict(name=[*NAMES], severity=[*SEVERITIES]), **given}
+    return given
+
+def _all_bands(n): return list(range(1, check_number(n, 'n_bands', low=1, integer=True) + 1))
+
+# %% ../nbs/10g_conditions.ipynb #1fda5b1b
+def _needed(cls):
+    "Names of the fields that have no default."
+    return [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
+
+def _listed(value): return value if isinstance(value, list) else [value]
+
+# %% ../nbs/10g_conditions.ipynb #3b3785c1
 def _expand(table):
     "The conditions of one table."
     cls = _kind(table)
@@ -467,21 +502,6 @@ def _expand(table):
         text = f'{name}: missing for {cls.kind}, accepted: a value, or a list of them'
         _demand(name in given, 'kind', text, cls.kind)
     return _grid(cls, {key: _listed(value) for key, value in given.items()})
-
-def _filled(cls, given):
-    "The values given for a class's fields, and all of those that may be left out."
-    if cls is Band and 'band' not in given:
-        return dict(**given, band=_all_bands(given.get('n_bands', 10)))
-    if cls is Corruption: return {**dict(name=[*NAMES], severity=[*SEVERITIES]), **given}
-    return given
-
-def _all_bands(n): return list(range(1, check_number(n, 'n_bands', low=1, integer=True) + 1))
-
-def _needed(cls):
-    "Names of the fields that have no default."
-    return [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
-
-def _listed(value): return value if isinstance(value, list) else [value]
 
 # %% ../nbs/10g_conditions.ipynb #7acb0c3e
 def tables(
@@ -511,6 +531,7 @@ def _joined(table, other):
     table[key] = [*_listed(table[key]), other[key]]
     return True
 
+# %% ../nbs/10g_conditions.ipynb #a2e4f7b7
 def _by_severities(tables):
     "The tables, where those of neighbouring corruptions at the same severities are one."
     found = []
@@ -522,6 +543,7 @@ def _by_severities(tables):
         else: found.append(table)
     return found
 
+# %% ../nbs/10g_conditions.ipynb #2f3dd526
 def _whole(table):
     "The table, without the bands where it has them all."
     n = table.get('n_bands', 10)
@@ -554,6 +576,16 @@ class Other(Condition):
     def strength(self): return self.level
 
 # %% ../nbs/10g_conditions.ipynb #36ca1c4a
+def _stored(cls, line):
+    "The fields of a condition that the row has."
+    types = {f.name: f.type for f in fields(cls)}
+    return {name: _as(types[name], line[column])
+            for name, column in cls.stored().items() if has(line, column)}
+
+def _as(kind, value):
+    return int(value) if kind is int else value  # a table holds whole numbers as floats
+
+# %% ../nbs/10g_conditions.ipynb #386c3d2d
 def condition_of(
     line,  # metric row, or row of the tidy table (mapping), of an accuracy
 ) -> Condition:
@@ -567,14 +599,6 @@ def condition_of(
     try: return cls(**given)
     except (TypeError, ValueError):
         return _described(kind, ' '.join([kind, *itertools.starmap(_shown, given.items())]), line)
-
-def _stored(cls, line):
-    "The fields of a condition that the row has."
-    types = {f.name: f.type for f in fields(cls)}
-    return {name: _as(types[name], line[column]) for name, column in cls.stored().items() if has(line, column)}
-
-def _as(kind, value):
-    return int(value) if kind is int else value  # a table holds whole numbers as floats
 
 def _described(kind, text, line):
     "A condition that is known from its row only: of another's kind, or of ours with an attack that is not."
@@ -619,6 +643,16 @@ def mean_corruption(
 # %% ../nbs/10g_conditions.ipynb #9faa7821
 EPS = dict(linf=(1/255, 2/255, 4/255, 8/255), l2=(.1, .3, .5, 1.))
 
+def _balls(attack, eps, n):
+    "An attack and a proof at each radius."
+    if attack == 'none': return []
+    found = []
+    for norm, radii in eps.items():
+        radii = sorted(set(radii))
+        found += [Attack(attack, norm, e, n=n) for e in radii] + [Proof(norm, e, n=n) for e in radii]
+    return found
+
+# %% ../nbs/10g_conditions.ipynb #fd0e2b64
 def usual(
     channels: int = 1,               # of the images
     variances=(.001, .01, .05, .1),  # of Gaussian noise
@@ -638,15 +672,6 @@ def usual(
     confined = [Band(band_var, band, bands) for band in range(1, bands + 1)]
     worse = itertools.starmap(Corruption, itertools.product(corruptions, severities))
     return [*noises, *confined, *_balls(attack, eps, n_attack), *worse]
-
-def _balls(attack, eps, n):
-    "An attack and a proof at each radius."
-    if attack == 'none': return []
-    found = []
-    for norm, radii in eps.items():
-        radii = sorted(set(radii))
-        found += [Attack(attack, norm, e, n=n) for e in radii] + [Proof(norm, e, n=n) for e in radii]
-    return found
 
 def _check_usual(variances, band_var, bands, attack, eps, n_attack):
     "A ValueError that names the argument of `usual`."
@@ -675,6 +700,7 @@ def _beginnings(text):
         depth += (mark[0] == '{') - (mark[0] == '}')
     return headers or braces
 
+# %% ../nbs/10g_conditions.ipynb #32758734
 def _without_comment(mark): return ' '*len(mark[0]) if mark[0][0] == '#' else mark[0]
 
 def line_of(

@@ -152,6 +152,7 @@ def _pair(value, name, low):
     require(len(pair) == 2, name, repr(value), 'one number or two')
     return tuple(int(check_number(v, name, low=low, integer=True)) for v in pair)
 
+# %% ../nbs/11a_conv_norm.ipynb #a1e88e93
 @contextmanager
 def _plain_sums():
     "Inside the block convolutions on CUDA are sums of products, and no Fourier transform, whose rounding is another."
@@ -183,7 +184,8 @@ class Convolution(NamedTuple):
     @property
     def disjoint(self) -> bool:
         "Whether patches neither overlap nor reach into the padding: then the reshaped kernel is the whole truth."
-        return all(k <= s and not p for k, s, p in zip(self.weight.shape[2:], self.stride, self.padding))
+        return all(k <= s and not p for k, s, p in
+                   zip(self.weight.shape[2:], self.stride, self.padding))
 
 # %% ../nbs/11a_conv_norm.ipynb #25657f42
 def conv_geometry(
@@ -429,11 +431,13 @@ def _eliminate(window, reach):
     first, *below = reach
     factor, info = torch.linalg.cholesky_ex(window.pop((first, first)))
     if info: return False
-    columns = {b: torch.linalg.solve_triangular(factor, window.pop((b, first)).mT, upper=False) for b in below}
+    columns = {b: torch.linalg.solve_triangular(factor, window.pop((b, first)).mT, upper=False)
+               for b in below}
     for b in below:
         for c in range(first + 1, b + 1): window[b, c] -= columns[b].mT@columns[c]
     return True
 
+# %% ../nbs/11a_conv_norm.ipynb #26db4dff
 def _banded_cholesky(block, rows, band):
     "True if Cholesky runs to its end on the matrix whose lower blocks (b, c) `block` makes; few are kept at a time."
     window = {}

@@ -43,6 +43,7 @@ def deepfool_batch(net, x, y, norm, steps, overshoot, classes):
         if not len(s.regroup().rows): break
     return s.end()
 
+# %% ../nbs/10c_fab.ipynb #b13f6a17
 def _setup(model, x, y, norm, eps):
     check_choice(norm, 'norm', NORMS)
     if eps is not None: check_number(eps, 'eps', above=0)

@@ -51,6 +51,7 @@ def _known(name, kind, norm):
 
 def _plain(m, shape, name): return _known(name, 'plain', 1.)
 
+# %% ../nbs/11b_lip_bounds.ipynb #e320c977
 def _activation(m, shape, name):
     return _known(name, 'activation', float(max(map(abs, kind_of(m).slopes_of(m)))))
 
@@ -58,6 +59,7 @@ def _matrix(m, shape, name):
     W, _ = affine_map(m, shape, name)
     return _known(name, 'affine', lambda ord: matrix_norm(W, ord))
 
+# %% ../nbs/11b_lip_bounds.ipynb #bd470dfc
 def _no_factor(m, shape, name): refuse(m, name, 'no bound is known for this kind of layer')
 
 # %% ../nbs/11b_lip_bounds.ipynb #ba8ae529
@@ -111,6 +113,7 @@ def _with_scale(f, done):
     at = _scale_before(done, f.weight.shape[1])
     return f if at is None else _scaled(f, done.pop(at), outputs=False)
 
+# %% ../nbs/11b_lip_bounds.ipynb #d0cd56c4
 def merge(
     factors: list,  # of a chain, in order
 ) -> list:
@@ -158,6 +161,7 @@ def _average(name, kernel, shape, stride, padding):
     geometry = shape[1:], stride, padding
     return _known(name, 'pool', lambda ord: conv_norm(kernel, *geometry, ord, certify=True))
 
+# %% ../nbs/11b_lip_bounds.ipynb #1042dbee
 @handles(nn.AvgPool2d)
 def _(m, shape, name):
     return _average(name, _two(m.kernel_size), shape, _two(m.stride), _two(m.padding))
@@ -229,6 +233,7 @@ def _paper_norm(f, ord):
     if f.kind in ('conv', 'linear'): return conv_norm_reshaped(f.weight, ord)
     return f.weight.max().item() if f.kind == 'scale' else 1.
 
+# %% ../nbs/11b_lip_bounds.ipynb #3e2deb0e
 def _true_norm(f, ord, certified):
     "Interval of a layer's true norm; `certified` makes that of a convolution in l2 a proof, by the cheapest means."
     if f.kind == 'linear': return matrix_norm(f.weight, ord)
@@ -277,6 +282,7 @@ def _parts(leaves, norms):
     counts = lambda f: f.kind not in ('activation', 'plain') or norms[id(f)].upper != 1
     return tuple((f.name, f.kind, norms[id(f)]) for f in leaves if counts(f))
 
+# %% ../nbs/11b_lip_bounds.ipynb #e6063724
 def lip_product(
     model: nn.Module,      # in eval mode, of layers that have factors, see `handles`
     input_shape: tuple,    # (channels, height, width), or (features,)
@@ -347,9 +353,11 @@ def _as64(a):
     if isinstance(a, torch.Tensor): return a.detach().cpu().double()
     return torch.as_tensor(np.asarray(a, dtype=float)).double()
 
+# %% ../nbs/11b_lip_bounds.ipynb #98069a2a
 def _features(model):
     "How many numbers the first linear layer takes."
-    return next(layer.in_features for _, layer in named_layers(model) if isinstance(layer, nn.Linear))
+    return next(layer.in_features for _, layer in named_layers(model)
+                if isinstance(layer, nn.Linear))
 
 def _read(model, shape, activations):
     "[(W, b), ...] in float64 of a module or a list of pairs."

@@ -58,6 +58,7 @@ def piece_maps(
 # %% ../nbs/11d_lip_exact.ipynb #9f6758d3
 def _fractions(array): return np.vectorize(Fraction, otypes=[object])(array)
 
+# %% ../nbs/11d_lip_exact.ipynb #f95d71b8
 def _cleared(row, top, col):
     "The row less the multiple of `top` that makes its entry `col` zero."
     return [a - row[col]*t for a, t in zip(row, top)] if row[col] != 0 else row
@@ -77,6 +78,7 @@ def _echelon(M):
         pivots.append(col)
     return M, pivots
 
+# %% ../nbs/11d_lip_exact.ipynb #4ddaf224
 def _kernel_vector(M):
     "The vector (Fractions) that spans the null space of M, or None where its dimension is not 1."
     M, pivots = _echelon(M)
@@ -198,14 +200,19 @@ def _holds(piece, x):
     return True
 
 # %% ../nbs/11d_lip_exact.ipynb #2e6f3548
-TINY = 1e-6  # a margin below -TINY is believed; the linear program's own tolerance is 1e-7
-
 def _most_interior(G, h):
     "Linear program: the point whose smallest margin in G x + h > 0 and -1 < x < 1 is largest, and that margin."
     m, d = G.shape
-    rows = np.block([[-G, np.ones((m, 1))], [np.eye(d), np.ones((d, 1))], [-np.eye(d), np.ones((d, 1))]])
+    rows = np.block([
+        [-G, np.ones((m, 1))],
+        [np.eye(d), np.ones((d, 1))],
+        [-np.eye(d), np.ones((d, 1))]])
     free = [(None, None)]*d + [(None, 1.)]
-    return linprog(np.r_[np.zeros(d), -1.], rows, np.r_[h, np.ones(2*d)], bounds=free, method='highs')
+    return linprog(
+        np.r_[np.zeros(d), -1.], rows, np.r_[h, np.ones(2*d)], bounds=free, method='highs')
+
+# %% ../nbs/11d_lip_exact.ipynb #f7e5f398
+TINY = 1e-6  # a margin below -TINY is believed; the linear program's own tolerance is 1e-7
 
 def _proven_by(piece, involved, faces):
     "Whether these constraints and faces of the box contradict one another, in exact fractions."
@@ -650,7 +657,7 @@ def feasibility(
     x = state.w[:, :len(low)].clamp(-1, 1)
     return empty, (low + (high - low)/2*(1 + x)).nan_to_num(0.)
 
-# %% ../nbs/11d_lip_exact.ipynb #beee27b0
+# %% ../nbs/11d_lip_exact.ipynb #41a727cf
 def _slope(net, pattern, ord):
     "Norm of the Jacobian that a decided pattern claims."
     A, _ = piece_maps(net, pattern)[1]
@@ -665,7 +672,7 @@ def _signs(pairs, x):
         x = v.relu()
     return torch.cat(found, 1)
 
-
+# %% ../nbs/11d_lip_exact.ipynb #beee27b0
 def _branching_unit(env, tau, pattern, edges, ord):
     "Per node, the undecided unit with the largest share of the relaxation's gap."
     M, response = env.M.nan_to_num(0.), env.response.nan_to_num(0.)
@@ -902,20 +909,24 @@ def _check_together(method, ord, outputs):
     linear = ord != 2 or method != 'milp'
     require(linear, 'method', "'milp' for ord 2", "'search'; the l2 norm is not linear")
     one_at_a_time = method == 'search' and ord == 1
-    require(not one_at_a_time or outputs == 1, 'output', "None for ord 1 and several outputs with method 'search'",
+    require(not one_at_a_time or outputs == 1, 'output',
+            "None for ord 1 and several outputs with method 'search'",
             "one logit, a pair, or method='milp'")
 
+# %% ../nbs/11d_lip_exact.ipynb #f381ea39
 def _parts(pairs, ord):
     "The nets to search: for ord inf one for each output that is not constant, since the norm is the largest of theirs."
     *hidden, (W, b) = pairs
     if ord != math.inf: return [pairs]
     return [[*hidden, (W[k:k + 1], b[k:k + 1])] for k in W.any(1).nonzero()[:, 0].tolist()]
 
+# %% ../nbs/11d_lip_exact.ipynb #21e13e45
 def _look_around(pairs, low, high, ord, seconds):
     "The lower bound to start from, by greedy search from 300 random points."
     draw = generator(0, 'lip_exact')
     start = torch.rand(300, len(low), generator=draw, dtype=torch.float64)*(high - low) + low
-    return lip_lower(pairs, start, ord, box=(low, high), rounds=60, children=64, keep=8, seconds=seconds)
+    return lip_lower(
+        pairs, start, ord, box=(low, high), rounds=60, children=64, keep=8, seconds=seconds)
 
 # %% ../nbs/11d_lip_exact.ipynb #65f9efaa
 def _start(pairs, low, high, ord, seconds):

@@ -82,7 +82,7 @@ def worst_direction(
     if ord == 1: return nn.functional.one_hot(J.abs().sum(0).argmax(), J.shape[1]).double()
     return torch.where(J[J.abs().sum(1).argmax()] < 0, -1., 1.).double()
 
-# %% ../nbs/11c_lip_lower.ipynb #ad570fea
+# %% ../nbs/11c_lip_lower.ipynb #beb3c65a
 MANY = 64  # outputs, above which `lip_lower` looks by `stretches`
 
 def out_width(
@@ -92,6 +92,7 @@ def out_width(
     "How many outputs a model has."
     with torch.no_grad(): return model(point[None]).shape[1]
 
+# %% ../nbs/11c_lip_lower.ipynb #ad570fea
 def _pulled(model, x, u):
     "The Jacobians' transposes at `x` times `u` (N, outputs): like x."
     with torch.inference_mode(False), torch.enable_grad():

@@ -31,6 +31,7 @@ def _pad(rows, n):
         if torch.is_tensor(value):
             setattr(rows, name, torch.cat([value, value[:1].expand(n - len(value), *value.shape[1:])]))
 
+# %% ../nbs/10ab_march.ipynb #35804203
 def _fill(s):
     "Bring the survivors to the next rung; what is filled in counts as gone, and belongs to no image."
     there, n = len(s.rows), rung(len(s.rows))

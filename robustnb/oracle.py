@@ -28,6 +28,7 @@ def _runs(model, x):
     except Exception: return False
     return True
 
+# %% ../nbs/10aa_oracle.ipynb #1429d8c0
 def other_sizes(
     model,  # callable: images -> logits
     x,      # images (n,c,h,w) on which it failed
@@ -118,7 +119,8 @@ def image_gradient(
     if plain: return torch.nn.grad.conv2d_input((len(grad), *shape), weight, grad, stride, padding)
     like = grad.new_empty(1).expand(len(grad), *shape)
     return torch.ops.aten._slow_conv2d_backward.output_mask(
-        grad.contiguous(), like, weight.contiguous(), weight.shape[2:], stride, padding, (True, False, False))[0]
+        grad.contiguous(), like, weight.contiguous(), weight.shape[2:],
+        stride, padding, (True, False, False))[0]
 
 class _ImageConv(torch.autograd.Function):
     "conv2d whose backward pass gives the gradient towards the image only."
@@ -131,6 +133,7 @@ class _ImageConv(torch.autograd.Function):
     def backward(ctx, grad):
         return image_gradient(grad, *ctx.saved_tensors, *ctx.geometry), None, None, None, None
 
+# %% ../nbs/10aa_oracle.ipynb #ebc2118f
 def _pair(v):
     "A number as a pair, a sequence of one or two as a tuple of two."
     return (v, v) if isinstance(v, int) else tuple(v)*(3 - len(v))
@@ -140,6 +143,7 @@ def _sees_image(x):
     is_image = x.ndim == 4 and x.shape[1] <= 4
     return is_image and x.requires_grad and x.dtype == torch.float32 and x.device.type == 'cpu'
 
+# %% ../nbs/10aa_oracle.ipynb #e8c920be
 class ImageGradients(TorchFunctionMode):
     """Inside this context float32 CPU convolutions over at most four channels take the fast way
     back to the image; with `plain` all use the plain memory layout."""

@@ -27,6 +27,7 @@ def ce(
     "Cross-entropy, one value per image."
     return F.cross_entropy(z, y, reduction='none')
 
+# %% ../nbs/10b_pgd.ipynb #da320683
 def _picked(z, y): return z.gather(1, y[:, None]).squeeze(1)
 
 def dlr(
@@ -40,6 +41,7 @@ def dlr(
     runner_up = torch.where(z.argmax(1) == y, top[:, 1], top[:, 0])
     return -(_picked(z, y) - runner_up)/(top[:, 0] - top[:, 2] + TINY)
 
+# %% ../nbs/10b_pgd.ipynb #3423d848
 def dlr_targeted(
     z,       # logits (n, classes), 4 classes or more
     y,       # labels (n,)
@@ -77,9 +79,11 @@ def _setup(model, x, y, norm, eps, loss='ce'):
     net = model if isinstance(model, Oracle) else Oracle(model, x, y)
     if net.classes >= needs: return net, function
     possible = ', '.join(repr(name) for name, (_, n) in LOSSES.items() if n <= net.classes)
-    raise ValueError(f'loss: {loss!r} needs {needs} classes or more, the model has {net.classes}; accepted here: '
-                     + possible)
+    raise ValueError(
+        f'loss: {loss!r} needs {needs} classes or more, the model has {net.classes}; '
+        'accepted here: ' + possible)
 
+# %% ../nbs/10b_pgd.ipynb #7eab5e23
 def fgsm_batch(net, x, y, norm, eps, loss=ce):
     "The image one steepest step away on the surface of the ball, for images that are classified correctly."
     _, _, grad = net.gradient(x, lambda z: loss(z, y))

@@ -174,6 +174,12 @@ class Runs:
         return any(results.best_rates(_used(part)).edge.any() for part in _compared(_split(self.tidy)))
 
 # %% ../nbs/13a_report.ipynb #4b7327af
+def _read(source):
+    return [source] if isinstance(source, dict) else map(results.load, results.find(source))
+
+def _is_folder(source): return not isinstance(source, dict) and Path(source).is_dir()
+
+# %% ../nbs/13a_report.ipynb #94faf26e
 def gather(
     *sources,       # folders, result files or result dictionaries
     failed: list | None = None,  # statuses of failed runs; None looks for them in the folders
@@ -184,11 +190,6 @@ def gather(
     doubts = Counter(itertools.chain(*map(results.doubts, found)))
     failed = results.failures(*filter(_is_folder, sources)) if failed is None else list(failed)
     return Runs(results.table(found), made, failed, dict(doubts))
-
-def _read(source):
-    return [source] if isinstance(source, dict) else map(results.load, results.find(source))
-
-def _is_folder(source): return not isinstance(source, dict) and Path(source).is_dir()
 
 # %% ../nbs/13a_report.ipynb #d9c449ed
 def doubt_lines(
@@ -217,6 +218,7 @@ def _stated(tidy):
     same = all(line.get(k, stated[k]) == stated[k] for k in ('model', 'topk'))
     return stated if same else None
 
+# %% ../nbs/13a_report.ipynb #941354da
 def _theirs(dataset):
     "The paper's accuracies on the data set whose condition is known."
     theirs = paper.table()
@@ -291,14 +293,15 @@ def _has_pairs(tidy, reference='sgd'):
     return reference in there and len(there) > 1
 
 # %% ../nbs/13a_report.ipynb #d62a02b0
-_WORDS = {**plots.PANELS, 'l2': 'l2 attack', 'linf': 'linf attack'}  # a panel in plain text
-
 def _seeds(tidy): return tidy.seed.nunique() if 'seed' in tidy else 1
 
 def _over_seeds(tidy):
     "What the bars of a figure are, in words."
     seeds = _seeds(tidy)
     return f'mean ± std over {seeds} seeds' if seeds > 1 else 'one seed'
+
+# %% ../nbs/13a_report.ipynb #bb288027
+_WORDS = {**plots.PANELS, 'l2': 'l2 attack', 'linf': 'linf attack'}  # a panel in plain text
 
 def _panels(lines):
     "[(panel, its rows)] in the order of the rows; bands and corruptions have figures of their own."
@@ -317,6 +320,7 @@ def _bar_figures(tidy, lines):
                'one at the end of its line may not be the optimum.')
     return [*made, figure(plots.rate_curves(tidy), caption)]
 
+# %% ../nbs/13a_report.ipynb #259241a8
 def _strength_figure(tidy, panel, part):
     "Accuracy against strength: [] where its conditions are one, do not say how strong they are, or are equally strong."
     labels, strengths = part.condition.nunique(), part.strength
@@ -327,6 +331,7 @@ def _strength_figure(tidy, panel, part):
     caption = f'{_WORDS.get(panel, panel)}: accuracy against strength, from no disturbance; {error}.'
     return [figure(plots.strength_curves(tidy, panel), caption)]
 
+# %% ../nbs/13a_report.ipynb #c12ee129
 def _run_figure(tidy, part):
     "Every run under the condition that leaves the least: [] for a few runs, or where nothing is known of it."
     means = part.groupby('condition').value.mean()
@@ -339,6 +344,32 @@ def _run_figure(tidy, part):
                'Runs 25 points below the best are left out.')
     return [figure(plots.trade_off(tidy, condition), caption)]
 
+# %% ../nbs/13a_report.ipynb #c29dab2a
+def _band_figure(tidy, lines):
+    "Loss by band of frequencies; [] without bands."
+    if not (lines.kind == 'band').any(): return []
+    caption = ('Loss of accuracy under noise confined to one band of frequencies, '
+               f'{_over_seeds(tidy)}, {int(lines.n.max())} test images.')
+    return [figure(plots.band_curves(tidy), caption)]
+
+def _constants_figure(tidy):
+    "Bounds of Lipschitz constants; [] without any."
+    if not len(plots.constants(tidy)): return []
+    caption = ('Lipschitz constants: bounds and estimates. The true constant lies '
+               'between a lower and an upper bound.')
+    return [figure(plots.bounds(tidy), caption)]
+
+# %% ../nbs/13a_report.ipynb #13e5b0bd
+def _listed(values): return ', '.join(f'{v:g}' for v in sorted(values.unique()))
+
+def _corruption_figure(tidy, lines):
+    "Accuracy under each corruption; [] without any."
+    lines = lines[lines.kind == 'corruption']
+    if not len(lines): return []
+    caption = (f'Accuracy under corruptions, mean over severities {_listed(lines.severity)} and over '
+               f'{plots.plural(_seeds(tidy), "seed")}, {int(lines.n.max())} test images.')
+    return [figure(plots.corruption_map(tidy), caption)]
+
 # %% ../nbs/13a_report.ipynb #fa5eecfe
 def _drawings(tidy):
     "Figures of one setting, as HTML."
@@ -349,34 +380,19 @@ def _drawings(tidy):
         made = _bar_figures(tidy, lines)
     for panel, part in _panels(lines):
         if panel != 'clean': made += _strength_figure(tidy, panel, part) + _run_figure(tidy, part)
-    return [*made, *_band_figure(tidy, lines), *_corruption_figure(tidy, lines), *_constants_figure(tidy)]
-
-def _band_figure(tidy, lines):
-    "Loss by band of frequencies; [] without bands."
-    if not (lines.kind == 'band').any(): return []
-    caption = ('Loss of accuracy under noise confined to one band of frequencies, '
-               f'{_over_seeds(tidy)}, {int(lines.n.max())} test images.')
-    return [figure(plots.band_curves(tidy), caption)]
-
-def _corruption_figure(tidy, lines):
-    "Accuracy under each corruption; [] without any."
-    lines = lines[lines.kind == 'corruption']
-    if not len(lines): return []
-    caption = (f'Accuracy under corruptions, mean over severities {_listed(lines.severity)} and over '
-               f'{plots.plural(_seeds(tidy), "seed")}, {int(lines.n.max())} test images.')
-    return [figure(plots.corruption_map(tidy), caption)]
-
-def _listed(values): return ', '.join(f'{v:g}' for v in sorted(values.unique()))
-
-def _constants_figure(tidy):
-    "Bounds of Lipschitz constants; [] without any."
-    if not len(plots.constants(tidy)): return []
-    caption = ('Lipschitz constants: bounds and estimates. The true constant lies '
-               'between a lower and an upper bound.')
-    return [figure(plots.bounds(tidy), caption)]
+    return [*made, *_band_figure(tidy, lines), *_corruption_figure(tidy, lines),
+            *_constants_figure(tidy)]
 
 # %% ../nbs/13a_report.ipynb #6b3258f4
+def _has_values(tidy, name, always=()):
+    "Does the table have the column, and anything in it (or is it one of `always`)?"
+    return name in tidy and (name in always or tidy[name].notna().any())
+
+def _formatted(values, form): return [format(v, form) if v == v else '' for v in values]
+
+# %% ../nbs/13a_report.ipynb #088399e5
 _NO_CONDITION = 'run experiment metric value n hits doubt draws'.split()
+
 _CONDITION = [c for c in results.RESERVED if c not in _NO_CONDITION]
 
 def _others(tidy):
@@ -390,12 +406,6 @@ def _others(tidy):
     numbers = s.columns.intersection(['mean', 'std', 'lr', 'eps', 'var'])
     for k in numbers: s[k] = _formatted(s[k], '.4g')
     return s
-
-def _has_values(tidy, name, always=()):
-    "Does the table have the column, and anything in it (or is it one of `always`)?"
-    return name in tidy and (name in always or tidy[name].notna().any())
-
-def _formatted(values, form): return [format(v, form) if v == v else '' for v in values]
 
 # %% ../nbs/13a_report.ipynb #fc3c8acc
 _LIST = template('''<ul{% if kind %} class="{{ kind }}"{% endif %}>
@@ -472,6 +482,7 @@ def _used(tidy):
     "The table without empty columns; those that every row has stay, also where all is nan."
     return tidy[[c for c in tidy if _has_values(tidy, c, ('metric', 'value', 'n', 'split'))]]
 
+# %% ../nbs/13a_report.ipynb #7fd465cd
 def _heading(keys, values):
     "What tells a setting from others, '' for nothing."
     known = {k: v for k, v in zip(keys, values) if v != 'nan'}
@@ -479,15 +490,7 @@ def _heading(keys, values):
 
 def _as_text(value): return f'{value:g}' if isinstance(value, float) else str(value)
 
-# %% ../nbs/13a_report.ipynb #7fd465cd
-def _split(tidy):
-    "[(experiment, heading, table of one setting)] in the order of the runs."
-    if not len(tidy): return []
-    found = []
-    for experiment, part in tidy.groupby('experiment', sort=False):
-        found += [(experiment, heading, _used(t)) for heading, t in _settings(part)]
-    return found
-
+# %% ../nbs/13a_report.ipynb #7b7bdf22
 def _settings(part):
     "[(heading, table)] of the settings of one experiment."
     keys = dict.fromkeys(['dataset', 'model', *results.settings(part)])
@@ -495,6 +498,15 @@ def _settings(part):
     if not keys: return [('', part)]
     groups = part.groupby([part[k].map(_as_text) for k in keys], sort=False)
     return [(_heading(keys, values), t) for values, t in groups]
+
+# %% ../nbs/13a_report.ipynb #29243358
+def _split(tidy):
+    "[(experiment, heading, table of one setting)] in the order of the runs."
+    if not len(tidy): return []
+    found = []
+    for experiment, part in tidy.groupby('experiment', sort=False):
+        found += [(experiment, heading, _used(t)) for heading, t in _settings(part)]
+    return found
 
 def _compared(parts):
     "The tables of those settings whose optimizers can be compared."
@@ -512,6 +524,19 @@ def last_error(
     return (named or lines)[-1]
 
 # %% ../nbs/13a_report.ipynb #32111ef6
+def _shared(configs):
+    "Names that have the same value in all configurations, where there are several."
+    def same(k): return all(c.get(k, configs) == configs[0][k] for c in configs)
+    return set(filter(same, configs[0])) if len(configs) > 1 else set()
+
+# %% ../nbs/13a_report.ipynb #5ee4328a
+def _failure(failed, shared):
+    "One line of `failure_table`."
+    own = [f'{k}={v}' for k, v in failed.get('config', {}).items() if k not in shared]
+    return dict(experiment=failed.get('experiment', ''), run=failed['id'],
+                error=last_error(failed.get('error') or ''), seconds=failed.get('seconds', ''),
+                notebook=str(failed.get('notebook', '')), parameters=', '.join(own))
+
 def failure_table(
     failed: list,  # see `results.failures`
 ) -> pd.DataFrame:
@@ -520,20 +545,23 @@ def failure_table(
     shared = _shared([f.get('config', {}) for f in failed])
     return pd.DataFrame([_failure(f, shared) for f in failed])
 
-def _failure(failed, shared):
-    "One line of `failure_table`."
-    own = [f'{k}={v}' for k, v in failed.get('config', {}).items() if k not in shared]
-    return dict(experiment=failed.get('experiment', ''), run=failed['id'],
-                error=last_error(failed.get('error') or ''), seconds=failed.get('seconds', ''),
-                notebook=str(failed.get('notebook', '')), parameters=', '.join(own))
-
-def _shared(configs):
-    "Names that have the same value in all configurations, where there are several."
-    def same(k): return all(c.get(k, configs) == configs[0][k] for c in configs)
-    return set(filter(same, configs[0])) if len(configs) > 1 else set()
-
 # %% ../nbs/13a_report.ipynb #9fdec8d8
+def _versions(m): return sorted((m.get('versions') or {}).items())
+
+def _seconds(made, key): return sum(m.get(key) or 0 for m in made)
+
+# %% ../nbs/13a_report.ipynb #1c045000
 _MADE_BY = 'commit processor gpu cores threads device precision system'.split()
+
+def _made_alike(made):
+    "One line of `provenance_table`: runs that were made in the same way."
+    facts = {k: made[0][k] for k in _MADE_BY if made[0].get(k) is not None}
+    versions = ', '.join(f'{k} {v}' for k, v in _versions(made[0]))
+    times = [m.get('time', '') for m in made]
+    return {'runs': len(made), **facts, 'versions': versions,
+            'first': min(times), 'last': max(times),
+            'CPU hours': round(_seconds(made, 'cpu_s')/3600, 3),
+            'wall hours': round(_seconds(made, 'wall_s')/3600, 3)}
 
 def provenance_table(
     made: list,  # provenance of each run
@@ -544,20 +572,12 @@ def provenance_table(
     for m in made: groups.setdefault((*map(m.get, _MADE_BY), *_versions(m)), []).append(m)
     return pd.DataFrame([_made_alike(alike) for alike in groups.values()])
 
-def _versions(m): return sorted((m.get('versions') or {}).items())
-
-def _seconds(made, key): return sum(m.get(key) or 0 for m in made)
-
-def _made_alike(made):
-    "One line of `provenance_table`: runs that were made in the same way."
-    facts = {k: made[0][k] for k in _MADE_BY if made[0].get(k) is not None}
-    versions = ', '.join(f'{k} {v}' for k, v in _versions(made[0]))
-    times = [m.get('time', '') for m in made]
-    return {'runs': len(made), **facts, 'versions': versions, 'first': min(times), 'last': max(times),
-            'CPU hours': round(_seconds(made, 'cpu_s')/3600, 3),
-            'wall hours': round(_seconds(made, 'wall_s')/3600, 3)}
-
 # %% ../nbs/13a_report.ipynb #263f2634
+def _list(kind): return f'.robustnb-{kind}.json'
+
+def _digest(content): return hashlib.sha256(content).hexdigest()
+
+# %% ../nbs/13a_report.ipynb #073ee61c
 def written(
     folder,                # of a report
     kind: str = 'report',  # 'report' or 'audit'
@@ -569,11 +589,15 @@ def written(
     here = [name for name in found if Path(name).name == name]
     return {name: found[name] for name in here if isinstance(found[name], list)}
 
-def _list(kind): return f'.robustnb-{kind}.json'
-
-def _digest(content): return hashlib.sha256(content).hexdigest()
-
 # %% ../nbs/13a_report.ipynb #84cad360
+def _ours(path, before):
+    "Is this a file that was written here, by its digest?"
+    is_plain = path.is_file() and not path.is_symlink()
+    return is_plain and _digest(path.read_bytes()) in before.get(path.name, [])
+
+def _is_foreign(path, before): return os.path.lexists(path) and not _ours(path, before)
+
+# %% ../nbs/13a_report.ipynb #bdbe13d3
 _MAKERS = dict(report='a report', audit='an audit')
 
 def check_replaceable(
@@ -588,13 +612,6 @@ def check_replaceable(
     if not wrong: return
     raise ValueError(f'{folder/wrong[0]}: not from {_MAKERS[kind]}, or edited since, '
                      'so it will not be replaced; move it away, or choose another folder')
-
-def _is_foreign(path, before): return os.path.lexists(path) and not _ours(path, before)
-
-def _ours(path, before):
-    "Is this a file that was written here, by its digest?"
-    is_plain = path.is_file() and not path.is_symlink()
-    return is_plain and _digest(path.read_bytes()) in before.get(path.name, [])
 
 # %% ../nbs/13a_report.ipynb #152071fa
 def write_files(
@@ -645,7 +662,16 @@ def _warnings(runs):
         found.append((_runs(len(runs.failed), 'failed'), shown))
     return found
 
+# %% ../nbs/13a_report.ipynb #9d349af5
+def _comparisons(parts):
+    "A table for people for each experiment, of its settings whose optimizers can be compared."
+    tables = {}
+    for t in _compared(parts): tables.setdefault(t.experiment.iloc[0], []).append(t)
+    return [plots.comparison(_used(pd.concat(alike))) for alike in tables.values()]
+
 # %% ../nbs/13a_report.ipynb #bc547b26
+def _title(experiment, name, many): return f'{experiment}: {name}' if many or not name else name
+
 def _results(parts, sections):
     "A section for each of the first settings, and one for the tables of those beyond."
     shown, beyond = parts[:sections], parts[sections:]
@@ -654,14 +680,6 @@ def _results(parts, sections):
     if not beyond: return found
     tables = ''.join(map(table_html, _comparisons(beyond))) or '<p>Their numbers are in runs.csv.</p>'
     return [*found, (f'{len(beyond)} further settings', tables)]
-
-def _title(experiment, name, many): return f'{experiment}: {name}' if many or not name else name
-
-def _comparisons(parts):
-    "A table for people for each experiment, of its settings whose optimizers can be compared."
-    tables = {}
-    for t in _compared(parts): tables.setdefault(t.experiment.iloc[0], []).append(t)
-    return [plots.comparison(_used(pd.concat(alike))) for alike in tables.values()]
 
 # %% ../nbs/13a_report.ipynb #782f6c9c
 def _png(part):

@@ -74,6 +74,7 @@ def _check_power(base, exponent):
     "A ValueError for a result of more than a thousand binary digits."
     if abs(exponent)*math.log2(abs(base) + 2) > 1000: raise ValueError('is too large')
 
+# %% ../nbs/14b_sweep.ipynb #cb7f492f
 def _check_others(kind, values):
     "A ValueError unless these, which are not all numbers, are added, or multiplied to something of limited length."
     if kind not in (ast.Add, ast.Mult, ast.Not): raise ValueError('is no arithmetic on numbers')
@@ -125,6 +126,11 @@ def _value_of(node, names):
     raise ValueError(f'got {ast.unparse(node)[:40]!r}, accepted: literals, arithmetic and earlier names')
 
 # %% ../nbs/14b_sweep.ipynb #b0e11a1c
+def _fits(parts, values):
+    "Is there one value for each of the parts, and are these names?"
+    names = all(isinstance(t, ast.Name) for t in parts)
+    return names and isinstance(values, (list, tuple)) and len(values) == len(parts)
+
 def _unpacked(target, value, node):
     "`{name: value}` for one target of an assignment: a name, or several."
     several = isinstance(target, (ast.Tuple, ast.List))
@@ -132,11 +138,7 @@ def _unpacked(target, value, node):
     if _fits(parts, values): return {t.id: v for t, v in zip(parts, values)}
     raise ValueError(f'got {ast.unparse(node)[:40]!r}, accepted: one value for each name')
 
-def _fits(parts, values):
-    "Is there one value for each of the parts, and are these names?"
-    names = all(isinstance(t, ast.Name) for t in parts)
-    return names and isinstance(values, (list, tuple)) and len(values) == len(parts)
-
+# %% ../nbs/14b_sweep.ipynb #cb64cbd2
 def _assigned(node, names):
     "What one statement of a parameter cell gives, `{name: value}`; a ValueError if it is no assignment of names."
     match node:
@@ -149,6 +151,12 @@ def _assigned(node, names):
     raise ValueError(f'got {ast.unparse(node)[:40]!r}, accepted: name = value')
 
 # %% ../nbs/14b_sweep.ipynb #92df8e82
+def _comments(source):
+    "The comment of each line that has one."
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    return {t.start[0]: t.string.lstrip('# ') for t in tokens if t.type == tokenize.COMMENT}
+
+# %% ../nbs/14b_sweep.ipynb #74e7cbd4
 def _statements(source, where):
     "The syntax trees of a cell's statements; a ValueError where it is no Python."
     try: return ast.parse(source).body
@@ -156,11 +164,6 @@ def _statements(source, where):
         raise ValueError(f'{where}, line {e.lineno}: {e.msg}; accepted: name = value') from None
     except (ValueError, RecursionError, MemoryError) as e:
         raise ValueError(f'{where}: {str(e) or "nested too deeply"}') from None
-
-def _comments(source):
-    "The comment of each line that has one."
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    return {t.start[0]: t.string.lstrip('# ') for t in tokens if t.type == tokenize.COMMENT}
 
 def _assignments(notebook, number, source):
     "`{name: (value, comment)}` of a cell; a ValueError names file, cell and line of anything but assignments."
@@ -186,6 +189,7 @@ def _notebook(path):
     except Exception as e:
         raise ValueError(f'{path}: not a notebook ({type(e).__name__}: {str(e)[:80]})') from None
 
+# %% ../nbs/14b_sweep.ipynb #bfde0e9d
 def _tags(cell):
     "A cell's tags; none where a damaged file has something else there."
     tags = cell.metadata.get('tags')
@@ -195,8 +199,9 @@ def _tagged(nb, path, tag):
     "`{name: (value, comment)}` of the cell with this tag; None without one."
     tagged = {i: str(c.source) for i, c in enumerate(nb.cells, 1) if tag in _tags(c)}
     if len(tagged) > 1:
-        raise ValueError(f'{path}: cells {", ".join(map(str, tagged))} are tagged {tag}, accepted: one; '
-                         'a later one would undo what a run sets')
+        raise ValueError(
+            f'{path}: cells {", ".join(map(str, tagged))} are tagged {tag}, accepted: one; '
+            'a later one would undo what a run sets')
     return _assignments(path, *tagged.popitem()) if tagged else None
 
 # %% ../nbs/14b_sweep.ipynb #da68b1af
@@ -321,6 +326,14 @@ def _as_float(value):
         with suppress(ValueError): value = parse_number(value)
     return float(value) if type(value) is int else value
 
+# %% ../nbs/14b_sweep.ipynb #85f46ff2
+def _is_own_data(value):
+    "Whether the text names data of one's own that is there."
+    from robustnb.data import data_root
+    if not isinstance(value, str): return False
+    place = data_root()/Path(value).expanduser()
+    return place.exists() or Path(f'{place}.npz').exists()
+
 def _is_accepted(value, parameter):
     """Is it one of the accepted values, something of one's own, or data of one's own that is there?
     A ValueError says what is wrong with module:Name."""
@@ -330,18 +343,12 @@ def _is_accepted(value, parameter):
     find_named(parameter.own, 'own')(value)
     return True
 
+# %% ../nbs/14b_sweep.ipynb #b977f9cc
 def _others(parameter):
     "In words, what is accepted beside the names."
     folders = '"./photos" beside the sweep file, a full path, a name in ROBUSTNB_DATA'
     words = [f'a folder or .npz of your own ({folders})'] if parameter.folder else []
     return ', or '.join(words + [OWN]*bool(parameter.own))
-
-def _is_own_data(value):
-    "Whether the text names data of one's own that is there."
-    from robustnb.data import data_root
-    if not isinstance(value, str): return False
-    place = data_root()/Path(value).expanduser()
-    return place.exists() or Path(f'{place}.npz').exists()
 
 # %% ../nbs/14b_sweep.ipynb #e3946612
 def convert(
@@ -404,11 +411,12 @@ def gpus() -> list:
     n = torch.cuda.device_count()
     return [str(i) for i in range(n)] if listed is None else names[:n]
 
-# %% ../nbs/14b_sweep.ipynb #68d53c75
+# %% ../nbs/14b_sweep.ipynb #b8b8ef32
 def _seat_of_each():
     "A seat at each GPU, the environment variables that name it; one without GPU where there is none."
     return [dict(CUDA_VISIBLE_DEVICES=gpu) for gpu in gpus()] or [{}]
 
+# %% ../nbs/14b_sweep.ipynb #68d53c75
 def _check_per_gpu(per_gpu):
     "A ValueError unless it is a number of runs for each GPU, and there are GPUs."
     accepted = 'a whole number >= 1 where torch sees a GPU, and here it sees none'
@@ -422,8 +430,19 @@ def seats(
     "For each run at a time the environment variables that are its own. A ValueError for `per_gpu` without a GPU."
     each = 1 if per_gpu is None else _check_per_gpu(per_gpu)
     usual = len(gpus())*each or cores()
-    n = check_number(usual if workers is None else workers, 'workers', low=1, high=10_000, integer=True)
+    n = check_number(usual if workers is None else workers, 'workers',
+                     low=1, high=10_000, integer=True)
     return list(itertools.islice(itertools.cycle(_seat_of_each()), n))
+
+# %% ../nbs/14b_sweep.ipynb #7177deb7
+def _by_name(parameter, value):
+    "A folder of one's own without the way there: a digest of its content is `outside`, and it may be moved."
+    is_path = parameter.folder and isinstance(value, str) and Path(value).is_absolute()
+    return Path(value).name if is_path else value
+
+def _in_form(parameter, value):
+    "A value that stands in the notebook, in the form that a config has."
+    return _conditions(value) if _takes_conditions(parameter) else value
 
 # %% ../nbs/14b_sweep.ipynb #53621182
 def identity(
@@ -433,16 +452,8 @@ def identity(
     "What differs from the values with which the parameters were introduced."
     def is_new(parameter, value):
         return digest(value) != digest(_in_form(parameter, parameter.introduced))
-    return {k: _by_name(p, config[k]) for k, p in parameters.items() if k in config and is_new(p, config[k])}
-
-def _by_name(parameter, value):
-    "A folder of one's own without the way there: a digest of its content is `outside`, and it may be moved."
-    is_path = parameter.folder and isinstance(value, str) and Path(value).is_absolute()
-    return Path(value).name if is_path else value
-
-def _in_form(parameter, value):
-    "A value that stands in the notebook, in the form that a config has."
-    return _conditions(value) if _takes_conditions(parameter) else value
+    return {k: _by_name(p, config[k])
+            for k, p in parameters.items() if k in config and is_new(p, config[k])}
 
 # %% ../nbs/14b_sweep.ipynb #e2e3fd1b
 def run_id(
@@ -626,6 +637,7 @@ def _root(file, name):
     fits = path.parts[-len(parts):] == (*parts,)
     return (path.parents[len(parts) - 1], name) if fits else (file.parent, file.stem)
 
+# %% ../nbs/14b_sweep.ipynb #92fa38ef
 def _file_of(name, root):
     "A module's own file in the folder, None without one."
     path = root.joinpath(*name.split('.'))
@@ -636,6 +648,7 @@ def _around(name):
     "A dotted name, and the packages around it."
     return list(itertools.accumulate(name.split('.'), '{}.{}'.format))
 
+# %% ../nbs/14b_sweep.ipynb #9586f2a4
 def _own_modules(name, root):
     "`{name: text}` of a module in the folder, and of all that it imports from there."
     found, following = {}, _around(name)
@@ -1020,16 +1033,17 @@ def _made(place):
     except (OSError, ValueError, AttributeError): return None
     return made if isinstance(made, dict) else None
 
+def _links(folder):
+    "Symbolic links in a folder, by their path in there."
+    return [str(p.relative_to(folder)) for p in folder.rglob('*') if p.is_symlink()]
+
+# %% ../nbs/14b_sweep.ipynb #f13fecba
 def _foreign_files(place):
     """Files and links in the folder of a run, by their path in there, that the run did not leave as
     they are: added or edited since."""
     made, now, links = _made(place), _digests(place), _links(place)
     if made is None: return [name for name in (*now, *links) if name not in FILES]
     return [name for name, digest in now.items() if made.get(name) != digest] + links
-
-def _links(folder):
-    "Symbolic links in a folder, by their path in there."
-    return [str(p.relative_to(folder)) for p in folder.rglob('*') if p.is_symlink()]
 
 # %% ../nbs/14b_sweep.ipynb #18d3f0bf
 def _free_name(path):
@@ -1310,14 +1324,17 @@ class TimeUp(Stopped):
     "A sweep that ends because its time limit is over."
     exit_code = 124  # as that of the command timeout
 
+# %% ../nbs/14b_sweep.ipynb #27912830
 def _seconds(text, name):
     "Seconds of a time like 1h30m; a ValueError for a bare number, and for anything else."
     found = re.fullmatch('(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,6})s)?', str(text))
     hours, minutes, seconds = [int(part or 0) for part in found.groups()] if found else [0]*3
     total = 3600*hours + 60*minutes + seconds
-    require(total, name, repr(str(text)[:40]), 'a time above 0 with its unit, like 90s, 8m, 2h or 1h30m')
+    require(total, name, repr(str(text)[:40]),
+            'a time above 0 with its unit, like 90s, 8m, 2h or 1h30m')
     return total
 
+# %% ../nbs/14b_sweep.ipynb #c9d91157
 class Limit:
     "A time limit, which begins when it is made."
     def __init__(
@@ -1734,6 +1751,7 @@ def _seats_here(workers, per_gpu, scheduler):
     require(per_gpu is None, 'per_gpu', repr(per_gpu), accepted)
     return []
 
+# %% ../nbs/14b_sweep.ipynb #975588b2
 def _missing_runs(sweep, folder, out, committed):
     "The runs that have no result; a ValueError if something else is where one shall appear."
     runs = [r for r in sweep.runs if not result_path(r, sweep.name, out, committed)]
@@ -1845,27 +1863,6 @@ def _other_cells(run, path):
     return path is not None and results.load(path).get('source', 'unknown') not in ('unknown', run.source)
 
 # %% ../nbs/14b_sweep.ipynb #d048e529
-def replay(
-    sweep: Sweep,
-    out='runs',           # folder of runs
-    committed='results',  # folder of committed results
-    engine='warm',        # see `execute_run`
-) -> tuple:
-    """Do the cheapest of the sweep's finished runs again: (path of its result, pandas table of the
-    rows that differ, with `before` and `now`); times are not compared."""
-    done = _finished(sweep, out, committed)
-    if not done:
-        raise ValueError(f'{sweep.name}: none of its runs is done, so that there is nothing to do again')
-    run, path = min(done, key=lambda pair: results.load(pair[1])['cost'].get('wall_s', 0))
-    before = results.load(path)
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder).resolve()/sweep.notebook.stem/run.id
-        status = execute_run(run, sweep.notebook.read_text(encoding='utf-8'), place, engine)
-        if status['state'] == 'failed':
-            raise ValueError(f'{sweep.name}: the run {run.id} fails now: {status["error"].splitlines()[-1]}')
-        now = results.load(place/'result.json')
-    return path, _differences(before['metrics'], now['metrics'])
-
 def _told(row):
     "What a metric row says beside its value, without times."
     return {k: v for k, v in row.items() if k not in ('value', 'hits') and not k.endswith('_s')}
@@ -1876,17 +1873,44 @@ def _differences(before, now):
     def content(row): return repr((_told(row), row.get('value')))
     pairs = itertools.zip_longest(before, now, fillvalue={})
     differ = [(a, b) for a, b in pairs if content(a) != content(b)]
-    return pd.DataFrame([dict(_told(a or b), before=a.get('value'), now=b.get('value')) for a, b in differ])
+    return pd.DataFrame([
+        dict(_told(a or b), before=a.get('value'), now=b.get('value')) for a, b in differ])
+
+# %% ../nbs/14b_sweep.ipynb #88c3d20d
+def replay(
+    sweep: Sweep,
+    out='runs',           # folder of runs
+    committed='results',  # folder of committed results
+    engine='warm',        # see `execute_run`
+) -> tuple:
+    """Do the cheapest of the sweep's finished runs again: (path of its result, pandas table of the
+    rows that differ, with `before` and `now`); times are not compared."""
+    done = _finished(sweep, out, committed)
+    if not done:
+        raise ValueError(
+            f'{sweep.name}: none of its runs is done, so that there is nothing to do again')
+    run, path = min(done, key=lambda pair: results.load(pair[1])['cost'].get('wall_s', 0))
+    before = results.load(path)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder).resolve()/sweep.notebook.stem/run.id
+        status = execute_run(run, sweep.notebook.read_text(encoding='utf-8'), place, engine)
+        if status['state'] == 'failed':
+            raise ValueError(
+                f'{sweep.name}: the run {run.id} fails now: {status["error"].splitlines()[-1]}')
+        now = results.load(place/'result.json')
+    return path, _differences(before['metrics'], now['metrics'])
 
 # %% ../nbs/14b_sweep.ipynb #143c0ad2
 LIGHT = set('dataset lr optimizer seed seeds schedule weight_decay augment skip topk precision filter_name p holdout '
             'shown'.split())
+
 SCALES = 'epochs', 'n_train'  # what the time of a run is taken to grow with
 
 def _work(config):
     "How much a run has to do, in units of its own."
     return math.prod(config.get(name) or 1 for name in SCALES)
 
+# %% ../nbs/14b_sweep.ipynb #474f2b09
 def _images(dataset):
     "The shape of a published data set's images; of any other its name."
     from robustnb.data import KNOWN
@@ -1897,6 +1921,7 @@ def _marks(identity):
     told = {**identity, 'images': _images(identity.get('dataset'))}
     return {name: digest(value) for name, value in told.items()}
 
+# %% ../nbs/14b_sweep.ipynb #588e36a6
 def _apart(a, b):
     "Names of what differs between two runs, by their marks."
     return {name for name in a.keys() | b.keys() if a.get(name) != b.get(name)}
@@ -1936,6 +1961,7 @@ def _published_costs(experiment):
         if first and first['experiment'] == experiment:
             yield from (Cost.of(r, False) for r in itertools.chain([first], found))
 
+# %% ../nbs/14b_sweep.ipynb #9ed5dbd0
 def costs(
     sweep: Sweep,
     out='runs',           # folder of runs
@@ -1954,10 +1980,21 @@ def _nearest(run, known):
     "The costs of the runs that are most like this one; [] where none is comparable."
     marks = _marks(run.identity)
     apart = [(_apart(marks, cost.marks), cost) for cost in known]
-    like = [(len(names), not cost.here, cost) for names, cost in apart if names <= LIGHT.union(SCALES)]
+    like = [(len(names), not cost.here, cost)
+            for names, cost in apart if names <= LIGHT.union(SCALES)]
     least = min((pair[:2] for pair in like), default=None)
     return [cost for *pair, cost in like if tuple(pair) == least]
 
+# %% ../nbs/14b_sweep.ipynb #47fbcd96
+def _like(run, found, what):
+    "Seconds that a run takes if it is like these, by the clock or of computing."
+    return sum(getattr(c, what)*_work(run.config)/c.work for c in found)/len(found)
+
+def _minutes(seconds, workers):
+    "Minutes that runs of so many seconds take side by side; no less than the longest does, None where there are none."
+    return max(sum(seconds)/workers, max(seconds))/60 if seconds else None
+
+# %% ../nbs/14b_sweep.ipynb #fd2082f5
 @dataclass(frozen=True)
 class Estimate:
     "How long runs take."
@@ -1967,14 +2004,6 @@ class Estimate:
     here: int              # from how many runs it is estimated that were done here,
     published: int         # and how many that were published
     gpu: bool              # had these a GPU?
-
-def _like(run, found, what):
-    "Seconds that a run takes if it is like these, by the clock or of computing."
-    return sum(getattr(c, what)*_work(run.config)/c.work for c in found)/len(found)
-
-def _minutes(seconds, workers):
-    "Minutes that runs of so many seconds take side by side; no less than the longest does, None where there are none."
-    return max(sum(seconds)/workers, max(seconds))/60 if seconds else None
 
 def estimate(
     runs: list,    # of `Run`
@@ -1989,7 +2018,9 @@ def estimate(
     used = {id(c): c for _, found in told for c in found}.values()
     here = sum(c.here for c in used)
     gpu = any(c.gpu for c in used)
-    return Estimate(_minutes(walls, workers), _minutes(busy, workers), len(near) - len(told), here, len(used) - here, gpu)
+    return Estimate(
+        _minutes(walls, workers), _minutes(busy, workers),
+        len(near) - len(told), here, len(used) - here, gpu)
 
 # %% ../nbs/14b_sweep.ipynb #86fdab33
 def least_finals(

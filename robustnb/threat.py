@@ -23,6 +23,7 @@ def column(v, like) -> torch.Tensor:
     "View the per-image values `v` (n,) so that they broadcast over the images `like` (n, ...)."
     return v.view(-1, *[1]*(like.ndim - 1))
 
+# %% ../nbs/10a_threat.ipynb #fe418937
 def length(
     d,          # differences (n, ...)
     norm: str,  # 'linf' or 'l2'

@@ -63,7 +63,7 @@ def trajectory_rows(
     "Its metric rows, epoch by epoch."
     return [r for line in curves for r in line.get('trajectory', [])]
 
-# %% ../nbs/10h_trajectories.ipynb #40cfbd23
+# %% ../nbs/10h_trajectories.ipynb #fee40e05
 def rows_under(
     tidy: pd.DataFrame,    # from `results.table`
     condition: Condition,  # under which accuracy was measured on the way
@@ -72,13 +72,16 @@ def rows_under(
     rows = tidy[tidy.metric == 'trajectory_accuracy']
     found = select(rows.assign(metric='accuracy'), condition)
     if len(found): return found
-    kinds = {condition_of(r).label for r in rows.drop_duplicates(['kind', *_strengths(rows)]).to_dict('records')}
+    kinds = {condition_of(r).label for r in
+             rows.drop_duplicates(['kind', *_strengths(rows)]).to_dict('records')}
     accepted = ', '.join(sorted(kinds)) or 'none, as no trajectory is there'
     raise ValueError(f'condition: got {condition.label!r}, accepted: {accepted}')
 
 def _strengths(rows):
-    return [name for name in 'var eps norm attack band corruption severity label'.split() if name in rows]
+    return [name for name in 'var eps norm attack band corruption severity label'.split()
+            if name in rows]
 
+# %% ../nbs/10h_trajectories.ipynb #40cfbd23
 def by_epoch(
     tidy: pd.DataFrame,  # from `results.table`
     conditions: list,    # `Condition` objects, beside clean images

@@ -36,6 +36,17 @@ class Family:
     reference: str = 'sgd'  # optimizer
     against: tuple = ()     # optimizers
 
+# %% ../nbs/12a_verdicts.ipynb #9fced5ee
+def _family(path, name, table):
+    where = f'{path.name}: {name}'
+    accepted = Family.__dataclass_fields__.keys() - {'name'}
+    for key in table: check_choice(key, where, sorted(accepted))
+    lacks = [key for key in ('claim', 'says', 'measure', 'lines') if key not in table]
+    require(not lacks, where, f'no {", ".join(lacks)}',
+            'a family with claim, says, measure and lines')
+    check_choice(table['measure'], f'{where}: measure', MEASURES)
+    return Family(name, **table)
+
 def read_families(
     path=None,  # a TOML file; None: this book's
 ) -> dict:
@@ -43,15 +54,6 @@ def read_families(
     path = Path(path or shipped('results')/'families.toml')
     _, content = read_toml(path)
     return {name: _family(path, name, table) for name, table in content.items()}
-
-def _family(path, name, table):
-    where = f'{path.name}: {name}'
-    accepted = Family.__dataclass_fields__.keys() - {'name'}
-    for key in table: check_choice(key, where, sorted(accepted))
-    lacks = [key for key in ('claim', 'says', 'measure', 'lines') if key not in table]
-    require(not lacks, where, f'no {", ".join(lacks)}', 'a family with claim, says, measure and lines')
-    check_choice(table['measure'], f'{where}: measure', MEASURES)
-    return Family(name, **table)
 
 # %% ../nbs/12a_verdicts.ipynb #c0e7dbc1
 def _by_choice(final, optimizer):
@@ -64,14 +66,13 @@ def _pairs(final, reference, other):
     "[(rows of the reference, rows of the other)] for each pair of tied rates."
     return list(product(_by_choice(final, reference), _by_choice(final, other)))
 
-# %% ../nbs/12a_verdicts.ipynb #0ce4a6e2
-_NONE = stats.Estimate(math.nan, math.nan, math.nan, 0, 0)  # stands for what cannot be compared yet
-
+# %% ../nbs/12a_verdicts.ipynb #b09b0323
 def _compared_conditions(line):
     "[(name, conditions)]: each condition of a line by itself, or all together where the line has a name for them."
     found = parse(line['conditions'])
     return [(line['called'], found)] if 'called' in line else [(c.label, [c]) for c in found]
 
+# %% ../nbs/12a_verdicts.ipynb #d10bfc7f
 def _by_side(a, b, conditions):
     "{(side, condition): hits (seeds, images)} of the sides 'a' and 'b', paired by seed and image."
     sides = dict(a=a, b=b).items()
@@ -85,17 +86,22 @@ def mean_gap(
     of = _by_side(a, b, conditions)
     return stats.estimate(np.mean([of['a', c] - of['b', c] for c in conditions], axis=0))
 
+# %% ../nbs/12a_verdicts.ipynb #0ce4a6e2
 def _accuracy(pairs, line, reference, other):
     "SGD's accuracy minus the other's under each condition, or the mean over all."
     for name, conditions in _compared_conditions(line):
         yield name, [mean_gap(a, b, conditions) for a, b in pairs], 'above', .005
 
+# %% ../nbs/12a_verdicts.ipynb #30e0118c
 def _same_accuracy(pairs, line, reference, other):
     "The same, to be within a quarter of the larger error."
     for c in parse(line['conditions']):
         found = [stats.compare(select(a, c), select(b, c)) for a, b in pairs]
         means = [[select(rows, c).value.mean() for rows in pair] for pair in pairs]
         yield c.label, found, 'same', min(stats.margin_of_equal_accuracy(*pair) for pair in means)
+
+# %% ../nbs/12a_verdicts.ipynb #c91304e3
+_NONE = stats.Estimate(math.nan, math.nan, math.nan, 0, 0)  # stands for what cannot be compared yet
 
 def _at_equal_loss(pairs, line, reference, other):
     "SGD's accuracy minus the other's at the lowest training loss that all their runs have reached, if there is one."
@@ -104,20 +110,25 @@ def _at_equal_loss(pairs, line, reference, other):
     for name, conditions in _compared_conditions(line):
         if level is None: yield name, [_NONE], 'above', .005
         else:
-            found = [compare_at(pd.concat(pair), conditions, level, other, reference) for pair in pairs]
+            found = [compare_at(pd.concat(pair), conditions, level, other, reference)
+                     for pair in pairs]
             yield f'{name} at training loss {level:.3g}', found, 'above', .005
 
+# %% ../nbs/12a_verdicts.ipynb #3b896018
 def _in_high_bands(pairs, line, reference, other):
     "What the other loses more in these bands than SGD, the mean over them."
     bands = parse(line['conditions'])
-    yield f'loss in bands {bands[0].band} to {bands[-1].band}', [_extra_loss(*pair, bands) for pair in pairs], 'above', .005
+    yield (f'loss in bands {bands[0].band} to {bands[-1].band}',
+           [_extra_loss(*pair, bands) for pair in pairs], 'above', .005)
 
 def _extra_loss(a, b, bands):
     "What `b` loses more than `a` under noise in a band, the mean over bands, paired by seed and image."
     of = _by_side(a, b, [Clean(), *bands])
-    loss = {side: of[side, Clean()] - np.mean([of[side, band] for band in bands], axis=0) for side in 'ab'}
+    loss = {side: of[side, Clean()] - np.mean([of[side, band] for band in bands], axis=0)
+            for side in 'ab'}
     return stats.estimate(loss['b'] - loss['a'])
 
+# %% ../nbs/12a_verdicts.ipynb #d8063975
 _CONSTANTS = {'steepest slope found': ('lipschitz_lower', 'greedy search'),
               'certified product': ('lipschitz_upper', 'product')}
 
@@ -127,7 +138,8 @@ def _constants(pairs, line, reference, other):
         def values(rows):
             mine = rows[(rows.metric == metric) & (rows.method == method) & (rows['norm'] == 'l2')]
             return mine.set_index(['optimizer', 'seed']).value
-        found = [stats.log_ratio(pd.concat([values(a), values(b)]), other, reference) for a, b in pairs]
+        found = [stats.log_ratio(pd.concat([values(a), values(b)]), other, reference)
+                 for a, b in pairs]
         yield what, found, 'above', 0.
 
 # %% ../nbs/12a_verdicts.ipynb #8630fd81
@@ -139,10 +151,7 @@ def _without_frequencies(runs, line, optimizer):
         found = stats.compare(mine[mine.p == p], mine[mine.p == 0])
         yield f'{filter_name}, without {p:g}%', [found], 'not_below', .01
 
-# %% ../nbs/12a_verdicts.ipynb #375f61ea
-_COMPARED = {'accuracy': _accuracy, 'same accuracy': _same_accuracy, 'accuracy at equal loss': _at_equal_loss,
-             'loss in high bands': _in_high_bands, 'lipschitz': _constants}
-
+# %% ../nbs/12a_verdicts.ipynb #06b33735
 def final_runs(
     sweep: str,  # of this book
 ) -> pd.DataFrame | None:
@@ -158,13 +167,18 @@ def _complete(final, found):
     there = final.groupby('optimizer').choice.nunique()
     return final[final.optimizer.isin(there.index[there == tied.reindex(there.index)])]
 
+# %% ../nbs/12a_verdicts.ipynb #375f61ea
+_COMPARED = {'accuracy': _accuracy, 'same accuracy': _same_accuracy, 'accuracy at equal loss': _at_equal_loss,
+             'loss in high bands': _in_high_bands, 'lipschitz': _constants}
+
 def _expected(family, line):
     "What the comparisons of a line will be called, for one that cannot be made yet."
     if family.measure == 'lipschitz': return list(_CONSTANTS)
     if family.measure == 'loss in high bands': return ['loss in high bands']
     if family.measure != 'accuracy without frequencies':
         return [name for name, _ in _compared_conditions(line)]
-    return [f'{filter_name}, without {p:g}%' for filter_name, p in product(line['filters'], line['p'])]
+    return [f'{filter_name}, without {p:g}%'
+            for filter_name, p in product(line['filters'], line['p'])]
 
 def _compared(family, line, other, runs):
     "[(label, estimates, kind, number)] of one line for one optimizer; estimates of nothing where runs are lacking."
