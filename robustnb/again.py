@@ -32,6 +32,7 @@ class Original:
         "Folder of the run that trains it again, in the folder of runs `out`."
         return Path(out).resolve()/'again'/self.result['experiment']/self.id
 
+# %% ../nbs/14c_again.ipynb #7a9652e2
 def originals(
     folders,  # folders that are searched for results, or files
 ) -> list:
@@ -67,6 +68,7 @@ def needed(
     if original.weights.is_file(): config = {k: config.get(k) for k in ('dataset', 'model')}
     return list(dict.fromkeys(_named(config)))
 
+# %% ../nbs/14c_again.ipynb #86f2bdfc
 def check_own(
     original: Original,
     own: list = (),  # names `module:Name` that may be run
@@ -79,6 +81,7 @@ def check_own(
         if key in needed(original) or _is_data(key, original):
             _check_unchanged(key, before, original)
 
+# %% ../nbs/14c_again.ipynb #7f714c7f
 def _is_data(key, original):
     "Whether a digest is one of data, under the name of its parameter."
     return not is_named(key) and key in original.result['config']

@@ -128,6 +128,7 @@ class Removal:
         "Bands whose loss is below the tolerance with confidence, (n,) bool."
         return self.upper <= self.tolerance
 
+# %% ../nbs/08a_bands.ipynb #97ced302
 def _ends(change, level):
     "Ends of the interval of a loss from changes (runs,N): over seeds and images, of one run over images."
     return over_images(change[0], level)[1:] if len(change) == 1 else estimate(change).interval(level)

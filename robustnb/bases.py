@@ -60,6 +60,16 @@ def turned(
     return Z @ power @ Z.T
 
 # %% ../nbs/07b_bases.ipynb #f8b66dde
+def first_layer(
+    model: nn.Module,
+) -> nn.Module:
+    "The first convolution or linear layer; a ValueError if there is none."
+    found = next((m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))), None)
+    accepted = 'one that has a first layer of filters'
+    require(found is not None, 'model', 'one without a convolution or linear layer', accepted)
+    return found
+
+# %% ../nbs/07b_bases.ipynb #5147d000
 class _Turned(nn.Module):
     "Holds a weight in a basis; its value is the weight in pixels."
     def __init__(self, Q):
@@ -71,15 +81,6 @@ class _Turned(nn.Module):
     def right_inverse(self, weight):
         d = len(self.Q)
         return (weight.reshape(-1, d) @ self.Q.T).view(weight.shape)
-
-def first_layer(
-    model: nn.Module,
-) -> nn.Module:
-    "The first convolution or linear layer; a ValueError if there is none."
-    found = next((m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))), None)
-    accepted = 'one that has a first layer of filters'
-    require(found is not None, 'model', 'one without a convolution or linear layer', accepted)
-    return found
 
 def in_basis(
     model: nn.Module,  # changed in place
@@ -95,6 +96,7 @@ def in_basis(
     parametrize.register_parametrization(layer, 'weight', _Turned(Q.to(layer.weight)))
     return model
 
+# %% ../nbs/07b_bases.ipynb #04382ad6
 def in_pixels(
     model: nn.Module,  # from `in_basis`, changed in place
 ) -> nn.Module:

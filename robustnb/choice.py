@@ -46,6 +46,7 @@ def _described(line):
     "A candidate in words."
     return ' '.join(f'{name} {value}' for name, value in line.items())
 
+# %% ../nbs/03c_choice.ipynb #01516252
 def _check_learned(found, choice):
     "A ValueError that names the candidates of a choice of which none has an accuracy."
     lost = found[found.accuracy.groupby(choice).transform('max').isna()]
@@ -53,6 +54,7 @@ def _check_learned(found, choice):
     names = '; '.join(map(_described, lost[_given(found)].to_dict('records')))
     raise ValueError(f'every candidate diverged, so that there is nothing to choose from: {names}')
 
+# %% ../nbs/03c_choice.ipynb #1351b01e
 def _edge(values, choice, name):
     "Of each candidate 'lowest NAME' or 'highest NAME' where it is one of several tried, else ''."
     low, high = (values.groupby(choice).transform(end) for end in ('min', 'max'))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OWN', 'LIBRARIES', 'require', 'check_choice', 'check_number', 'parse_number', 'find_named', 'is_named', 'name_of',
            'digest', 'code_digest', 'derive_seed', 'generator', 'seed_all', 'device', 'cores', 'thread_env',
-           'keep_freed_memory', 'set_threads', 'atomic_path', 'write_text', 'regular_file', 'json_text', 'write_json',
+           'set_threads', 'keep_freed_memory', 'atomic_path', 'write_text', 'regular_file', 'json_text', 'write_json',
            'read_json', 'read_toml', 'moved', 'leads_on', 'shipped', 'provenance', 'Stopwatch']
 
 # %% ../nbs/00_core.ipynb #97f27ce3
@@ -128,12 +128,6 @@ def digest(
     text = json.dumps(_encode(obj), sort_keys=True, separators=(',', ':'), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
-def code_digest(
-    source: str,  # Python
-) -> str:
-    "Fingerprint of what the code says, whatever its comments and layout."
-    return digest(ast.dump(ast.parse(source)))
-
 def _encode(obj):
     "Make `obj` strict JSON: tuples become lists, NumPy scalars Python's, and nan or inf become `{'$float': 'nan'}`."
     if isinstance(obj, dict): return {str(k): _encode(v) for k, v in obj.items()}
@@ -142,6 +136,13 @@ def _encode(obj):
     if isinstance(obj, float) and not math.isfinite(obj): return {'$float': str(obj)}
     if isinstance(obj, Path): return str(obj)
     return obj
+
+# %% ../nbs/00_core.ipynb #e52e6618
+def code_digest(
+    source: str,  # Python
+) -> str:
+    "Fingerprint of what the code says, whatever its comments and layout."
+    return digest(ast.dump(ast.parse(source)))
 
 # %% ../nbs/00_core.ipynb #4659892d
 def derive_seed(
@@ -226,6 +227,16 @@ def thread_env(
     n = str(max(1, cores() // check_number(workers, 'workers', low=1, integer=True)))
     return {'OMP_NUM_THREADS': n, 'MKL_NUM_THREADS': n, 'OPENBLAS_NUM_THREADS': n, 'OMP_WAIT_POLICY': 'PASSIVE'}
 
+# %% ../nbs/00_core.ipynb #3cb66bff
+def set_threads(
+    n: int | None = None,  # threads for torch; None leaves this process's share as it is
+) -> int:
+    "Set torch's threads in this process; returns the number in force."
+    import torch
+    if n is not None: torch.set_num_threads(check_number(n, 'n', low=1, integer=True))
+    return torch.get_num_threads()
+
+# %% ../nbs/00_core.ipynb #cf5c4207
 @lru_cache
 def keep_freed_memory() -> bool:
     """Let glibc keep freed memory for the next batch instead of giving it back to the system page
@@ -234,14 +245,6 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError): return False
     trim_threshold, top_pad, mmap_threshold = (-1, 2**30), (-2, 2**26), (-3, 2**25)
     return all([mallopt(*setting) for setting in (trim_threshold, top_pad, mmap_threshold)])
-
-def set_threads(
-    n: int | None = None,  # threads for torch; None leaves this process's share as it is
-) -> int:
-    "Set torch's threads in this process; returns the number in force."
-    import torch
-    if n is not None: torch.set_num_threads(check_number(n, 'n', low=1, integer=True))
-    return torch.get_num_threads()
 
 # %% ../nbs/00_core.ipynb #ad0320c6
 @contextmanager
@@ -268,6 +271,7 @@ def _umask():
     os.umask(mask)
     return mask
 
+# %% ../nbs/00_core.ipynb #caadb0c1
 def write_text(
     path,       # target file
     text: str,
@@ -310,6 +314,7 @@ def write_json(
     "Write `obj` as JSON, atomically."
     return write_text(path, json_text(obj))
 
+# %% ../nbs/00_core.ipynb #bec3ff3e
 def _finite(kind):
     "Converter of a number in JSON text; a ValueError for one that no float can hold, OverflowError for whole ones."
     def convert(text):
@@ -395,31 +400,6 @@ def shipped(
 # %% ../nbs/00_core.ipynb #93f9c5f1
 LIBRARIES = 'robustnb torch torchvision numpy scipy'.split()
 
-@lru_cache
-def _commit():
-    """Commit of the checkout this package is imported from, '+' appended where its code or
-    notebooks differ; None for an installed wheel."""
-    package = Path(robustnb.__file__).parent
-    def git(*args):
-        done = subprocess.run(['git', *args], cwd=package, capture_output=True, text=True, timeout=10, check=True)
-        return done.stdout.strip()
-    try:
-        git('ls-files', '--error-unmatch', '__init__.py')  # fails where it is installed into somebody else's checkout
-        head = git('rev-parse', '--short=12', 'HEAD')
-        changes = git('status', '--porcelain', '--', '.', '../nbs')
-    except (OSError, subprocess.SubprocessError): return None
-    return head + ('+' if changes else '')
-
-def _version(package):
-    try: return version(package)
-    except PackageNotFoundError: return None
-
-def _processor():
-    "The processor's name as the system tells it."
-    try: lines = Path('/proc/cpuinfo').read_text().splitlines()
-    except OSError: return platform.processor() or platform.machine()
-    return next((l.split(':', 1)[1].strip() for l in lines if l.startswith('model name')), platform.machine())
-
 def provenance(
     device='cpu',             # where the run computed
     precision: str = 'fp32',  # training precision
@@ -438,6 +418,33 @@ def provenance(
         device=str(device),
         precision=precision,
         time=datetime.now(timezone.utc).isoformat(timespec='seconds'))
+
+# %% ../nbs/00_core.ipynb #db95376e
+@lru_cache
+def _commit():
+    """Commit of the checkout this package is imported from, '+' appended where its code or
+    notebooks differ; None for an installed wheel."""
+    package = Path(robustnb.__file__).parent
+    def git(*args):
+        done = subprocess.run(['git', *args], cwd=package, capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.strip()
+    try:
+        git('ls-files', '--error-unmatch', '__init__.py')  # fails where it is installed into somebody else's checkout
+        head = git('rev-parse', '--short=12', 'HEAD')
+        changes = git('status', '--porcelain', '--', '.', '../nbs')
+    except (OSError, subprocess.SubprocessError): return None
+    return head + ('+' if changes else '')
+
+# %% ../nbs/00_core.ipynb #a30f46fa
+def _version(package):
+    try: return version(package)
+    except PackageNotFoundError: return None
+
+def _processor():
+    "The processor's name as the system tells it."
+    try: lines = Path('/proc/cpuinfo').read_text().splitlines()
+    except OSError: return platform.processor() or platform.machine()
+    return next((l.split(':', 1)[1].strip() for l in lines if l.startswith('model name')), platform.machine())
 
 # %% ../nbs/00_core.ipynb #2a398af1
 class Stopwatch:

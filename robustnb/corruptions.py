@@ -122,6 +122,7 @@ def _shot_noise(b, photons):
     count = lambda shape, generator: torch.poisson(next(rates), generator=generator)
     return b.draw(count)/photons
 
+# %% ../nbs/08b_corruptions.ipynb #0fef9136
 def _impulse_noise(b, share):
     u = b.draw(torch.rand, *b.x.shape[1:])
     return b.x.where(u >= share, (u < share/2).float())
@@ -154,6 +155,7 @@ def _correlate(x, kernel, border):
         total.add_(x[..., i:i + h, j:j + w], alpha=kernel[i, j].item())
     return total
 
+# %% ../nbs/08b_corruptions.ipynb #5eb2832d
 def _bell(sd, reach):
     "Weights of a Gaussian at -reach..reach, float64, with sum one."
     if not reach: return torch.ones(1, dtype=torch.float64)
@@ -194,6 +196,11 @@ def _origins(steps, reach):
         origin, follow = origin.where(~follow, ends), follow_on
     return origin
 
+# %% ../nbs/08b_corruptions.ipynb #9b164fbb
+def _levels_of(x):
+    "Floating images as bytes: cut to [0,1], and to the 255th below; whole numbers survive errors of float32."
+    return x.clamp(0, 1).mul(255).add(1e-3).byte()
+
 def _glass_blur(b, sd, reach, rounds):
     sd, reach = sd*b.scale, max(1, round(reach*b.scale))
     u = b.draw(torch.rand, rounds, 2, *b.size)
@@ -201,10 +208,6 @@ def _glass_blur(b, sd, reach, rounds):
     for steps in (u*2*reach).floor().long().sub(reach).unbind(1):
         x = x.gather(2, _origins(steps, reach)[:, None].expand_as(x))
     return _smooth(x.view_as(b.x), sd)
-
-def _levels_of(x):
-    "Floating images as bytes: cut to [0,1], and to the 255th below; whole numbers survive errors of float32."
-    return x.clamp(0, 1).mul(255).add(1e-3).byte()
 
 # %% ../nbs/08b_corruptions.ipynb #b0d14c23
 def _streaked(x, angle, radius, sd):
@@ -239,6 +242,7 @@ def _zoomed(x, factor):
     size = [round(n*factor) for n in part.shape[-2:]]
     return _centre(F.interpolate(part, size, mode='bilinear', align_corners=True), h, w)
 
+# %% ../nbs/08b_corruptions.ipynb #664b603a
 def _zoom_blur(b, stop, step):
     "The zooms are those of `numpy.arange`, whose rounding takes some of the stops in, as published."
     zooms = np.arange(1, stop, step)
@@ -362,6 +366,7 @@ def _pixelate(b, share):
     small = int(w*share), int(h*share)
     return _by_pillow(b, lambda image: image.resize(small, Image.BOX).resize((w, h), Image.NEAREST))
 
+# %% ../nbs/08b_corruptions.ipynb #acdbe2eb
 def _jpeg_compression(b, quality):
     def compressed(image):
         file = io.BytesIO()

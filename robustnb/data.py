@@ -36,6 +36,7 @@ def _demand(ok, where, fault, remedy):
     "Raise a fault unless `ok`."
     if not ok: raise _fault(where, fault, remedy)
 
+# %% ../nbs/06_data.ipynb #6ee7d50c
 def _shown(path):
     "A path or name as it can be printed anywhere: escaped where it holds control characters or cannot be encoded."
     text = str(path)
@@ -194,6 +195,7 @@ def show_images(
         if titles: ax.set_title(_shortened(titles[i]), fontsize=7, parse_math=False)
     return fig
 
+# %% ../nbs/06_data.ipynb #971f6e8c
 def _shortened(title): return title if len(title) < 13 else title[:11] + '...'
 
 def _examples(data, n):
@@ -329,6 +331,7 @@ def _tensors(images, labels, where):
 # %% ../nbs/06_data.ipynb #efae4847
 def nfc(name: str) -> str: return unicodedata.normalize('NFC', str(name))
 
+# %% ../nbs/06_data.ipynb #143f8365
 def _names(names, where):
     "Class names as a tuple in Unicode form NFC; a ValueError unless all can be printed and differ."
     plain = tuple(map(nfc, names))
@@ -362,6 +365,16 @@ class _Header(NamedTuple):
     announced: int  # bytes
     there: int      # bytes
 
+_READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+def _npy_header(member, size, name):
+    "The `_Header` of an open .npy file of `size` bytes."
+    shape, _, dtype = _READERS[np.lib.format.read_magic(member)](member)
+    if len(shape) > 4 or max(shape, default=0) >= 2**40:
+        raise ValueError(f'{name} of {len(shape)} axes, at most {max(shape)} long')
+    return _Header(shape, dtype, math.prod(shape)*dtype.itemsize, size - member.tell())
+
+# %% ../nbs/06_data.ipynb #d1081db7
 def _npy_headers(path):
     "{name: `_Header`} of the arrays in an .npz file that are read."
     found = {}
@@ -374,22 +387,7 @@ def _npy_headers(path):
                 found[name] = _npy_header(member, info.file_size, name)
     return found
 
-_READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-
-def _npy_header(member, size, name):
-    "The `_Header` of an open .npy file of `size` bytes."
-    shape, _, dtype = _READERS[np.lib.format.read_magic(member)](member)
-    if len(shape) > 4 or max(shape, default=0) >= 2**40:
-        raise ValueError(f'{name} of {len(shape)} axes, at most {max(shape)} long')
-    return _Header(shape, dtype, math.prod(shape)*dtype.itemsize, size - member.tell())
-
 # %% ../nbs/06_data.ipynb #f786e2ea
-def _npz_arrays(path):
-    "The arrays of an .npz file by name, once their headers are found sound."
-    headers = _unless_broken(path, _npy_headers, path)
-    _check_headers(headers, path)
-    return _unless_broken(path, _load_arrays, path, headers)   # damaged pixels are found by their checksum
-
 def _unless_broken(path, read, *args):
     "`read(*args)`; whatever it raises, the file is not complete."
     try: return read(*args)
@@ -397,6 +395,7 @@ def _unless_broken(path, read, *args):
         raise _fault(path, f'not a complete .npz file ({type(e).__name__}: {e})',
                      'make or copy it again; it must hold plain arrays') from e
 
+# %% ../nbs/06_data.ipynb #92fde7dc
 def _check_headers(headers, path):
     "Raise unless the arrays that must be there are, whole, and fit into memory."
     for name in 'images', 'labels':
@@ -408,6 +407,13 @@ def _check_headers(headers, path):
                 f'{name} announce {announced:,} bytes ({_by(shape)} {dtype}) and have {there:,}',
                 'truncated or damaged: make or copy it again')
     _fits(sum(header.announced for header in headers.values()), path)
+
+# %% ../nbs/06_data.ipynb #bf1fa8ca
+def _npz_arrays(path):
+    "The arrays of an .npz file by name, once their headers are found sound."
+    headers = _unless_broken(path, _npy_headers, path)
+    _check_headers(headers, path)
+    return _unless_broken(path, _load_arrays, path, headers)   # damaged pixels are found by their checksum
 
 def _load_arrays(path, names):
     with np.load(path, allow_pickle=False) as file: return {name: file[name] for name in names}
@@ -422,6 +428,17 @@ class Labelled(NamedTuple):
     notes: tuple           # doubts, in plain sentences
     source: str            # the file's or folder's name
 
+# %% ../nbs/06_data.ipynb #738b8664
+def _text_array(arrays, name, path):
+    "An array of text (or of whole numbers) as a tuple of strings; empty where there is none."
+    array = arrays.get(name, np.array([], dtype='U'))
+    fault = f'{name} are {array.dtype} of shape {_by(array.shape)}'
+    _demand(array.ndim == 1 and array.dtype.kind in 'Uiu', path, fault, 'wanted one axis of text')
+    return tuple(map(str, array))
+
+def _counted(n, noun): return f'{n:,} {noun}' + 's'*(n != 1)
+
+# %% ../nbs/06_data.ipynb #15dca5ed
 def read_npz(
     path,  # file with `images` (uint8, N,H,W or N,H,W,C), `labels` (N), maybe the others of `_ARRAYS`
 ) -> Labelled:
@@ -438,15 +455,6 @@ def read_npz(
     if lossy and not notes: notes = (f'{_counted(lossy, "image")} of {path.name} marked lossy',)
     doubts = *notes, *_scale_doubts(x), *_count_doubts(y, names)
     return Labelled(x, y, names or None, lossy, doubts, path.name)
-
-def _text_array(arrays, name, path):
-    "An array of text (or of whole numbers) as a tuple of strings; empty where there is none."
-    array = arrays.get(name, np.array([], dtype='U'))
-    fault = f'{name} are {array.dtype} of shape {_by(array.shape)}'
-    _demand(array.ndim == 1 and array.dtype.kind in 'Uiu', path, fault, 'wanted one axis of text')
-    return tuple(map(str, array))
-
-def _counted(n, noun): return f'{n:,} {noun}' + 's'*(n != 1)
 
 # %% ../nbs/06_data.ipynb #16526a8b
 def _scale_doubts(x):
@@ -498,6 +506,35 @@ def _divided(found, where, *, test_fraction: float = .2, seed: int = 0):
 # %% ../nbs/06_data.ipynb #7a7a232a
 _AGAIN = 'delete it and load again'
 
+def _idx_header(head, path):
+    "(shape, where the pixels start) from the first bytes of an IDX file."
+    axes = head[3] if head[:3] == bytes([0, 0, 8]) and len(head) > 3 else 0
+    start = 4 + 4*axes
+    _demand(1 <= axes <= 4 and len(head) >= start, path, 'not an IDX file of unsigned bytes', _AGAIN)
+    return np.frombuffer(head[4:start], '>u4').tolist(), start
+
+# %% ../nbs/06_data.ipynb #184167ff
+def _unpacked(path, packed, at_most, whole=False):
+    "The first bytes of gzip data; with `whole`, an error unless they are all and their checksum agrees."
+    stream = zlib.decompressobj(wbits=31)
+    try: content = stream.decompress(packed, at_most)
+    except zlib.error as e: raise _fault(path, f'broken gzip file ({e})', _AGAIN) from e
+    cut = len(content) < at_most and not stream.eof
+    _demand(not (whole and cut), path, 'broken gzip file (it ends too early)', _AGAIN)
+    return content
+
+# %% ../nbs/06_data.ipynb #9370c6ba
+def _idx_start(path):
+    "(shape, where the pixels start) of an IDX file."
+    with open(path, 'rb') as file: head = file.read(1024)
+    return _idx_header(_unpacked(path, head, 20) if path.suffix == '.gz' else head, path)
+
+def _idx_bytes(path, at_most):
+    "All bytes of an IDX file, unpacked, or so many."
+    if path.suffix != '.gz': return np.fromfile(path, np.uint8, at_most)
+    return np.frombuffer(bytearray(_unpacked(path, path.read_bytes(), at_most, whole=True)), np.uint8)
+
+# %% ../nbs/06_data.ipynb #8da8135d
 def read_idx(
     path: Path,  # IDX file of unsigned bytes, compressed if it ends in .gz
 ) -> np.ndarray:
@@ -511,32 +548,6 @@ def read_idx(
     _demand(len(raw) == size, path, f'{there} bytes where the header announces {size:,} ({_by(shape)})',
             f'truncated or damaged: {_AGAIN}')
     return raw[start:].reshape(shape)
-
-def _idx_bytes(path, at_most):
-    "All bytes of an IDX file, unpacked, or so many."
-    if path.suffix != '.gz': return np.fromfile(path, np.uint8, at_most)
-    return np.frombuffer(bytearray(_unpacked(path, path.read_bytes(), at_most, whole=True)), np.uint8)
-
-def _idx_start(path):
-    "(shape, where the pixels start) of an IDX file."
-    with open(path, 'rb') as file: head = file.read(1024)
-    return _idx_header(_unpacked(path, head, 20) if path.suffix == '.gz' else head, path)
-
-def _idx_header(head, path):
-    "(shape, where the pixels start) from the first bytes of an IDX file."
-    axes = head[3] if head[:3] == bytes([0, 0, 8]) and len(head) > 3 else 0
-    start = 4 + 4*axes
-    _demand(1 <= axes <= 4 and len(head) >= start, path, 'not an IDX file of unsigned bytes', _AGAIN)
-    return np.frombuffer(head[4:start], '>u4').tolist(), start
-
-def _unpacked(path, packed, at_most, whole=False):
-    "The first bytes of gzip data; with `whole`, an error unless they are all and their checksum agrees."
-    stream = zlib.decompressobj(wbits=31)
-    try: content = stream.decompress(packed, at_most)
-    except zlib.error as e: raise _fault(path, f'broken gzip file ({e})', _AGAIN) from e
-    cut = len(content) < at_most and not stream.eof
-    _demand(not (whole and cut), path, 'broken gzip file (it ends too early)', _AGAIN)
-    return content
 
 # %% ../nbs/06_data.ipynb #60fa7696
 def _needed(folder, names, suffixes=('',)):
@@ -552,7 +563,9 @@ def _first_file(folder, name, suffixes):
     files = (folder/f'{name}{suffix}' for suffix in suffixes)
     return next(filter(Path.is_file, files), None)
 
-_IDX_FILES = [f'{part}-{kind}-ubyte' for part in ('train', 't10k') for kind in ('images-idx3', 'labels-idx1')]
+# %% ../nbs/06_data.ipynb #ccdebb54
+_IDX_FILES = [f'{part}-{kind}-ubyte'
+              for part in ('train', 't10k') for kind in ('images-idx3', 'labels-idx1')]
 
 def idx_set(
     base,    # folder that holds torchvision's data sets
@@ -563,6 +576,7 @@ def idx_set(
     paths = _needed(base/folder/'raw', _IDX_FILES, ('', '.gz'))
     return paths and partial(_read_idx_set, paths, f'{folder}/raw')
 
+# %% ../nbs/06_data.ipynb #5f82e463
 def _read_idx_set(paths, source):
     "The parts of a Data from the four files of MNIST."
     return dict(train=_idx_split(*paths[:2]), test=_idx_split(*paths[2:]), classes=None,
@@ -586,6 +600,7 @@ class _ArraysOnly(pickle.Unpickler):
 def _unpickled(path):
     with open(path, 'rb') as file: return _ArraysOnly(file, encoding='latin1').load()
 
+# %% ../nbs/06_data.ipynb #e0cbdb4a
 def _read_batch(path, key):
     "`data` as N,32,32,3 and the labels under `key` from one of CIFAR's pickles."
     try:
@@ -609,6 +624,7 @@ def _read_cifar_set(paths, folder, key):
     return dict(train=(x, y, home), test=(*test, paths[-1]), classes=_cifar_names(home/'meta'),
                 source=folder, lossless=True)
 
+# %% ../nbs/06_data.ipynb #ab1ee2d6
 def _cifar_names(meta):
     "CIFAR-100's class names from its `meta` file; None where there is none (CIFAR-10)."
     if not meta.is_file(): return None
@@ -648,14 +664,6 @@ def _mat_array(raw):
     return bytes(name).decode('ascii'), array.reshape(shape, order='F')
 
 # %% ../nbs/06_data.ipynb #9084da80
-def read_mat(
-    path,  # MATLAB file, version 5 to 7, of arrays of numbers
-) -> dict:
-    "The arrays of a MATLAB file by name; a ValueError for a faulty one."
-    try: return dict(_mat_arrays(memoryview(regular_file(path).read_bytes())))
-    except (ValueError, KeyError, IndexError, zlib.error, MemoryError) as e:
-        raise _fault(path, f'not a complete MATLAB file ({type(e).__name__}: {e})', _AGAIN) from e
-
 def _mat_arrays(raw):
     "(name, array) of each matrix in a MATLAB file."
     if bytes(raw[124:128]) != b'\0\1IM': raise ValueError('it does not start as one')
@@ -673,7 +681,24 @@ def _mat_unpacked(packed):
     if stream.eof: return kind, content
     raise ValueError('a compressed array is cut off, or too large for this machine')
 
+# %% ../nbs/06_data.ipynb #1f4f29f7
+def read_mat(
+    path,  # MATLAB file, version 5 to 7, of arrays of numbers
+) -> dict:
+    "The arrays of a MATLAB file by name; a ValueError for a faulty one."
+    try: return dict(_mat_arrays(memoryview(regular_file(path).read_bytes())))
+    except (ValueError, KeyError, IndexError, zlib.error, MemoryError) as e:
+        raise _fault(path, f'not a complete MATLAB file ({type(e).__name__}: {e})', _AGAIN) from e
+
 # %% ../nbs/06_data.ipynb #e0f2618d
+def _svhn_split(path):
+    "(images, labels, path) of one of SVHN's files, in which the digit 0 carries label 10."
+    arrays = read_mat(path)
+    images, labels = arrays.get('X', np.empty(0)), arrays.get('y', np.empty(0)).ravel()
+    _demand(images.ndim == 4, path, f'not a complete SVHN file (arrays {sorted(arrays)})', _AGAIN)
+    return *_tensors(images.transpose(3, 0, 1, 2), np.where(labels == 10, 0, labels), path), path
+
+# %% ../nbs/06_data.ipynb #9ab9a895
 def _svhn_set(base):
     "Reader of SVHN's .mat files, or None if they are not in `base`."
     paths = _needed(base, ['train_32x32.mat', 'test_32x32.mat'])
@@ -685,13 +710,6 @@ def _read_svhn(paths):
     source = 'train_32x32.mat and test_32x32.mat'
     return dict(train=train, test=test, classes=None, source=source, lossless=True)
 
-def _svhn_split(path):
-    "(images, labels, path) of one of SVHN's files, in which the digit 0 carries label 10."
-    arrays = read_mat(path)
-    images, labels = arrays.get('X', np.empty(0)), arrays.get('y', np.empty(0)).ravel()
-    _demand(images.ndim == 4, path, f'not a complete SVHN file (arrays {sorted(arrays)})', _AGAIN)
-    return *_tensors(images.transpose(3, 0, 1, 2), np.where(labels == 10, 0, labels), path), path
-
 # %% ../nbs/06_data.ipynb #71cbeb18
 IMAGE_FILES = set('.bmp .gif .jpg .jpeg .jpe .jif .jfif .png .apng '
                   '.pbm .pgm .ppm .pnm .tif .tiff .webp'.split())
@@ -702,9 +720,6 @@ def _hidden(name): return name.startswith('.') or name.lower() in _JUNK
 def _is_image(path): return os.path.splitext(path)[1].lower() in IMAGE_FILES
 
 # %% ../nbs/06_data.ipynb #cbf31e7f
-def _unreadable(e):
-    raise _fault(e.filename, f'cannot be read ({e.strerror})', 'change its rights, or remove it') from e
-
 def _identity(folder):
     "What two paths to the same folder have in common."
     status = os.stat(folder)
@@ -721,6 +736,11 @@ def _walk(folder):
         folders[:] = sorted(filterfalse(_hidden, folders))
         yield Path(place), list(filterfalse(_hidden, files))
 
+# %% ../nbs/06_data.ipynb #0808612f
+def _unreadable(e):
+    raise _fault(e.filename, f'cannot be read ({e.strerror})', 'change its rights, or remove it') from e
+
+# %% ../nbs/06_data.ipynb #9ce788db
 def _entries(folder):
     "What lies in a folder and is not hidden."
     return [path for path in Path(folder).iterdir() if not _hidden(path.name)]
@@ -764,6 +784,23 @@ def _tree_notes(*trees):
     return notes
 
 # %% ../nbs/06_data.ipynb #2059fdad
+def _sorted_files(sub):
+    "(images, other files) in a class folder and below; a ValueError without an image."
+    found = [place/file for place, files in _walk(sub) for file in files]
+    images = sorted(filter(_is_image, found))
+    kinds = ', '.join(sorted(IMAGE_FILES))
+    _demand(images, sub, 'class folder without images', f'remove it or fill it ({kinds})')
+    return images, list(filterfalse(_is_image, found))
+
+# %% ../nbs/06_data.ipynb #11bd10d7
+def _check_places(subs, folder):
+    "Raise where two class folders are one, by links."
+    places = [_identity(sub) for sub in subs]
+    twice = [repr(sub.name) for sub, place in zip(subs, places) if places.count(place) > 1]
+    _demand(not twice, folder, f'the classes {" and ".join(twice[:5])} are one folder, by links',
+            'each class needs images of its own')
+
+# %% ../nbs/06_data.ipynb #dacb8594
 def _tree(folder, ignore=()):
     "What a folder of class folders holds; a ValueError for none, and for a class without images."
     folder = Path(folder)
@@ -776,22 +813,6 @@ def _tree(folder, ignore=()):
         files[name], more = _sorted_files(sub)
         others += more
     return _Tree(folder, files, sorted(others))
-
-def _check_places(subs, folder):
-    "Raise where two class folders are one, by links."
-    places = [_identity(sub) for sub in subs]
-    twice = [repr(sub.name) for sub, place in zip(subs, places) if places.count(place) > 1]
-    _demand(not twice, folder, f'the classes {" and ".join(twice[:5])} are one folder, by links',
-            'each class needs images of its own')
-
-
-def _sorted_files(sub):
-    "(images, other files) in a class folder and below; a ValueError without an image."
-    found = [place/file for place, files in _walk(sub) for file in files]
-    images = sorted(filter(_is_image, found))
-    kinds = ', '.join(sorted(IMAGE_FILES))
-    _demand(images, sub, 'class folder without images', f'remove it or fill it ({kinds})')
-    return images, list(filterfalse(_is_image, found))
 
 # %% ../nbs/06_data.ipynb #6b423016
 IMAGE_FORMATS = 'BMP', 'GIF', 'JPEG', 'PNG', 'PPM', 'TIFF', 'WEBP'   # as Pillow calls what is read
@@ -857,6 +878,7 @@ def _check_channels(image):
         raise ValueError('a channel beyond its colours that may be transparency or nothing: '
                          'save it as PNG')
 
+# %% ../nbs/06_data.ipynb #98e558a9
 def _open(path, use):
     "`use(image)` for the PIL image in a regular file of one of our formats."
     from PIL import Image
@@ -897,9 +919,6 @@ def resize(
 # %% ../nbs/06_data.ipynb #3aff4140
 GROUNDS = dict(black=0, white=255)
 
-class _SeeThrough(ValueError):
-    "An image is transparent, and no ground is given."
-
 def _grey_level(ground):
     "The grey level, 0 to 255, that `ground` means; None for None."
     if ground is None: return None
@@ -910,6 +929,10 @@ def _grey_level(ground):
     except ValueError:
         accepted = "'black', 'white', or a grey level 0 to 255"
         raise ValueError(f'ground: got {ground!r}, accepted: {accepted}') from None
+
+# %% ../nbs/06_data.ipynb #f21b65aa
+class _SeeThrough(ValueError):
+    "An image is transparent, and no ground is given."
 
 def _opaque(image, ground):
     "(PIL image on the grey level `ground`, or without an alpha channel that says nothing; whether a ground was needed)"
@@ -948,14 +971,7 @@ def _list(lines, at_most=20):
     more = [f'and {len(lines) - at_most:,} more']*(len(lines) > at_most)
     return ''.join(f'\n  {line}' for line in [*lines[:at_most], *more])
 
-def _refusal(faults, where):
-    "The error for the images that cannot be used: {path: exception}."
-    see_through = sorted(path for path, e in faults.items() if isinstance(e, _SeeThrough))
-    broken = sorted(faults.keys() - set(see_through))
-    said = [*_said_broken({path: faults[path] for path in broken}, where),
-            *_said_see_through(see_through, where)]
-    return ValueError('\n'.join(said))
-
+# %% ../nbs/06_data.ipynb #d18f7758
 def _said_broken(faults, where):
     lines = [f'{_shown(path)}: cannot be read as an image ({_why(e)})' for path, e in faults.items()]
     if not lines: return []
@@ -965,12 +981,22 @@ def _said_broken(faults, where):
 
 def _why(e): return ' '.join(str(e).split()) or type(e).__name__
 
+# %% ../nbs/06_data.ipynb #1887eb50
 def _said_see_through(paths, where):
     if not paths: return []
     images = _counted(len(paths), 'image')
     return [f'{_shown(where)}: {images} with transparent pixels, and the colour behind them is unknown; '
             "say which it is, ground='white', 'black' or a grey level 0 to 255 "
             f'(robustnb audit --ground white):{_list(list(map(_shown, paths)), 5)}']
+
+# %% ../nbs/06_data.ipynb #de8df73b
+def _refusal(faults, where):
+    "The error for the images that cannot be used: {path: exception}."
+    see_through = sorted(path for path, e in faults.items() if isinstance(e, _SeeThrough))
+    broken = sorted(faults.keys() - set(see_through))
+    said = [*_said_broken({path: faults[path] for path in broken}, where),
+            *_said_see_through(see_through, where)]
+    return ValueError('\n'.join(said))
 
 # %% ../nbs/06_data.ipynb #360ea60e
 def _counts(done, ground):
@@ -980,9 +1006,11 @@ def _counts(done, ground):
     images = {what: _counted(n[what], 'image') for what in ('composited', 'turned')}
     notes = {'composited': f'{images["composited"]} composited on {shown}',
              'turned': f'{images["turned"]} turned by their EXIF tag',
-             'one of several': f'first picture taken of {_counted(n["one of several"], "file")} with several'}
+             'one of several':
+                 f'first picture taken of {_counted(n["one of several"], "file")} with several'}
     return [note for what, note in notes.items() if n[what]]
 
+# %% ../nbs/06_data.ipynb #a6120e85
 class _Form(NamedTuple):
     "What all images of a set become."
     mode: str      # 'L' or 'RGB'
@@ -1037,8 +1065,6 @@ def _decode(paths, where, size=None, ground=None, enlarge=False):
     return images, touched, _counts(done, ground)
 
 # %% ../nbs/06_data.ipynb #9a410004
-_SPLITS = set('train training test testing val valid validation dev eval'.split())   # parts of a split
-
 def read_folder(
     folder,       # folder of class folders
     source: str = '',  # how to call it; its name if empty
@@ -1056,6 +1082,9 @@ def read_folder(
     doubts = *_tree_notes(tree), *notes
     return Labelled(x, y, tuple(tree.files), touched, doubts, source or tree.folder.name)
 
+# %% ../nbs/06_data.ipynb #c3204c2a
+_SPLITS = set('train training test testing val valid validation dev eval'.split())   # parts of a split
+
 def _check_no_split(tree):
     "Raise where classes are called as the parts of a split and look like them."
     named = [name for name in tree.files if name.casefold() in _SPLITS]
@@ -1064,6 +1093,7 @@ def _check_no_split(tree):
     _demand(not parts, tree.folder, fault,
             'call them train and test (or val), name one of them, or rename it if it is a class')
 
+# %% ../nbs/06_data.ipynb #ca9b8610
 def _read_tree(train, test, source, ignore=(), names=None, notes=(), enlarge=False, *,
                size: int | None = None, ground=None):
     "The parts of a Data from two folders of class folders."
@@ -1100,6 +1130,7 @@ class Known:
     options: dict = field(default_factory=dict)    # for torchvision's class
     sizes: tuple | None = None     # training and test images, where that is how it was published
 
+# %% ../nbs/06_data.ipynb #c1c8ea5a
 def _imagenette_set(base):
     for name in 'imagenette2', 'imagenette2-320', 'imagenette2-160':
         train = base/name/'train'
@@ -1143,13 +1174,6 @@ KNOWN = dict(
                      names=IMAGENETTE, options=dict(size='320px'), sizes=(9_469, 3_925)))
 
 # %% ../nbs/06_data.ipynb #7d74da06
-def _has_images(folder, deep=True):
-    "Whether there are image files in `folder`, or below it if `deep`."
-    for _, files in _walk(folder):
-        if any(map(_is_image, files)): return True
-        if not deep: break
-    return False
-
 def _located_tree(folder, known):
     "Reader of the class folders in `folder`, with a split or without one, or None if it has no folders."
     ignore = getattr(known, 'ignore', ())
@@ -1167,15 +1191,25 @@ def _located_split(folder, known, ignore):
     raise FileNotFoundError(f'{_shown(folder)}: has a folder train, but neither val nor test; '
                             'add one, with the same class folders')
 
+# %% ../nbs/06_data.ipynb #9eddc067
 def _split_reader(folder, tests, others, known, ignore):
     "Reader of train and the first of the folders of test images."
     names = ', '.join(repr(p.name) for p in others[:5])
     _demand(not others, folder,
             f'holds train and {tests[0]}, the parts of a split, and {names}, which would be classes',
             'move the others away; or, if train is a class, rename it')
-    notes = tuple(f'the folder {name} was left out: {tests[0]} gave the test images' for name in tests[1:])
+    notes = tuple(f'the folder {name} was left out: {tests[0]} gave the test images'
+                  for name in tests[1:])
     return partial(_read_tree, folder/'train', folder/tests[0], f'{folder.name}/train and {tests[0]}',
                    ignore, known and known.names, notes, bool(known))
+
+# %% ../nbs/06_data.ipynb #c11a713d
+def _has_images(folder, deep=True):
+    "Whether there are image files in `folder`, or below it if `deep`."
+    for _, files in _walk(folder):
+        if any(map(_is_image, files)): return True
+        if not deep: break
+    return False
 
 # %% ../nbs/06_data.ipynb #5e0f84b0
 def _locate(name, root):
@@ -1190,6 +1224,7 @@ def _locate(name, root):
 
 def _has_training_images(folder): return (folder/'train').is_dir() and _has_images(folder/'train')
 
+# %% ../nbs/06_data.ipynb #cc99a686
 def _located_known(folder, known):
     "The reader of a published set in torchvision's layout, beside the folder or in it, or as a tree; or None."
     for base in folder.parent, folder:
@@ -1197,6 +1232,7 @@ def _located_known(folder, known):
     tree = _located_tree(folder, known) if (folder/'train').is_dir() else None
     return None if isinstance(tree, _Whole) else tree
 
+# %% ../nbs/06_data.ipynb #673d698f
 def _located_own(folder):
     "The reader of a folder or file of one's own, or None."
     if folder.exists() and not folder.is_dir(): return _Whole(read_npz, regular_file(folder))
@@ -1222,6 +1258,7 @@ def _missing(name, root, why):
                              f'What to do: {how}, or name another root '
                              '(argument root or environment ROBUSTNB_DATA).')
 
+# %% ../nbs/06_data.ipynb #491fc471
 def _layouts(name, known):
     "What is looked for."
     pair = f'{name}/train.npz and test.npz'
@@ -1244,6 +1281,7 @@ def _held(root, alone=False):
             fcntl.flock(folder, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         yield
 
+# %% ../nbs/06_data.ipynb #e23efba7
 def _fetch(name, root):
     "Download a published set unless another process did so meanwhile; returns why it failed, or None."
     with suppress(OSError): root.mkdir(parents=True, exist_ok=True)
@@ -1273,6 +1311,7 @@ def _check_name_of_data(name):
     too_long = is_name and any(len(os.fsencode(part)) > 255 for part in Path(name).parts)
     require(is_name and not too_long, 'name', repr(name), f'{", ".join(NAMES)}, or your own folder')
 
+# %% ../nbs/06_data.ipynb #1efe5125
 def _reader(name, root, download):
     "The function that reads data by name, from a root; FileNotFoundError if it is nowhere."
     _check_name_of_data(name)
@@ -1299,6 +1338,12 @@ def _options(function):
     parameters = inspect.signature(function).parameters.values()
     return [p.name for p in parameters if p.kind == p.KEYWORD_ONLY]
 
+def _check_options(options, accepted, name, root):
+    if options and not accepted:
+        raise ValueError(f'{", ".join(options)}: {name} as found in {root} takes no options')
+    for option in options: check_choice(option, f'option of {name}', accepted)
+
+# %% ../nbs/06_data.ipynb #76284035
 def _read_parts(reader, name, root, options):
     "The parts of a Data from a reader; what has no split is divided."
     division = _options(_divided) if isinstance(reader, _Whole) else []
@@ -1308,11 +1353,6 @@ def _read_parts(reader, name, root, options):
     reading = {k: options[k] for k in options.keys() - set(division)}
     dividing = {k: options[k] for k in options.keys() - reading.keys()}
     return _divided(reader(**reading), reader.args[0], **dividing)
-
-def _check_options(options, accepted, name, root):
-    if options and not accepted:
-        raise ValueError(f'{", ".join(options)}: {name} as found in {root} takes no options')
-    for option in options: check_choice(option, f'option of {name}', accepted)
 
 # %% ../nbs/06_data.ipynb #dde6c09b
 _A_FUNCTION = 'a function that returns a robustnb.data.Data'
@@ -1373,6 +1413,7 @@ def _load(name, root, download, options):
                 lossless=parts['lossless'], notes=parts.get('notes', ()),
                 split=parts.get('split', 'given'))
 
+# %% ../nbs/06_data.ipynb #6392c8a2
 def _check_known_classes(classes, known, name, where):
     n = len(known.classes or classes)
     _demand(len(classes) == n, where, f'{len(classes)} classes, but {name} has {n}',
@@ -1406,6 +1447,7 @@ def take(
     lossy = 0 if data.lossless else len(x)
     return Labelled(x, y, data.classes, lossy, data.notes, data.name + called)
 
+# %% ../nbs/06_data.ipynb #cbcab7ad
 def _accepted(options, names):
     "Those options that are given and have one of the names."
     return {k: v for k, v in options.items() if v is not None and k in names}
@@ -1445,6 +1487,7 @@ def _split_sizes(train, test):
     "From the shapes N,H,... of both parts."
     return Sizes(train[0], test[0], train[1])
 
+# %% ../nbs/06_data.ipynb #ee006e95
 def _divided_sizes(y, side):
     "Of a set that `load` would divide."
     train, test = split_by_class(torch.as_tensor(y))
@@ -1456,14 +1499,17 @@ def _npz_sizes(folder, known):
 
 def _npz_shape(path): return _npy_headers(path)['images'].shape
 
+# %% ../nbs/06_data.ipynb #74d71e15
 def _idx_sizes(paths, source): return _split_sizes(_idx_start(paths[0])[0], _idx_start(paths[2])[0])
 
+# %% ../nbs/06_data.ipynb #7256a27b
 def _tree_side(tree): return _open(tree.paths[0], lambda image: image.height)
 
 def _split_tree_sizes(train, test, source, ignore=(), *_):
     first, second = _tree(train, ignore), _tree(test, ignore)
     return Sizes(len(first.paths), len(second.paths), _tree_side(first))
 
+# %% ../nbs/06_data.ipynb #f90e4670
 def _tree_sizes(folder, source='', ignore=(), *_):
     tree = _tree(folder, ignore)
     return _divided_sizes(tree.labels, _tree_side(tree))
@@ -1491,19 +1537,7 @@ def sizes(
 
 def _loaded_sizes(found): return Sizes(len(found.x_train), len(found.x_test), found.shape[1])
 
-def _trees(reader):
-    "The folders of class folders that a reader reads, [] for other layouts."
-    match getattr(reader, 'func', None), *getattr(reader, 'args', ()):
-        case read, train, test, _, ignore, *_ if read is _read_tree: return [_tree(train, ignore), _tree(test, ignore)]
-        case read, folder, _, ignore, *_ if read is read_folder: return [_tree(folder, ignore)]
-    return []
-
-def _own_reader(name, root):
-    "The reader of data of your own; a ValueError in one line where there is none."
-    with suppress(FileNotFoundError): return _reader(name, root, download=False)
-    wanted = f'a folder of images for each class, or train.npz and test.npz, in {_shown(name)}'
-    raise _fault(name, 'holds no images that could be trained on', f'wanted {wanted}')
-
+# %% ../nbs/06_data.ipynb #5d31ad6b
 def check_images(
     name: str,         # of a folder or file of your own, as for `load`
     root=None,         # likewise
@@ -1519,6 +1553,21 @@ def check_images(
         list(pool.map(partial(_attempt, use=_head, faults=faults), [path for tree in trees for path in tree.paths]))
     if faults: raise _refusal(faults, name)
 
+# %% ../nbs/06_data.ipynb #e3dfca8d
+def _trees(reader):
+    "The folders of class folders that a reader reads, [] for other layouts."
+    match getattr(reader, 'func', None), *getattr(reader, 'args', ()):
+        case read, train, test, _, ignore, *_ if read is _read_tree: return [_tree(train, ignore), _tree(test, ignore)]
+        case read, folder, _, ignore, *_ if read is read_folder: return [_tree(folder, ignore)]
+    return []
+
+def _own_reader(name, root):
+    "The reader of data of your own; a ValueError in one line where there is none."
+    with suppress(FileNotFoundError): return _reader(name, root, download=False)
+    wanted = f'a folder of images for each class, or train.npz and test.npz, in {_shown(name)}'
+    raise _fault(name, 'holds no images that could be trained on', f'wanted {wanted}')
+
+# %% ../nbs/06_data.ipynb #16184179
 def fingerprint(
     name: str,  # of data of your own, as for `load`
     root=None,  # likewise
@@ -1537,6 +1586,7 @@ def fingerprint(
         whole.update(line.encode(errors='surrogateescape'))
     return whole.hexdigest()[:16]
 
+# %% ../nbs/06_data.ipynb #90e685b4
 def _pixels_digest(found):
     "Digest of all images, labels and names of classes."
     whole = hashlib.sha256(repr(found.classes).encode())

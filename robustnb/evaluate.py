@@ -59,6 +59,7 @@ def _in_words(z):
     dtype = f' of {z.dtype}' if z.is_complex() else ''
     return f'a tensor of shape {tuple(z.shape)}{dtype}'
 
+# %% ../nbs/08_evaluate.ipynb #bfd9d302
 def ask(
     model,      # torch module or callable, images -> logits (N,K)
     x,          # float images (N,...)

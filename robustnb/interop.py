@@ -110,12 +110,13 @@ def usual_size(
     return weights.DEFAULT.transforms.keywords.get('crop_size')
 
 # %% ../nbs/13b_interop.ipynb #ef13b390
-PREFIXES = 'module.', '_orig_mod.', 'model.'  # of wrappers: parallel training, averages; torch.compile; Lightning
-
 def _model_part(tensors: dict) -> dict:
     "Of one of our own checkpoints what belongs to the model; of other files all."
     if not any(name.startswith('optim.') for name in tensors): return tensors
     return {name: t for name, t in tensors.items() if name.startswith('model.')}
+
+# %% ../nbs/13b_interop.ipynb #7b8d300e
+PREFIXES = 'module.', '_orig_mod.', 'model.'  # of wrappers: parallel training, averages; torch.compile; Lightning
 
 def _outermost(tensors: dict) -> str:
     "The prefix of a wrapper that all names have; '' without any."
@@ -126,6 +127,7 @@ def _uncounted(tensors: dict) -> dict:
     rest = {name: t for name, t in tensors.items() if name != 'n_averaged'}
     return rest if rest and _outermost(rest) == 'module.' else tensors
 
+# %% ../nbs/13b_interop.ipynb #7a6b5a5b
 def _strip(
     tensors: dict,
     wanted=(),  # names of the architecture
@@ -174,6 +176,7 @@ def _misnamed(want, tensors, name) -> list:
     missing = [f'lacks {k}' for k in want if k not in tensors]
     return missing + [f'holds {data._shown(k[:60])}, which {name} lacks' for k in tensors if k not in want]
 
+# %% ../nbs/13b_interop.ipynb #f8f2047c
 def _misfits(want, tensors, name) -> list:
     "What keeps tensors from a file from being the weights of an architecture, in words."
     shapes = _unlike(want, tensors, name, lambda t: tuple(t.shape))
@@ -434,6 +437,7 @@ def _field(value, name):
     if isinstance(value, dict) and name in value: return value[name]
     raise ValueError(f'got a program where a field {name!r} is missing')
 
+# %% ../nbs/13b_interop.ipynb #31a7ea75
 def _device(value):
     "Whichever device was written: the one of the images takes its place."
     _text(_field(value, 'type'))
@@ -663,6 +667,7 @@ def _layout_of(meta) -> _Layout:
              f'{len(sizes)} sizes and {len(strides)} strides', 'as many, at most 16')
     return _Layout(_type(_field(meta, 'dtype')), sizes, strides, _natural(_field(meta, 'storage_offset')))
 
+# %% ../nbs/13b_interop.ipynb #bd7c9003
 def _tensor(
     raw,   # bytes of its storage
     meta,  # dtype, sizes, strides, storage_offset
@@ -674,8 +679,8 @@ def _tensor(
     dtype, n = layout.dtype, layout.numel
     if not n: return _empty(layout.sizes, dtype)
     held = len(raw)//dtype.itemsize
-    _require(layout.reach <= held, f'a tensor that reaches to element {layout.reach:,} of a storage of {held:,}',
-             'within the storage')
+    _require(layout.reach <= held,
+             f'a tensor that reaches to element {layout.reach:,} of a storage of {held:,}', 'within the storage')
     take(n*dtype.itemsize, 'weights')
     tensor = torch.frombuffer(raw, dtype=dtype, count=held).as_strided(layout.sizes, layout.strides, layout.offset)
     return tensor.clone() if copy or n != held else tensor
@@ -754,6 +759,7 @@ def _sum(terms) -> _Linear:
     symbol = _only_symbol(terms)
     return _Linear(sum(term.factor for term in terms), symbol, sum(term.offset for term in terms))
 
+# %% ../nbs/13b_interop.ipynb #71b09657
 def _product(terms) -> _Linear:
     "The product of terms, of which one at most has a symbol."
     numbers = [term.offset for term in terms if not term.symbol]
@@ -770,6 +776,7 @@ def _number(terms) -> _Linear:
 
 _COMBINE = dict(Add=_sum, Mult=_product, Mul=_product, Integer=_number)
 
+# %% ../nbs/13b_interop.ipynb #3378cb64
 def _operands(node) -> tuple:
     "(kind, parts) of an operator, or of a function called by its name."
     if isinstance(node, ast.BinOp): return type(node.op).__name__, [node.left, node.right]
@@ -827,6 +834,7 @@ def _parsed(text) -> _Linear:
                          'accepted: a number, or a symbol times and plus a number. '
                          'Export the program with fixed height and width (free batch at most)') from e
 
+# %% ../nbs/13b_interop.ipynb #b8b0977f
 def _bound(bounds, name, default):
     "A bound that a program states for a symbol, or the default."
     if not isinstance(bounds, dict) or bounds.get(name) is None: return default
@@ -1070,12 +1078,12 @@ def _from_nothing(schema) -> bool:
     return not tensors and any(a.name == 'device' for a in schema.arguments)
 
 # %% ../nbs/13b_interop.ipynb #3046d828
-_SYMBOLS = {'as_sym_int', 'as_sym_float', 'as_sym_bool'}
-
 def _changed(schema, args) -> set:
     "Names of what an operation changes in place."
     written = [arg for arg, a in zip(args, schema.arguments) if _is_written(a)]
     return {arg for arg in written if isinstance(arg, _Name)}
+
+_SYMBOLS = {'as_sym_int', 'as_sym_float', 'as_sym_bool'}
 
 def _read_operation(target, inputs, forms, results) -> _Node | None:
     "A node that calls PyTorch, all arguments checked; None for a check without a result."
@@ -1091,6 +1099,7 @@ def _read_operation(target, inputs, forms, results) -> _Node | None:
     plain = _SYMBOLS.isdisjoint(form for form, _ in forms)
     return _Node(target.removeprefix('torch.ops.aten.'), function, args, options, results, changes, plain)
 
+# %% ../nbs/13b_interop.ipynb #2fcd090d
 def _read_arithmetic(target, inputs, forms, results) -> _Node:
     "A node of Python's arithmetic on sizes."
     numbers = [v for form, v in forms if form == 'as_int']
@@ -1173,6 +1182,7 @@ def _one_value_each(pairs) -> bool:
     solved = {(axis.symbol, (n - axis.offset)//axis.factor) for axis, n in free}
     return len(solved) == len({axis.symbol for axis, _ in free})
 
+# %% ../nbs/13b_interop.ipynb #bd8abcc3
 @dataclass
 class _Form:
     "Which images a program takes."
@@ -1194,6 +1204,7 @@ class _Form:
         pairs = list(zip(axes, shape))
         return all(axis.above(n) == n for axis, n in pairs) and _one_value_each(pairs)
 
+# %% ../nbs/13b_interop.ipynb #5d0ef176
 def _read_form(
     image,   # the archive's notes on the images: dtype, sizes
     ranges,  # {symbol: {min_val, max_val}}
@@ -1488,6 +1499,7 @@ def _norm_layer(args, shape):
     layer.running_var = var
     return layer
 
+# %% ../nbs/13b_interop.ipynb #961dfaa3
 @_becomes(nn.Flatten, 'flatten.using_ints')
 def _flatten_layer(args, shape):
     return nn.Flatten() if (_at(args, 1, 0), _at(args, 2, -1)) == (1, -1) else None
@@ -1640,6 +1652,7 @@ def _exported(model, x):
         torch.export.save(program, Path(folder)/'model.pt2')
         return Program(Path(folder)/'model.pt2')
 
+# %% ../nbs/13b_interop.ipynb #b19e10b8
 def layered(
     model: nn.Module,  # in evaluation mode; any other callable comes back as it is
     x: torch.Tensor,   # an image of its kind or more (n, c, h, w), float
@@ -1726,14 +1739,16 @@ def _here(text) -> Path | None:
         return None   # a name too long for a path, a user who is not there
     return path.resolve() if '..' in path.parts else path.absolute()
 
-def _is_own(text, here) -> bool:
-    "Whether a path is the data set of this name in the usual root, and so the same thing."
-    return text not in data.MADE and (data.data_root()/text).resolve() == here.resolve()
-
+# %% ../nbs/13b_interop.ipynb #ef3c7862
 def _is_path(source) -> bool:
     "Whether a source can only be meant as a path."
     text = str(source)
     return isinstance(source, Path) or '/' in text or text.startswith(('.', '~'))
+
+# %% ../nbs/13b_interop.ipynb #7095eb71
+def _is_own(text, here) -> bool:
+    "Whether a path is the data set of this name in the usual root, and so the same thing."
+    return text not in data.MADE and (data.data_root()/text).resolve() == here.resolve()
 
 def _meant(source, root):
     "What `source` means to `data.take`: a path, or a name in the root; a ValueError where it may be both."

@@ -116,11 +116,12 @@ def positive(
     return layer
 
 # %% ../nbs/07a_layers.ipynb #816c1913
-def _pair(v): return v if isinstance(v, tuple) else (v, v)
-
 def _plain_conv(layer):
     zeros = layer.padding_mode == 'zeros' and not isinstance(layer.padding, str)
     return zeros and layer.groups == 1 and set(layer.dilation) == {1}
+
+# %% ../nbs/07a_layers.ipynb #58476fa9
+def _pair(v): return v if isinstance(v, tuple) else (v, v)
 
 def _plain_average(layer):
     even = layer.count_include_pad or _pair(layer.padding) == (0, 0)
@@ -194,6 +195,7 @@ def why_not(
         return 'no bound is known for this kind of layer' + ' with hooks'*_is_hooked(layer)
     return flux(layer) if kind.suits(layer) else kind.only
 
+# %% ../nbs/07a_layers.ipynb #41d06fee
 def refuse(
     layer: nn.Module,
     name: str,  # its place in the model; '' at the top

@@ -69,6 +69,7 @@ def _least_l1(Z):
     found = linprog(np.ones(2*Z.shape[1]), np.c_[-Z, Z], -np.ones(len(Z)))
     return np.zeros(Z.shape[1]) if found.x is None else np.subtract(*np.split(found.x, 2))
 
+# %% ../nbs/06a_margins.ipynb #b835ca6a
 def _least_l2(Z):
     from scipy.optimize import nnls
     rows = np.vstack([Z.T, np.ones(len(Z))])

@@ -208,7 +208,8 @@ def _from_timm(name, sizes, options):
     return timm.create_model(kind, pretrained=False, **counts, **sized | options)
 
 # %% ../nbs/07_models.ipynb #e3b40517
-_SPELLINGS = dict(n_classes='n_classes num_classes', in_channels='in_channels in_chans channels', input_size='input_size img_size size')
+_SPELLINGS = dict(n_classes='n_classes num_classes', in_channels='in_channels in_chans channels',
+                  input_size='input_size img_size size')
 
 def _own(name):
     "The class or function of that name, and the names of what it takes."
@@ -222,6 +223,7 @@ def _called_with(taken, sizes):
     pairs = [(spelt, value) for key, value in sizes.items() for spelt in _SPELLINGS[key].split() if spelt in taken]
     return dict(pairs)
 
+# %% ../nbs/07_models.ipynb #bafac246
 def check_own(
     name: str,  # as in `create`; only one of your own is checked
     options: dict = {},
@@ -235,8 +237,7 @@ def check_own(
         raise ValueError(f'model: got {name!r}, which cannot be called with {", ".join(given) or "nothing"} ({e}), '
                          f'accepted: one that takes {", ".join(_SPELLINGS)}, or fewer of them') from None
 
-def _said(e): return ' '.join(f'{type(e).__name__}: {e}'.split())
-
+# %% ../nbs/07_models.ipynb #4205a2c8
 def _tried(net, x):
     "What a network says to images in evaluation mode; its modes and torch's random numbers stay as they are."
     modes = [(module, module.training) for module in net.modules()]
@@ -257,6 +258,9 @@ def _check_output(net, name, n_classes, in_channels, input_size):
     got = f'{name!r}, which gives {given} for 2 images'
     require(given == (2, n_classes), 'model', got, f'logits, {(2, n_classes)}')
 
+# %% ../nbs/07_models.ipynb #ab88b1ab
+def _said(e): return ' '.join(f'{type(e).__name__}: {e}'.split())
+
 def _of_ones_own(name, sizes, options):
     check_own(name, options)
     architecture, taken = _own(name)
@@ -276,12 +280,14 @@ def _maker(name):
     library, slash, _ = str(name).partition('/')
     return libraries.get(library, _from_this_book) if slash else _from_this_book
 
+# %% ../nbs/07_models.ipynb #eefac1e5
 def _without_none(name, options):
     "The options, without a norm that is 'none' where it could not be understood."
     understood = name in ARCHITECTURES or is_named(name) and 'norm' in _own(name)[1]
     if understood or options.get('norm') != 'none': return options
     return {k: v for k, v in options.items() if k != 'norm'}
 
+# %% ../nbs/07_models.ipynb #086063d0
 def create(
     name: str,         # 'twolayercnn', 'preactresnet18', 'mlp', 'smallcnn', 'torchvision/NAME', 'timm/NAME' or module:Name
     n_classes: int,
@@ -311,14 +317,16 @@ def save(
     tensors = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in net.state_dict().items()}
     with atomic_path(path) as tmp: save_file(tensors, tmp, {'robustnb': json.dumps(net.made)})
 
+# %% ../nbs/07_models.ipynb #3f419d83
+class _Named(ValueError): "Code that a file names."
+
 def _check_made(made, path, name):
     "A ValueError for a file that names code of somebody's own, unless the caller has named it, too."
     if not is_named(made.get('name')) or made['name'] == name: return
     raise _Named(f'{path}: holds weights of {made["name"]!r}, and code that only a file names is not run, '
                  f'accepted: load(path, {made["name"]!r})')
 
-class _Named(ValueError): "Code that a file names."
-
+# %% ../nbs/07_models.ipynb #0f73beed
 def load(
     path,  # file from `save`
     name='',  # module:Name of a network of one's own, or the class itself; it has to be the file's
@@ -334,7 +342,8 @@ def load(
         net.load_state_dict(tensors)
     except (FileNotFoundError, _Named): raise
     except Exception as e:  # a damaged file makes safetensors, json and torch raise a dozen kinds
-        raise ValueError(f'{path}: not a network saved by robustnb ({type(e).__name__}: {" ".join(str(e).split())[:200]})') from None
+        raise ValueError(f'{path}: not a network saved by robustnb '
+                         f'({type(e).__name__}: {" ".join(str(e).split())[:200]})') from None
     return net.eval()
 
 # %% ../nbs/07_models.ipynb #24ed3b7b

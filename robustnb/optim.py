@@ -412,6 +412,7 @@ def step(
     else: opt.step(ask)
     return losses[0]
 
+# %% ../nbs/04_optim.ipynb #d2dab727
 def switch(
     opt: torch.optim.Optimizer,
     training: bool,  # whether steps follow, or else evaluations
@@ -434,6 +435,7 @@ def _takes_closure(opt):
     except TypeError: return False
     return True
 
+# %% ../nbs/04_optim.ipynb #f9ceb938
 def _questions(opt, net):
     "How often each of three steps asks a closure, on a small network."
     x, asked = torch.ones(4, 1, 3, 3), []
@@ -454,6 +456,11 @@ def _questions(opt, net):
     return asked
 
 # %% ../nbs/04_optim.ipynb #ffb9d3f5
+def _given(spec, lr, weight_decay, options):
+    "What an optimizer of one's own is called with, beside parameters."
+    decay = {} if weight_decay is None else dict(weight_decay=weight_decay)
+    return dict(lr=lr) | decay | options | dict(spec.fixed)
+
 def _made(name, spec, params, given):
     "The optimizer of one's own; a ValueError says what it does not take, or that it is none."
     try: signature(spec.torch).bind(params, **given)
@@ -464,6 +471,7 @@ def _made(name, spec, params, given):
     require(isinstance(found, torch.optim.Optimizer), 'optimizer', f'{name!r}, which gives {type(found).__name__}', _OPTIMIZER)
     return found
 
+# %% ../nbs/04_optim.ipynb #ae9d311d
 def _try_out(name, spec, given):
     "Whether it ignores closures; a ValueError if it cannot do three steps, or asks a closure more than once a step."
     with torch.random.fork_rng(devices=[]):
@@ -476,11 +484,7 @@ def _try_out(name, spec, given):
         require(max(asked) <= 1, 'optimizer', f'{name!r}, which asks for the gradient {max(asked)} times a step', _A_STEP)
     return not any(asked)
 
-def _given(spec, lr, weight_decay, options):
-    "What an optimizer of one's own is called with, beside parameters."
-    decay = {} if weight_decay is None else dict(weight_decay=weight_decay)
-    return dict(lr=lr) | decay | options | dict(spec.fixed)
-
+# %% ../nbs/04_optim.ipynb #ebee6715
 def _ignores_closures(name, spec, given):
     "Whether it does; a ValueError, whatever it raises."
     try: return _try_out(name, spec, given)
@@ -557,13 +561,15 @@ def state_of(
     inside = [o.state_dict() for o in _inside(opt)]
     return opt.state_dict() | (dict(inside=inside) if inside else {})
 
+# %% ../nbs/04_optim.ipynb #46b7b345
 def fill(
     opt: torch.optim.Optimizer,
     state: dict,  # from `state_of`
 ):
     "Give it that state back. What it shares with one inside it is shared afterwards."
     inside, state = state.get('inside', []), {k: v for k, v in state.items() if k != 'inside'}
-    shared = [(o, name) for o in _inside(opt) for name in ('state', 'param_groups') if getattr(o, name) is getattr(opt, name)]
+    shared = [(o, name) for o in _inside(opt) for name in ('state', 'param_groups')
+              if getattr(o, name) is getattr(opt, name)]
     opt.load_state_dict(state)
     for o, kept in zip(_inside(opt), inside): o.load_state_dict(kept)
     for o, name in shared: setattr(opt, name, getattr(o, name))

@@ -61,6 +61,7 @@ def drawable(
     "Does matplotlib's font have all characters of the name?"
     return all(c.isprintable() and _font().get_char_index(ord(c)) > 0 for c in name)
 
+# %% ../nbs/12_plots.ipynb #185f6563
 def as_text(
     name: str,  # of an optimizer, a class, ...
 ) -> str:
@@ -86,17 +87,18 @@ def accuracies(
     return lines.assign(condition=_labels(found), kind=[c.kind for c in found], panel=[c.panel for c in found],
                         strength=[float(c.strength) for c in found])
 
-def one_by_one(
-    lines: pd.DataFrame,  # rows of `accuracies`
-) -> pd.DataFrame:
-    "Those of conditions that are shown one by one, and so not those of bands and corruptions."
-    return lines[~lines.kind.isin(_APART)]
-
 def _labels(found):
     "A label for each condition; one that conditions of two kinds share says the kind, too."
     kinds = {}
     for c in found: kinds.setdefault(c.label, set()).add(c.kind)
     return [f'{c.label} ({c.kind})' if len(kinds[c.label]) > 1 else c.label for c in found]
+
+# %% ../nbs/12_plots.ipynb #41c2a577
+def one_by_one(
+    lines: pd.DataFrame,  # rows of `accuracies`
+) -> pd.DataFrame:
+    "Those of conditions that are shown one by one, and so not those of bands and corruptions."
+    return lines[~lines.kind.isin(_APART)]
 
 # %% ../nbs/12_plots.ipynb #fb99104a
 def has_rates(
@@ -112,6 +114,7 @@ def _one_setting(tidy):
     raise ValueError(f'tidy: its runs differ in {", ".join(varying)}, accepted: runs that differ in optimizer, lr and '
                      'seed; select one of each')
 
+# %% ../nbs/12_plots.ipynb #33b731b0
 def _at_best(tidy):
     "Rows at each optimizer's best rate; all rows, of one optimizer 'model', where none is known."
     return at_best_rates(_one_setting(tidy)) if has_rates(tidy) else tidy.assign(optimizer='model')
@@ -121,6 +124,7 @@ def _names(lines):
     there = set(lines.optimizer)
     return [o for o in dict.fromkeys([*_FIRST, *lines.optimizer]) if o in there]
 
+# %% ../nbs/12_plots.ipynb #6d40bfff
 def _under(lines, condition):
     "The rows of `accuracies` under one condition."
     wanted = Clean() if condition is None else condition
@@ -133,13 +137,6 @@ def _under(lines, condition):
     raise ValueError(f'condition: got {wanted.label!r}, accepted: one that was measured: {there}')
 
 # %% ../nbs/12_plots.ipynb #4d86e0c3
-def _points(ax, x, stats, name, label=None, **style):
-    "Means with bars of one std, in percent, in the optimizer's colour."
-    ax.errorbar(x, 100*stats['mean'], 100*stats['std'].fillna(0), marker='o', ms=3, capsize=2, color=colour(name),
-                label=label or as_text(name), **style)
-
-def _legend(ax): ax.legend(loc='upper left', bbox_to_anchor=(1, 1))
-
 def rate_curves(
     tidy: pd.DataFrame,                  # table; a ValueError if its runs differ in more than optimizer, lr, seed
     condition: Condition | None = None,  # a `Condition`: which accuracy; None: on clean images
@@ -162,6 +159,14 @@ def rate_curves(
     _legend(ax)
     return ax
 
+# %% ../nbs/12_plots.ipynb #f7b8ec37
+def _points(ax, x, stats, name, label=None, **style):
+    "Means with bars of one std, in percent, in the optimizer's colour."
+    ax.errorbar(x, 100*stats['mean'], 100*stats['std'].fillna(0), marker='o', ms=3, capsize=2, color=colour(name),
+                label=label or as_text(name), **style)
+
+def _legend(ax): ax.legend(loc='upper left', bbox_to_anchor=(1, 1))
+
 # %% ../nbs/12_plots.ipynb #0851e4a9
 def comparison(
     tidy: pd.DataFrame,  # table from `results.table`
@@ -176,6 +181,7 @@ def comparison(
     head['lr'] = [f'{lr:g}' + (' (edge)' if edge else '') for lr, edge in zip(head['lr'], head['edge'])]
     return head.drop(columns='edge').merge(wide, on=keys)
 
+# %% ../nbs/12_plots.ipynb #32e60b93
 def _wide(lines, keys):
     "One row per setting and optimizer, accuracy as text under each condition."
     stats = summary(lines, keys + ['condition'])
@@ -253,17 +259,6 @@ def robustness_bars(
     return fig
 
 # %% ../nbs/12_plots.ipynb #44d0e74c
-def _by_run(lines, condition):
-    "Accuracy (%) of each run under one condition."
-    return 100*_under(lines, condition).groupby(['optimizer', 'run']).value.mean()
-
-def _fitted(tidy, fit):
-    "A metric of training of each run."
-    lines = tidy[tidy.metric == check_choice(fit, 'fit', tidy.metric.unique())]
-    found = lines.set_index(['optimizer', 'run']).value
-    if not found.index.has_duplicates: return found
-    raise ValueError(f'fit: got {fit!r}, of which a run has several values, accepted: a metric with one value a run')
-
 def trade_off(
     tidy: pd.DataFrame,          # table from `results.table`
     condition: Condition,        # a `Condition`: which accuracy on the vertical axis
@@ -287,6 +282,18 @@ def trade_off(
     ax.set(xlabel=xlabel, xscale='log' if fit else 'linear', ylabel='accuracy (%)', title=title)
     _legend(ax)
     return ax
+
+# %% ../nbs/12_plots.ipynb #07fbf72a
+def _by_run(lines, condition):
+    "Accuracy (%) of each run under one condition."
+    return 100*_under(lines, condition).groupby(['optimizer', 'run']).value.mean()
+
+def _fitted(tidy, fit):
+    "A metric of training of each run."
+    lines = tidy[tidy.metric == check_choice(fit, 'fit', tidy.metric.unique())]
+    found = lines.set_index(['optimizer', 'run']).value
+    if not found.index.has_duplicates: return found
+    raise ValueError(f'fit: got {fit!r}, of which a run has several values, accepted: a metric with one value a run')
 
 # %% ../nbs/12_plots.ipynb #1d549a79
 def _log_ticks(ax, digits):
@@ -340,6 +347,7 @@ def _start(lines, own):
     same = clean & lines.n.isin(lines.n[own])
     return same if same.any() else clean
 
+# %% ../nbs/12_plots.ipynb #37dfe88d
 def _check_series(lines, panel):
     "Refuse conditions that do not line up."
     if lines.strength.isna().any():
@@ -349,12 +357,14 @@ def _check_series(lines, panel):
     raise ValueError(f'panel: got {panel!r}, where several conditions have the strength {at.idxmax():g}, accepted: one '
                      'for each strength; select some')
 
+# %% ../nbs/12_plots.ipynb #59d8ca9f
 def _bars(part, stats):
     "Lengths (2, strengths) of the error bars: std over runs, or Wilson's interval for a single run."
     if part.run.nunique() > 1: return np.tile(stats['std'].fillna(0), (2, 1))
     ends = [wilson(v, n) for v, n in zip(stats['mean'], part.groupby('strength').n.min())]
     return np.abs(np.array(ends).T - stats['mean'].values)
 
+# %% ../nbs/12_plots.ipynb #5c331b55
 def _proofs(tidy, panel):
     "Rows of what is proved in the norm of a panel."
     proved = tidy[tidy.metric == 'certified_accuracy']
@@ -473,6 +483,7 @@ def _named(lines):
     labels = [', '.join(p for p in label if isinstance(p, str)) for label in zip(*parts)]
     return lines.assign(label=labels)
 
+# %% ../nbs/12_plots.ipynb #4bd17361
 def bounds(
     tidy: pd.DataFrame,          # table from `results.table`
     ax: plt.Axes | None = None,  # matplotlib axes to draw on; None makes a figure
@@ -505,18 +516,6 @@ def _logarithmic(ax, values):
     _log_ticks(ax, (1, 2, 5) if close else (1,))
 
 # %% ../nbs/12_plots.ipynb #4b4d1e10
-def _in_paper(dataset, panel, strength):
-    "Does the paper disturb this data set like this?"
-    if panel == 'clean': return True
-    stated = paper.PAPER_SETTINGS.get(dataset, {})
-    tested = stated.get('variances' if panel == 'gaussian' else panel, ())
-    return any(math.isclose(strength, s, rel_tol=1e-6) for s in tested)
-
-def _published(dataset):
-    "The paper's Figure 1, {(optimizer, panel): accuracy}."
-    theirs = paper.table().query("source == 'Figure 1'")
-    return theirs[theirs.dataset == dataset].set_index(['optimizer', 'panel']).value.to_dict()
-
 def _contrast(ours, theirs, shown):
     "Numbers of one line of `contrasts`, from the rows of either optimizer and the paper's accuracies."
     found = compare(ours, theirs).scaled(100)
@@ -547,3 +546,16 @@ def contrasts(
         for other in (o for o in _names(part) if o != reference and reference in by):
             found.append(dict(**facts, against=other, **_contrast(by[reference], by[other], shown)))
     return pd.DataFrame(found)
+
+# %% ../nbs/12_plots.ipynb #354b72b5
+def _in_paper(dataset, panel, strength):
+    "Does the paper disturb this data set like this?"
+    if panel == 'clean': return True
+    stated = paper.PAPER_SETTINGS.get(dataset, {})
+    tested = stated.get('variances' if panel == 'gaussian' else panel, ())
+    return any(math.isclose(strength, s, rel_tol=1e-6) for s in tested)
+
+def _published(dataset):
+    "The paper's Figure 1, {(optimizer, panel): accuracy}."
+    theirs = paper.table().query("source == 'Figure 1'")
+    return theirs[theirs.dataset == dataset].set_index(['optimizer', 'panel']).value.to_dict()

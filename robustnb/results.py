@@ -203,6 +203,7 @@ def _kind_of(r, n_bands):
     known = {'metric', 'value', 'n', 'split', 'hits', 'lower', 'upper', 'stderr'}
     return {**new, 'kind': 'clean' if set(new) <= known else 'unknown'}
 
+# %% ../nbs/03_results.ipynb #cda75485
 def upgraded(
     result: dict,  # of schema 1, as `load` checks it
 ) -> dict:
@@ -238,6 +239,7 @@ def _check_row(r, where):
         _check_condition(r)
     except ValueError as e: raise ValueError(f'{where}: {e}') from None
 
+# %% ../nbs/03_results.ipynb #6630e7f1
 def _check_columns(result, where):
     "A ValueError if two columns of a table would have one name."
     columns = _columns(result).values()
@@ -299,6 +301,7 @@ def _files(folders, stem):
 
 def _hidden(path): return any(part.startswith('.') for part in path.parts)
 
+# %% ../nbs/03_results.ipynb #e098f077
 def find(
     *folders,  # folders, searched at any depth for results, or single files
 ) -> list:
@@ -325,6 +328,7 @@ def _lines(run, result):
     of_all = dict(run=run, experiment=result['experiment'], **config, **_seconds(result))
     return [{**of_all, **r} for r in result['metrics']]
 
+# %% ../nbs/03_results.ipynb #29e38894
 def _short_names(folders):
     "{folder: '.../' and its last parts, as many as tell it from the others}."
     def ending(folder, k): return '/'.join(('...', *Path(folder).parts[-k:]))
@@ -335,6 +339,7 @@ def _short_names(folders):
         return next((ending(folder, k) for k in lengths if is_its_own(k)), folder)
     return {folder: short(folder) for folder in folders}
 
+# %% ../nbs/03_results.ipynb #baff489f
 def table(
     results,  # result dictionaries, or paths of result files
 ) -> 'pd.DataFrame':

@@ -40,6 +40,7 @@ def _as_text(data):
     "Data by type as a notebook stores it: bytes in base64."
     return {kind: b64encode(v).decode() if isinstance(v, bytes) else v for kind, v in data.items()}
 
+# %% ../nbs/14_shell.ipynb #87f11426
 class _Hook(DisplayHook):
     "Keeps the value of a cell's last line as output."
     def write_output_prompt(self): pass

@@ -247,17 +247,19 @@ def verdict(
 # %% ../nbs/03a_stats.ipynb #097a958d
 def _above(estimate, least): return estimate.value, estimate.p
 
+def _not_below(estimate, margin):
+    room = estimate.value + margin
+    return room, non_inferiority(estimate, margin) if room > 0 else estimate.p_below(-margin)
+
+# %% ../nbs/03a_stats.ipynb #ea974a23
 def _same(estimate, margin):
     room = margin - abs(estimate.value)
     outside = 2*min(estimate.p_above(margin), estimate.p_below(-margin))
     return room, equivalence(estimate, margin) if room > 0 else outside
 
-def _not_below(estimate, margin):
-    room = estimate.value + margin
-    return room, non_inferiority(estimate, margin) if room > 0 else estimate.p_below(-margin)
-
 _KINDS = dict(above=_above, same=_same, not_below=_not_below)
 
+# %% ../nbs/03a_stats.ipynb #a9d60dfe
 def _asked(estimates, kind, number):
     "(value, p), the value positive where it speaks for the claim; the weakest of several."
     import numpy as np

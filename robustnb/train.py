@@ -50,6 +50,7 @@ def _draw_flips(n, shape, g): return torch.rand(n, generator=g) < .5
 
 def _flipped(x, mirrored): return torch.where(mirrored[:, None, None, None], x.flip(-1), x)
 
+# %% ../nbs/09_train.ipynb #86fd769c
 def flip(
     x: torch.Tensor,  # images (N,C,H,W)
     g: torch.Generator | None = None,  # on the CPU; None: torch's global one
@@ -68,6 +69,7 @@ def _cropped(x, offsets, pad=2):
     padded = F.pad(x, (pad,)*4)
     return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
+# %% ../nbs/09_train.ipynb #fc3c9405
 def crop(
     x: torch.Tensor,  # images (N,C,H,W)
     g: torch.Generator | None = None,  # on the CPU; None: torch's global one
@@ -87,6 +89,7 @@ def _central_window(h, w):
     "Height and width of the largest window whose aspect is accepted."
     return min(h, round(w/(3/4))), min(w, round(h*(4/3)))
 
+# %% ../nbs/09_train.ipynb #05c15067
 def _draw_windows(n, shape, g):
     "Windows (n, 4) in images (..., h, w): top, left, height, width."
     h, w = shape[-2:]
@@ -117,6 +120,7 @@ def _resized(x, windows):
     columns = _samples(left, width, w)[:, None, :].expand(n, h, w)
     return F.grid_sample(x, torch.stack([columns, rows], 3), align_corners=False)
 
+# %% ../nbs/09_train.ipynb #a66dee15
 def resized(
     x: torch.Tensor,  # images (N,C,H,W)
     g: torch.Generator | None = None,  # on the CPU; None: torch's global one
@@ -138,6 +142,7 @@ def _draw_all(name, sizes, shape, g):
     parts = [[draw(size, shape, g) for draw, _ in _changes(name)] for size in sizes]
     return [torch.cat(rows) for rows in zip(*parts)]
 
+# %% ../nbs/09_train.ipynb #2793d78b
 def augment(
     x: torch.Tensor,     # images (N,C,H,W)
     name: str = 'none',  # 'none', 'flip', 'crop', 'flip+crop' or 'resized+flip'
@@ -178,6 +183,7 @@ def _brief(value):
     text = ' '.join(repr(value).split())
     return text if len(text) <= 60 else f'{text[:57]}...'
 
+# %% ../nbs/09_train.ipynb #1c7b119a
 def _expect(ok, value, name, accepted):
     "A ValueError that names `value` in brief unless `ok`."
     if not ok: require(False, name, _brief(value), accepted)
@@ -195,6 +201,7 @@ def _as_python(value):
     if isinstance(value, Integral): return int(value)
     return float(value) if isinstance(value, Real) else value
 
+# %% ../nbs/09_train.ipynb #6d4a0304
 def _plain(value, name):
     """A number as Python's int, float or bool, which a checkpoint can hold; anything else as it is.
     A ValueError for arrays of other than one value, and for numbers of more than 50 digits."""
@@ -328,6 +335,7 @@ def _training_set(data):
     require(len(x) and y.shape == (len(x),), 'data', got, 'as many of both, at least one')
     return x, y
 
+# %% ../nbs/09_train.ipynb #8120d12d
 def _is_own(optimizer):
     "Whether it is not one of this book's."
     return optim.spec_of(optimizer).rule is None
@@ -479,6 +487,7 @@ def _own_options(opt):
     "The options of each of an optimizer's groups, without its parameters."
     return [{name: value for name, value in group.items() if name != 'params'} for group in opt.param_groups]
 
+# %% ../nbs/09_train.ipynb #f0f0960b
 def _beside(p, kept):
     "The state `kept` of a parameter with its tensors on the parameter's device."
     return {name: value.to(p.device) if torch.is_tensor(value) else value for name, value in kept.items()}
@@ -562,6 +571,7 @@ def _pack_tensor(value, name, tensors):
     tensors[name] = value.detach().cpu().permute(order).contiguous().clone()  # two names may share one
     return {'tensor': name, 'order': order, 'kind': _kind_of(tensors[name])}
 
+# %% ../nbs/09_train.ipynb #36267009
 def _pack(value, name, tensors):
     "`value` as JSON; its tensors go into `tensors`."
     if isinstance(value, torch.Tensor): return _pack_tensor(value, name, tensors)
@@ -650,6 +660,7 @@ def _check_same_run(path, theirs, curves, config):
     at_most = f'at most {config.epochs}; delete it or use another path'
     require(len(curves) <= config.epochs, path, f'{len(curves)} epochs', at_most)
 
+# %% ../nbs/09_train.ipynb #e3ce51c1
 def load_checkpoint(
     path,         # file from `save_checkpoint`
     model: torch.nn.Module,      # filled in place

@@ -50,6 +50,7 @@ def _all_free(models):
     free = all(p.requires_grad for model in models for p in model.parameters())
     return free and set(dict(models[0].named_parameters())) == set(models[0].state_dict())
 
+# %% ../nbs/09a_train_many.ipynb #420de945
 def _check_models(models):
     "A ValueError for models that cannot be trained in one pass."
     kinds = list(map(_kind, models))

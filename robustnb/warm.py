@@ -81,6 +81,7 @@ def _run_cells(cls, nb_man, kernel_name, **kwargs):
             raised = _has_code(cell) and _run_cell(shell, nb_man, i, cell)
             if raised: break
 
+# %% ../nbs/14a_warm.ipynb #a04e9926
 class _WarmEngine(type):
     """papermill loads its engines while it is being imported itself, so its base class can only be
     looked up later."""
@@ -315,6 +316,7 @@ def _prepared(call, log, environ):
     args = theirs, str(log), environ, temp_dir(), call
     return context.Process(target=_child, args=args, daemon=False), ours, theirs
 
+# %% ../nbs/14a_warm.ipynb #9eea90f6
 def end_server():
     "Kill the server that forks runs. While it loads what they need, nothing else ends it, nor whoever waits for it."
     import psutil
