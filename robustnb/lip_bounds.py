@@ -356,8 +356,10 @@ def _as64(a):
 # %% ../nbs/11b_lip_bounds.ipynb #98069a2a
 def _features(model):
     "How many numbers the first linear layer takes."
-    return next(layer.in_features for _, layer in named_layers(model)
-                if isinstance(layer, nn.Linear))
+    linear = [layer for _, layer in named_layers(model) if isinstance(layer, nn.Linear)]
+    accepted = 'the shape of an image without the batch, where no layer is an nn.Linear'
+    require(linear, 'input_shape', 'None', accepted)
+    return linear[0].in_features
 
 def _read(model, shape, activations):
     "[(W, b), ...] in float64 of a module or a list of pairs."
