@@ -72,7 +72,8 @@ def _entries(value):
 # %% ../nbs/14b_sweep.ipynb #978fa352
 def _check_power(base, exponent):
     "A ValueError for a result of more than a thousand binary digits."
-    if abs(exponent)*math.log2(abs(base) + 2) > 1000: raise ValueError('is too large')
+    digits = abs(exponent*math.log2(abs(base))) if base else 0
+    if digits > 1000: raise ValueError('is too large')
 
 # %% ../nbs/14b_sweep.ipynb #cb7f492f
 def _check_others(kind, values):
