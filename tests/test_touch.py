@@ -91,3 +91,26 @@ def test_the_trainings_are_those_of_the_results(tmp_path):
     assert found['marks'] and len(ours) == 1 and {row['shown'] for row in found['rows']} == {'FashionMNIST, two-layer CNN: fog 5'}
     for name, column in ('standard', Clean().label), ('robust', Corruption('fog', 5).label):
         np.testing.assert_allclose(ours[0][name], 100*fog[column].mean(), rtol=0, atol=1e-3)
+
+
+def test_a_table_is_sorted_and_searched(tmp_path):
+    if not BROWSER: pytest.skip('no Chromium')
+    rows = [('sgd', '9.5<br><small>± 1</small>'), ('adam', '71'), ('rmsprop', ''), ('lion', '10')]
+    table = ('<table><thead><tr><th>who</th><th>how</th></tr></thead><tbody>'
+             + ''.join(f'<tr><td>{a}</td><td>{b}</td></tr>' for a, b in rows) + '</tbody></table>')
+    ask = '''
+        const found = {}, see = name => { found[name] = [...document.querySelectorAll('tbody tr')].filter(row => !row.hidden).map(row => row.cells[0].textContent); };
+        const [who, how] = document.querySelectorAll('th'), field = document.querySelector('input');
+        how.click(); see('falling');
+        how.click(); see('rising');
+        who.click(); see('alphabetical');
+        field.value = 'D a'; field.dispatchEvent(new Event('input')); see('searched');
+        found.count = document.querySelector('.count').textContent;
+        document.body.append(Object.assign(document.createElement('pre'), {id: 'found', textContent: JSON.stringify(found)}));'''
+    page = (TOUCH/'sortable.html').read_text().replace('TABLE', table)
+    (tmp_path/'page.html').write_text(f'<!doctype html><meta charset="utf-8"><body>{page}<script>{ask}</script>')
+    command = [BROWSER, '--headless', '--no-sandbox', '--disable-gpu', f'--user-data-dir={tmp_path/"profile"}', '--dump-dom', (tmp_path/'page.html').as_uri()]
+    out = subprocess.run(command, capture_output=True, text=True).stdout
+    found = json.loads(html.unescape(out.split('<pre id="found">')[1].split('</pre>')[0]))
+    assert found['falling'] == ['adam', 'lion', 'sgd', 'rmsprop'] and found['rising'] == ['sgd', 'lion', 'adam', 'rmsprop']
+    assert found['alphabetical'] == ['adam', 'lion', 'rmsprop', 'sgd'] and found['searched'] == ['adam'] and found['count'] == '1 of 4 lines'
