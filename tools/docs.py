@@ -128,6 +128,7 @@ def link_names(text, here='', names={}, folder=''):
     cfg = get_config()
     lookup = NbdevLookup(incl_libs=('robustnb',), ns={p.stem: ModuleType(f'robustnb.{p.stem}') for p in (ROOT/'robustnb').glob('*.py')})
     def link(m):  # a method's link leads to its class, a private helper's to the page
+        if not m[2] and m[1] not in names and re.fullmatch('[a-z]+', m[1]): return f'`{m[1]}`'  # a word like size may mean anything
         name, stem = m[1].split('.')[-1 - m[4].count('.')], home(m[1], names) if m[1] in exporters() else Path(m[3]).stem
         if stem not in chapters(): return f'`{m[1]}{m[2] or ""}`'
         return f'[`{m[1]}{m[2] or ""}`]({os.path.relpath(os.path.join(folder, chapters()[stem]), here or ".")}' + (')' if name[0] == '_' else f'#{stem}.{name})')
