@@ -211,10 +211,11 @@ def _is_compared(tidy):
     return plots.has_rates(tidy) and (tidy.metric == 'accuracy').any()
 
 def _stated(tidy):
-    "The paper's settings, if it has this data set with this network and top-k, else None."
+    "The paper's settings, if it has this data set with this network and top-k, and runs an accuracy to compare; else None."
     line = tidy.iloc[0]
     stated = paper.PAPER_SETTINGS.get(line.get('dataset'))
-    if stated is None or not plots.has_rates(tidy): return None
+    comparable = plots.has_rates(tidy) and (tidy.metric == 'accuracy').any()
+    if stated is None or not comparable: return None
     same = all(line.get(k, stated[k]) == stated[k] for k in ('model', 'topk'))
     return stated if same else None
 
