@@ -16,15 +16,21 @@ TOUCH = Path(__file__).parents[1]/'nbs/touch'
 BROWSER = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 
 
-def computed(tmp_path, name, expression, given):
-    "What a page's script makes of `given`, as JSON."
+def told(tmp_path, page, script):
+    "What the script passes to `tell` in a browser that shows the page, as JSON; it may do so later."
     if not BROWSER: pytest.skip('no Chromium')
-    page = (TOUCH/f'{name}.html').read_text().replace('IMAGE', 'AAAA')
-    ask = f'document.body.append(Object.assign(document.createElement("pre"), {{id: "found", textContent: JSON.stringify({expression})}}))'
-    (tmp_path/'page.html').write_text(f'<!doctype html><meta charset="utf-8"><body>{page}<script>const given = {json.dumps(given)}; {ask};</script>')
-    command = [BROWSER, '--headless', '--no-sandbox', '--disable-gpu', f'--user-data-dir={tmp_path/"profile"}', '--dump-dom', (tmp_path/'page.html').as_uri()]
+    tell = 'const tell = found => document.body.append(Object.assign(document.createElement("pre"), {id: "found", textContent: JSON.stringify(found)}));'
+    (tmp_path/'page.html').write_text(f'<!doctype html><meta charset="utf-8"><body>{page}<script>{tell}\n{script}</script>')
+    command = [BROWSER, '--headless', '--no-sandbox', '--disable-gpu', '--virtual-time-budget=20000', f'--user-data-dir={tmp_path/"profile"}',
+               '--dump-dom', (tmp_path/'page.html').as_uri()]
     out = subprocess.run(command, capture_output=True, text=True).stdout
     return json.loads(html.unescape(out.split('<pre id="found">')[1].split('</pre>')[0]))
+
+
+def computed(tmp_path, name, expression, given):
+    "What a page's script makes of `given`, as JSON."
+    page = (TOUCH/f'{name}.html').read_text().replace('IMAGE', 'AAAA')
+    return told(tmp_path, page, f'const given = {json.dumps(given)}; tell({expression});')
 
 
 def problems(n):
@@ -69,7 +75,6 @@ def test_the_filters_are_those_of_the_module(tmp_path, side):
 
 def test_the_trainings_are_those_of_the_results(tmp_path):
     vl_convert = pytest.importorskip('vl_convert')
-    if not BROWSER: pytest.skip('no Chromium')
     cells = json.loads((TOUCH.parent/'touch.ipynb').read_text())['cells']
     shown = next(page for cell in cells for out in cell.get('outputs', []) if 'along-spec' in (page := ''.join(out['data']['text/html'])))
     (tmp_path/'vega.js').write_text(vl_convert.javascript_bundle())
@@ -77,13 +82,9 @@ def test_the_trainings_are_those_of_the_results(tmp_path):
         const rows = () => view.data(Object.keys(view.getState({data: name => name.startsWith('data_')}).data)[0]);
         await view.signal('shown', 'FashionMNIST, two-layer CNN: fog 5').runAsync();
         const marks = document.querySelectorAll('#along .mark-line path, #along canvas').length;
-        document.body.append(Object.assign(document.createElement('pre'), {id: 'found', textContent: JSON.stringify({marks, rows: rows()})}));
+        tell({marks, rows: rows()});
     });'''
-    (tmp_path/'page.html').write_text(f'<!doctype html><meta charset="utf-8"><body>{shown}<script>{ask}</script>')
-    command = [BROWSER, '--headless', '--no-sandbox', '--disable-gpu', '--virtual-time-budget=20000', f'--user-data-dir={tmp_path/"profile"}',
-               '--dump-dom', (tmp_path/'page.html').as_uri()]
-    out = subprocess.run(command, capture_output=True, text=True).stdout
-    found = json.loads(html.unescape(out.split('<pre id="found">')[1].split('</pre>')[0]))
+    found = told(tmp_path, shown, ask)
     runs = results.published('corruptions_fashionmnist')
     fog = by_epoch(runs[runs.trajectory > 0], [Clean(), Corruption('fog', 5)]).reset_index()
     fog = fog[(fog.optimizer == 'sgd') & (fog.epoch == fog.epoch.max())]
@@ -94,7 +95,6 @@ def test_the_trainings_are_those_of_the_results(tmp_path):
 
 
 def test_a_table_is_sorted_and_searched(tmp_path):
-    if not BROWSER: pytest.skip('no Chromium')
     rows = [('sgd', '9.5<br><small>± 1</small>'), ('adam', '71'), ('rmsprop', ''), ('lion', '10')]
     table = ('<table><thead><tr><th>who</th><th>how</th></tr></thead><tbody>'
              + ''.join(f'<tr><td>{a}</td><td>{b}</td></tr>' for a, b in rows) + '</tbody></table>')
@@ -106,11 +106,7 @@ def test_a_table_is_sorted_and_searched(tmp_path):
         who.click(); see('alphabetical');
         field.value = 'D a'; field.dispatchEvent(new Event('input')); see('searched');
         found.count = document.querySelector('.count').textContent;
-        document.body.append(Object.assign(document.createElement('pre'), {id: 'found', textContent: JSON.stringify(found)}));'''
-    page = (TOUCH/'sortable.html').read_text().replace('TABLE', table)
-    (tmp_path/'page.html').write_text(f'<!doctype html><meta charset="utf-8"><body>{page}<script>{ask}</script>')
-    command = [BROWSER, '--headless', '--no-sandbox', '--disable-gpu', f'--user-data-dir={tmp_path/"profile"}', '--dump-dom', (tmp_path/'page.html').as_uri()]
-    out = subprocess.run(command, capture_output=True, text=True).stdout
-    found = json.loads(html.unescape(out.split('<pre id="found">')[1].split('</pre>')[0]))
+        tell(found);'''
+    found = told(tmp_path, (TOUCH/'sortable.html').read_text().replace('TABLE', table), ask)
     assert found['falling'] == ['adam', 'lion', 'sgd', 'rmsprop'] and found['rising'] == ['sgd', 'lion', 'adam', 'rmsprop']
     assert found['alphabetical'] == ['adam', 'lion', 'rmsprop', 'sgd'] and found['searched'] == ['adam'] and found['count'] == '1 of 4 lines'

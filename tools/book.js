@@ -32,7 +32,7 @@ class WordSearch {
     const scored = this.docs.map(doc => {
       const each = asked.map(word => worth(doc, word));
       const found = each.length && Math.min(...each);
-      return {doc, item: doc.item, score: found ? each.reduce((a, b) => a + b) + doc.place : 0};
+      return {item: doc.item, score: found ? each.reduce((a, b) => a + b) + doc.place : 0};
     });
     return scored.filter(one => one.score).sort((a, b) => b.score - a.score).slice(0, limit);
   }

@@ -176,7 +176,7 @@ def put_first(nb):
     picture = new_cell('\n'.join(['#| echo: false', *options]))
     picture['outputs'] = [out for out in chosen[0].outputs if 'image/png' in out.get('data', {})]
     if not options or not picture['outputs']: raise ValueError(f'{nb.path_}: the cell tagged lead has no picture, or no fig-cap')
-    at = next(i for i, cell in enumerate(nb.cells) if cell.cell_type == 'markdown' and cell.source[0] not in '<#')
+    at = next(i for i, cell in enumerate(nb.cells) if cell.cell_type == 'markdown' and cell.source[:1] not in '<#')
     answer, _, rest = nb.cells[at].source.partition('\n\n')
     nb.cells[at:at + 1] = [new_cell(answer, 'markdown'), picture, new_cell(rest, 'markdown')]
 
@@ -192,7 +192,8 @@ def summary(cell, is_chapter):
     if len(code) <= IN_SIGHT: return ''
     if 'image/png' in shown: return 'Code of the figure'
     if shown & {'text/html', 'text/markdown'}: return 'Code of the table'
-    return '' if is_chapter and not TESTS.search(cell.source) else 'Test' if is_chapter else 'Code'
+    if not is_chapter: return 'Code'
+    return 'Test' if TESTS.search(cell.source) else ''
 
 def fold(nb, is_chapter):
     "Plumbing, tests and the code of pictures are folded; definitions and short examples stay open."
