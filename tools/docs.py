@@ -13,6 +13,7 @@ from functools import cache
 from html import unescape
 from importlib import import_module
 from importlib.resources import files
+from multiprocessing import get_context
 from pathlib import Path
 from textwrap import indent
 from time import perf_counter
@@ -21,14 +22,18 @@ from types import ModuleType
 import yaml
 from execnb.nbio import mk_cell, read_nb, write_nb
 from fontTools import subset
+from math_core import LatexToMathML
 from nbdev import processors
 from nbdev.config import get_config
 from nbdev.doclinks import NbdevLookup, _nbpath2html
+from smalldocs import highlight, markdown, site
+from smalldocs.config import load
 from vl_convert import javascript_bundle
 
 from notebooks import NBS, ROOT, notebooks
 
 PROC = ROOT/'_proc'
+fork = get_context('fork')  # processes that begin with what this one holds
 CONFIG = yaml.safe_load((ROOT/'_quarto.yml').read_text())
 SCRIPT = f'<script>\n{(ROOT/"tools"/"book.js").read_text()}</script>\n'
 
@@ -123,16 +128,19 @@ def home(name, names={}):
     stem = names.get(name, min(modules) if len(modules) == 1 else '')
     return stem if stem in modules else ''
 
+@cache
+def lookup():
+    "nbdev's links of names, for the modules of this package."
+    return NbdevLookup(incl_libs=('robustnb',), ns={p.stem: ModuleType(f'robustnb.{p.stem}') for p in (ROOT/'robustnb').glob('*.py')})
+
 def link_names(text, here='', names={}, folder=''):
     "Names in backticks lead to where a page in `folder` defines them; `here` is the folder of the page they stand on, `names` what it means by a name. What is ambiguous is not linked."
-    cfg = get_config()
-    lookup = NbdevLookup(incl_libs=('robustnb',), ns={p.stem: ModuleType(f'robustnb.{p.stem}') for p in (ROOT/'robustnb').glob('*.py')})
     def link(m):  # a method's link leads to its class, a private helper's to the page
         if not m[2] and m[1] not in names and re.fullmatch('[a-z]+', m[1]): return f'`{m[1]}`'  # a word like size may mean anything
         name, stem = m[1].split('.')[-1 - m[4].count('.')], home(m[1], names) if m[1] in exporters() else Path(m[3]).stem
         if stem not in chapters(): return f'`{m[1]}{m[2] or ""}`'
         return f'[`{m[1]}{m[2] or ""}`]({os.path.relpath(os.path.join(folder, chapters()[stem]), here or ".")}' + (')' if name[0] == '_' else f'#{stem}.{name})')
-    return re.sub(r'\[`([\w.]+)(\(\))?`\]\(' + re.escape(cfg.doc_host + cfg.doc_baseurl) + r'/([\w/-]+\.html)#([\w.]+)\)', link, lookup.linkify(text))
+    return re.sub(r'\[`([\w.]+)(\(\))?`\]\(' + re.escape(get_config().doc_host + get_config().doc_baseurl) + r'/([\w/-]+\.html)#([\w.]+)\)', link, lookup().linkify(text))
 
 class local_links(processors.Processor):
     "Names in backticks lead to their chapter, and links between chapters to the other page."
@@ -230,6 +238,7 @@ def process(name, number=''):
 
 # pages made from the modules
 
+@cache
 def public(module):
     "Public functions and classes of an exported module, as syntax trees."
     tree = ast.parse((ROOT/'robustnb'/f'{module}.py').read_text())
@@ -313,10 +322,10 @@ def members(node, said, module):
     return text
 
 def short(value):
-    "A constant in a few words: a dictionary's keys, the names of classes; '' if it is long."
+    "A constant in a few words: a dictionary's keys, the names of classes; '' if it is long or says where it lies in memory."
     if isinstance(value, type): return value.__name__
     text = ', '.join(map(short, sorted(value) if isinstance(value, set) else value)) if isinstance(value, (dict, list, set, tuple)) else repr(value)
-    return text if len(text) < 200 else ''
+    return text if len(text) < 200 and ' at 0x' not in text else ''
 
 def constants(path, package, said):
     "The table of a module's public constants that are short; their names lead to the source."
@@ -358,10 +367,10 @@ def module_pages(module, chapter):
          f'[The chapter](../{chapter})\n\n````{{#L .python code-line-numbers=true}}\n{path.read_text().rstrip()}\n````', search=False, toc=False)
     return [f'## [robustnb.{module}](reference/{module}.html) {{.api-entry}}\n', table(*names)]
 
-def reference(pages):
+def reference(names):
     "The API reference, its modules in the order of their numbers."
     text = []
-    for name in sorted(pages):
+    for name in sorted(names):
         found = re.search(r'^#\| *default_exp (\w+)', '\n'.join(c.source for c in read_nb(NBS/name).cells), re.M)
         if found: text += module_pages(found[1], page_of(NBS/name))
     page('reference.md', 'API reference', 'Every public function and class, by module', '\n'.join(text), **{'from': 'markdown-smart'})
@@ -385,8 +394,12 @@ def prepare():
     os.environ['IN_TEST'] = '1'  # as nbdev does while it processes: nothing exports
     contents = expand(CONFIG['website']['sidebar']['contents'], order)
     number = numbers(contents)
-    pages = {name: process(name, number.get(name, '')) for name in order}
-    reference(pages)
+    with fork.Pool() as pool:
+        processed = pool.starmap_async(process, [(name, number.get(name, '')) for name in order])
+        vega = pool.apply_async(javascript_bundle)  # one page draws with it
+        reference(order)
+        pages = dict(zip(order, processed.get()))
+        (PROC/'vega.js').write_text(vega.get())
     for name in 'CONTRIBUTING.md', 'CHANGELOG.md': project_page(name)
     config = json.loads(json.dumps(CONFIG))
     sidebar = config['website']['sidebar']
@@ -399,16 +412,39 @@ def prepare():
     (PROC/'_quarto.yml').write_text(yaml.safe_dump(config, sort_keys=False))
     return pages
 
+class Site(site.Site):
+    "smalldocs' site, its pages rendered by as many processes as there are cores."
+    def load_symbols(self):  # the last step before the pages
+        super().load_symbols()
+        with fork.Pool(initializer=setattr, initargs=(Site, 'forked', self)) as pool:
+            self.rendered = dict(zip(self.pages, pool.map(Site.in_child, self.pages, chunksize=1)))
+
+    @staticmethod
+    def in_child(source):
+        "What rendering one page makes of it, and what it tells the site."
+        site = Site.forked
+        page, site.resources, site.broken, site.warnings = site.pages[source], set(), [], []
+        super(Site, site).render_page(page)
+        del page.env['link']  # a function, for the rendering alone
+        return page.html, page.env, site.resources, site.broken, site.warnings
+
+    def render_page(self, page):
+        page.html, page.env, resources, broken, warnings = self.rendered.pop(page.src)
+        self.resources |= resources
+        self.broken += broken
+        self.warnings += warnings
+
 def smalldocs():
     "Render _proc/ with smalldocs, formulas as MathML; returns its warnings."
-    from math_core import LatexToMathML
-    from smalldocs import markdown, site
+    highlight.css_class = cache(highlight.css_class)  # it is asked for each of 700,000 tokens
     convert = LatexToMathML().convert_with_local_state
     tex = lambda tokens, i: tokens[i].content.strip()
     markdown.math_inline = lambda self, tokens, i, options, env: f'<span class="math inline">{convert(tex(tokens, i), displaystyle=False)}</span>'
     markdown.math_display = lambda self, tokens, i, options, env: f'<span class="math display">{convert(tex(tokens, i), displaystyle=True)}</span>'
     markdown.math_block = lambda *args: f'<p>{markdown.math_display(*args)}</p>\n'
-    return [w for w in site.build(PROC, quiet=True).warnings if 'html-math-method' not in w]
+    book = Site(load(PROC), quiet=True)
+    book.build()
+    return [w for w in book.warnings if 'html-math-method' not in w]
 
 def math_font(out):
     "Write math.woff: STIX Two Math cut down to the characters of the book's formulas, with lower roots and tighter fractions in lines of text."
@@ -437,6 +473,17 @@ def math_font(out):
     cut.subset(font)
     subset.save_font(font, out/'math.woff', options)
 
+WEB = [  # what the renderers fetch, by the ends of the files' names
+    ('.css', r'@import url\(["\']?https?:[^)]*\);?'),  # the themes' fonts
+    ('.html', r'<script[^>]*\bsrc=["\']https?:[^>]*></script>\n?'),  # jQuery and RequireJS, which Quarto adds to pages with tables
+    ('.html', r'<script[^>]*>define\(["\']jquery["\'].*?</script>\n?'),
+]
+
+def offline(out):
+    "Take out of a rendered book what would come from the network; nothing on its pages needs it."
+    for ending, pattern in WEB:
+        for path in out.rglob(f'*{ending}'): path.write_text(re.sub(pattern, '', path.read_text()))
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', type=Path, default=ROOT/'_docs')
@@ -456,8 +503,8 @@ def main():
     shutil.rmtree(out, ignore_errors=True)
     shutil.move(PROC/CONFIG['project']['output-dir'], out)
     math_font(out)
-    (out/'vega.js').write_text(javascript_bundle())  # one page draws with it
-    for sheet in out.rglob('*.css'): sheet.write_text(re.sub(r'@import url\(["\']?https?:[^)]*\);?', '', sheet.read_text()))  # the themes' web fonts
+    shutil.copy(PROC/'vega.js', out)
+    offline(out)
     (out/'search.js').write_text('bookIndex = ' + (out/'search.json').read_text())
     print(f'{len(pages)} chapters in {os.path.relpath(out)}/ ({prepared - start:.0f} s for the notebooks, {perf_counter() - prepared:.0f} s for the pages)')
 
