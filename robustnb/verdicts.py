@@ -227,14 +227,18 @@ def forest(
     ax=None,                # matplotlib axes; None makes a figure
     factor: float = 100,    # of the numbers: 100 makes points of fractions
     unit: str = 'points',   # on the axis
+    null: float = 0,        # where neither is favoured; 1 for ratios
 ):
     "Each comparison with its 95% interval, coloured by its verdict; those that cannot be made yet are named only."
-    ax = ax or plt.subplots(figsize=(6.5, .26*len(table) + .9), layout='constrained')[1]
-    for at, line in enumerate(table.itertuples()):
-        ends = [[factor*(line.value - line.lower)], [factor*(line.upper - line.value)]]
-        ax.errorbar([factor*line.value], [at], xerr=ends, fmt='o', ms=4, capsize=2, color=COLOURS[line.verdict])
-    if 'paper' in table: ax.plot(factor*table.paper, range(len(table)), 'kx', ms=5, label='paper')
-    ax.set_yticks(range(len(table)), [as_text(f'{n} ({word})') for n, word in zip(names, table.verdict)], fontsize=8)
-    ax.axvline(0, color='k', lw=.6)
+    ax = ax or plt.subplots(figsize=(6.5, .24*len(table) + 1.1), layout='constrained')[1]
+    rows = table.assign(at=range(len(table)))
+    for word, colour in COLOURS.items():
+        part = rows[rows.verdict == word]
+        ends = [factor*(part.value - part.lower), factor*(part.upper - part.value)]
+        if len(part): ax.errorbar(factor*part.value, part['at'], xerr=ends, fmt='o', ms=4, capsize=2, color=colour, label=word)
+    if 'paper' in table: ax.plot(factor*table.paper, rows['at'], 'kx', ms=5, label='paper')
+    ax.set_yticks(rows['at'], [as_text(f'{n} ({word})') for n, word in zip(names, table.verdict)], fontsize=8)
+    ax.axvline(null, color='k', lw=.6)
     ax.set(xlabel=unit, ylim=(len(table) - .5, -.5))
+    ax.legend(loc='lower right', bbox_to_anchor=(1, 1), ncols=5, fontsize=8, frameon=False)
     return ax
