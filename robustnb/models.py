@@ -9,6 +9,7 @@ __all__ = ['NORMS', 'ARCHITECTURES', 'norm_layer', 'TwoLayerCNN', 'PreActBlock',
 # %% ../nbs/07_models.ipynb #6f9a94fd
 import inspect, json, math
 from collections import OrderedDict
+from contextlib import suppress
 
 import torch
 from safetensors import safe_open
@@ -182,7 +183,18 @@ ARCHITECTURES = dict(twolayercnn=TwoLayerCNN, preactresnet18=PreActResNet18, mlp
 
 _OTHERS = f'torchvision/NAME, timm/NAME, or {OWN}'
 
+def _elsewhere(name):
+    "What the networks are called that libraries have under a name without the library's."
+    import torchvision
+    known = dict(torchvision=torchvision.models.list_models(module=torchvision.models))
+    with suppress(ImportError):
+        import timm
+        known['timm'] = timm.list_models()
+    return [f'{library}/{name}' for library, names in known.items() if name in names]
+
 def _from_this_book(name, sizes, options):
+    elsewhere = [] if name in ARCHITECTURES else _elsewhere(name)
+    require(not elsewhere, 'model', repr(name), ' or '.join(map(repr, elsewhere)))
     architecture = ARCHITECTURES[check_choice(name, 'model', ARCHITECTURES, _OTHERS)]
     accepted = [p for p in inspect.signature(architecture).parameters if p not in sizes]
     for option in options: check_choice(option, f'option of {name}', accepted)
