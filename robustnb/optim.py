@@ -468,7 +468,8 @@ def _made(name, spec, params, given):
         raise ValueError(f'optimizer: got {name!r}, which cannot be called with params, {", ".join(given)} ({e}), '
                          f'accepted: {_OPTIMIZER}') from None
     found = spec.torch(params, **given)
-    require(isinstance(found, torch.optim.Optimizer), 'optimizer', f'{name!r}, which gives {type(found).__name__}', _OPTIMIZER)
+    got = f'{name!r}, which gives {type(found).__name__}'
+    require(isinstance(found, torch.optim.Optimizer), 'optimizer', got, _OPTIMIZER)
     return found
 
 # %% ../nbs/04_optim.ipynb #ae9d311d

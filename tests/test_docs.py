@@ -1,5 +1,6 @@
 "The book as a reader meets it: rendered by tools/docs.py, opened in Chromium, page by page."
 import fcntl, functools, http.server, itertools, json, os, re, shutil, subprocess, sys, threading
+from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -61,6 +62,10 @@ class Handler(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *args): pass
 
 
+def render(renderer, out):
+    subprocess.run([sys.executable, ROOT/'tools/docs.py', '--renderer', renderer, '--out', out], check=True, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    return out
+
 @pytest.fixture(scope='module')
 def site(tmp_path_factory):
     "The rendered site's folder; all test processes share one build."
@@ -69,7 +74,7 @@ def site(tmp_path_factory):
     with open(base/'docs.lock', 'w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (base/'site').exists():
-            subprocess.run([sys.executable, ROOT/'tools/docs.py', '--renderer', 'smalldocs', '--out', base/'site'], check=True, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+            render('smalldocs', base/'site')
     return base/'site'
 
 
@@ -216,6 +221,40 @@ def test_commands_come_with_their_options():
 def test_the_style_sheets_ask_for_nothing_from_elsewhere(site):
     for sheet in site.rglob('*.css'): assert 'url(http' not in sheet.read_text().replace('"', '').replace("'", ''), sheet.name
 
+
+class Fetches(HTMLParser):
+    "Addresses that a page loads, and those it links to."
+    def __init__(self, page):
+        super().__init__()
+        self.loads, self.links = [], []
+        self.feed(page.read_text())
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        if tag == 'a': self.links.append(given.get('href') or '')
+        else: self.loads += [given[name] for name in ('src', 'href') if given.get(name)]
+
+@pytest.mark.parametrize('renderer', ['smalldocs', pytest.param('quarto', marks=pytest.mark.skipif(not shutil.which('quarto'), reason='Quarto is not installed'))])
+def test_a_rendered_book_is_whole_and_needs_no_network(renderer, request, tmp_path):
+    if renderer == 'smalldocs': site = request.getfixturevalue('site')
+    else: site = render(renderer, tmp_path/'site')
+    pages = {p.relative_to(site).as_posix(): Fetches(p) for p in site.rglob('*.html') if 'site_libs' not in p.parts}
+    assert not {docs.page_of(docs.NBS/name) for name in docs.reading_order()} - pages.keys()
+    foreign = lambda address: re.match('(https?:)?//', address)
+    assert not {page: found for page, seen in pages.items() if (found := [*filter(foreign, seen.loads)])}
+    assert not [sheet.name for sheet in site.rglob('*.css') if re.search(r'@import url\(["\']?(https?:)?//', sheet.read_text())]
+    lost = lambda page, address: not re.match(r'\w+:|#|$', address) and not (site/page).parent.joinpath(unquote(re.split('[?#]', address)[0])).exists()
+    assert not {page: found for page, seen in pages.items() if (found := [a for a in seen.links + seen.loads if lost(page, a)])}
+
+def test_what_a_renderer_fetches_is_taken_out(tmp_path):
+    "Quarto adds jQuery and RequireJS to pages with tables, and its themes import fonts."
+    own = '<script src="site_libs/own.js"></script>\n<script>let x = 1;</script>\n'
+    foreign = ('<script src="https://cdn.example/require.min.js" integrity="x" crossorigin="anonymous"></script>\n'
+               '<script type="application/javascript" data-relocate-top="true">define(\'jquery\', [],function() {return window.jQuery;})</script>\n')
+    (tmp_path/'page.html').write_text(own + foreign + own)
+    (tmp_path/'theme.css').write_text('@import url("https://fonts.example/css2?family=A:wght@300;400&display=swap");a{color:red}')
+    docs.offline(tmp_path)
+    assert (tmp_path/'page.html').read_text() == own + own
+    assert (tmp_path/'theme.css').read_text() == 'a{color:red}'
 
 def test_no_markdown_is_left_in_the_text(site):
     for page in site.rglob('*.html'):
@@ -366,17 +405,24 @@ def test_search_finds_a_function(scheme, site, url, browser):
     assert word in browser.find_element(By.TAG_NAME, 'main').text
 
 
+SEARCH = """const [asked, done] = arguments;
+    fetch('search.json').then(answer => answer.json()).then(docs => done(new Fuse(docs, {}).search(asked).map(hit => hit.item)));"""
+
 @browser_needed
 @pytest.mark.parametrize('asked, first', [('timm', ''), ('attacks', 'attack'), ('lipschitz constants', 'lipschitz'), ('autoattack', 'autoattack')])
 def test_search_finds_whole_words_and_chapters_first(asked, first, url, browser):
     browser.get(url + 'index.html')
-    search = """const [asked, done] = arguments;
-        fetch('search.json').then(answer => answer.json()).then(docs => done(new Fuse(docs, {}).search(asked).map(hit => hit.item)));"""
-    found = browser.execute_async_script(search, asked)
+    found = browser.execute_async_script(SEARCH, asked)
     texts = [' '.join([one['title'], one['section'], one['text']]).lower() for one in found]
     assert found and all(re.search(rf'(?<![^\W_]){word}', text) for text in texts for word in asked.split())
     assert first in found[0]['title'].lower() and (not first or '#' not in found[0]['href'])
 
+
+@browser_needed
+def test_search_reads_british_and_american_spelling(url, browser):
+    browser.get(url + 'index.html')
+    british, american = [browser.execute_async_script(SEARCH, word) for word in ('normalisation', 'normalization')]
+    assert british and british == american
 
 @browser_needed
 @pytest.mark.parametrize('size', [DESKTOP, PHONE], ids=['desktop', 'phone'])

@@ -20,13 +20,17 @@ class WordSearch {
     docs.forEach(doc => this.add(doc));
   }
   add(item) {
-    const words = text => new Set((text ?? '').toLowerCase().match(/[\p{L}\p{N}_]+/gu)?.flatMap(word => [word, ...word.split('_')]));
+    const words = text => new Set(this.words(text).flatMap(word => [word, ...word.split('_')]));
     const fields = [[words(item.title), 8], [words(item.section), 6], [words(item.text), 1]];
     const place = /^(reference|source)\b|^changelog/.test(item.href) ? 0 : item.href.includes('#') ? 1 : 2;
     this.docs.push({item, fields, place});
   }
+  words(text) {  // British and American spelling are one
+    const spelt = (text ?? '').toLowerCase().replaceAll('z', 's').replaceAll('our', 'or');
+    return spelt.match(/[\p{L}\p{N}_]+/gu) ?? [];
+  }
   search(query, {limit = 20} = {}) {
-    const asked = query.toLowerCase().match(/[\p{L}\p{N}_]+/gu) ?? [];
+    const asked = this.words(query);
     const starts = (found, word) => [...found].some(other => other.startsWith(word));
     const worth = (doc, word) => Math.max(...doc.fields.map(([found, weight]) => weight*(found.has(word) ? 2 : starts(found, word) ? 1 : 0)));
     const scored = this.docs.map(doc => {
