@@ -19,7 +19,7 @@ import pandas as pd
 from . import plots, results
 from .audit import WHY, Audit, called, clean_row, hits_of, panels, pick
 from .conditions import OURS, condition_of, fraction, has, mean_corruption
-from .core import json_text, shipped
+from .core import json_text, plural, shipped
 from .corruptions import GROUPS, NAMES, SEVERITIES
 from .report import FIGURES, figure, markdown_text, page, provenance_table
 from .report import table_html, table_markdown, template, write_files
@@ -173,7 +173,7 @@ def _said_corruptions(rows):
     _, low, high = over_images(np.mean([hits_of(r, n) for r in lines], 0))
     groups = ', '.join(f'{group} {means[group]:.1%}' for group in GROUPS if has(means, group))
     least = min(lines, key=lambda r: r['value'])
-    text = (f'Mean accuracy under {plots.plural(len(names), "common corruption")} '
+    text = (f'Mean accuracy under {plural(len(names), "common corruption")} '
             f'({len(lines)} conditions) is {means["mean"]:.1%} '
             f'(95% interval {100*low:.1f} to {100*high:.1f}, {n:,} images): {groups}. '
             f'The worst is {condition_of(least).label}, which leaves {_range(least)}.')

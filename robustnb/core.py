@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OWN', 'LIBRARIES', 'require', 'check_choice', 'check_number', 'parse_number', 'find_named', 'is_named', 'name_of',
-           'digest', 'code_digest', 'derive_seed', 'generator', 'seed_all', 'device', 'cores', 'thread_env',
+           'plural', 'digest', 'code_digest', 'derive_seed', 'generator', 'seed_all', 'device', 'cores', 'thread_env',
            'set_threads', 'keep_freed_memory', 'atomic_path', 'write_text', 'regular_file', 'json_text', 'write_json',
            'read_json', 'read_toml', 'moved', 'leads_on', 'shipped', 'provenance', 'Stopwatch']
 
@@ -118,6 +118,14 @@ def name_of(
     found = is_named(name) and find_named(name, what) is thing
     require(found, what, ' '.join(repr(thing).split())[:80], 'a class or function that its module holds under its name')
     return name
+
+# %% ../nbs/00_core.ipynb #8e00cdfb
+def plural(
+    n: int,     # how many
+    what: str,  # one of them
+) -> str:
+    "'1 seed', '1,200 seeds'."
+    return f'{n:,} {what}' + ('' if n == 1 else 's')
 
 # %% ../nbs/00_core.ipynb #cd2144c4
 def digest(

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np, psutil, torch
 
 from .core import atomic_path, check_choice, check_number, cores, find_named, generator, is_named, name_of
-from .core import regular_file, require
+from .core import plural, regular_file, require
 from .dct import idct2
 
 # %% ../nbs/06_data.ipynb #d5140c0b
@@ -436,8 +436,6 @@ def _text_array(arrays, name, path):
     _demand(array.ndim == 1 and array.dtype.kind in 'Uiu', path, fault, 'wanted one axis of text')
     return tuple(map(str, array))
 
-def _counted(n, noun): return f'{n:,} {noun}' + 's'*(n != 1)
-
 # %% ../nbs/06_data.ipynb #15dca5ed
 def read_npz(
     path,  # file with `images` (uint8, N,H,W or N,H,W,C), `labels` (N), maybe the others of `_ARRAYS`
@@ -452,7 +450,7 @@ def read_npz(
                               f'but there are {len(names)} class_names', 'count labels from 0')
     lossy = len(np.atleast_1d(arrays.get('lossy_index', [])))
     notes = tuple(map(_shown, _text_array(arrays, 'notes', path)))
-    if lossy and not notes: notes = (f'{_counted(lossy, "image")} of {path.name} marked lossy',)
+    if lossy and not notes: notes = (f'{plural(lossy, "image")} of {path.name} marked lossy',)
     doubts = *notes, *_scale_doubts(x), *_count_doubts(y, names)
     return Labelled(x, y, names or None, lossy, doubts, path.name)
 
@@ -779,8 +777,8 @@ def _tree_notes(*trees):
     notes = []
     if others:
         some = ', '.join(others[:3]) + ', ...'*(len(others) > 3)
-        notes.append(f'{_counted(len(others), "file")} skipped: {some}')
-    if deep: notes.append(f'{_counted(deep, "image")} taken from subfolders of class folders')
+        notes.append(f'{plural(len(others), "file")} skipped: {some}')
+    if deep: notes.append(f'{plural(deep, "image")} taken from subfolders of class folders')
     return notes
 
 # %% ../nbs/06_data.ipynb #2059fdad
@@ -984,7 +982,7 @@ def _why(e): return ' '.join(str(e).split()) or type(e).__name__
 # %% ../nbs/06_data.ipynb #1887eb50
 def _said_see_through(paths, where):
     if not paths: return []
-    images = _counted(len(paths), 'image')
+    images = plural(len(paths), 'image')
     return [f'{_shown(where)}: {images} with transparent pixels, and the colour behind them is unknown; '
             "say which it is, ground='white', 'black' or a grey level 0 to 255 "
             f'(robustnb audit --ground white):{_list(list(map(_shown, paths)), 5)}']
@@ -1003,11 +1001,11 @@ def _counts(done, ground):
     "Notes on what was done to images, from a list of lists."
     n = Counter(chain.from_iterable(done))
     shown = {level: name for name, level in GROUNDS.items()}.get(ground, f'grey level {ground}')
-    images = {what: _counted(n[what], 'image') for what in ('composited', 'turned')}
+    images = {what: plural(n[what], 'image') for what in ('composited', 'turned')}
     notes = {'composited': f'{images["composited"]} composited on {shown}',
              'turned': f'{images["turned"]} turned by their EXIF tag',
              'one of several':
-                 f'first picture taken of {_counted(n["one of several"], "file")} with several'}
+                 f'first picture taken of {plural(n["one of several"], "file")} with several'}
     return [note for what, note in notes.items() if n[what]]
 
 # %% ../nbs/06_data.ipynb #a6120e85

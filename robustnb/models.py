@@ -183,10 +183,14 @@ ARCHITECTURES = dict(twolayercnn=TwoLayerCNN, preactresnet18=PreActResNet18, mlp
 
 _OTHERS = f'torchvision/NAME, timm/NAME, or {OWN}'
 
+def _of_torchvision():
+    "Names of torchvision's classifiers."
+    import torchvision
+    return torchvision.models.list_models(module=torchvision.models)
+
 def _elsewhere(name):
     "What the networks are called that libraries have under a name without the library's."
-    import torchvision
-    known = dict(torchvision=torchvision.models.list_models(module=torchvision.models))
+    known = dict(torchvision=_of_torchvision())
     with suppress(ImportError):
         import timm
         known['timm'] = timm.list_models()
@@ -203,8 +207,7 @@ def _from_this_book(name, sizes, options):
 # %% ../nbs/07_models.ipynb #5a50e9b6
 def _from_torchvision(name, sizes, options):
     import torchvision
-    known = torchvision.models.list_models(module=torchvision.models)
-    kind = check_choice(name.partition('/')[2], 'model torchvision/...', known)
+    kind = check_choice(name.partition('/')[2], 'model torchvision/...', _of_torchvision())
     channels = sizes['in_channels']
     require(channels == 3, 'model', f'{name} for images of {channels} channels', 'images of 3; torchvision has no others')
     return torchvision.models.get_model(kind, weights=None, num_classes=sizes['n_classes'], **options)

@@ -21,7 +21,7 @@ import pandas as pd
 
 from . import choice, paper, plots, results
 from .conditions import condition_of, select
-from .core import atomic_path, read_json, write_json
+from .core import atomic_path, plural, read_json, write_json
 
 # %% ../nbs/13a_report.ipynb #d615d07f
 _JINJA = jinja2.Environment(autoescape=True, trim_blocks=True, keep_trailing_newline=True,
@@ -201,9 +201,9 @@ def doubt_lines(
     lines = [f'{_runs(n, "")}: {doubt}' for doubt, n in common]
     more = len(lines) - most
     if more <= 0: return lines
-    return [*lines[:most], f'and {plots.plural(more, "further doubt")}, in the result files']
+    return [*lines[:most], f'and {plural(more, "further doubt")}, in the result files']
 
-def _runs(n, what): return f'{plots.plural(n, "run")} {what}'.rstrip()
+def _runs(n, what): return f'{plural(n, "run")} {what}'.rstrip()
 
 # %% ../nbs/13a_report.ipynb #8848f00d
 def _is_compared(tidy):
@@ -267,7 +267,7 @@ def _disturbed(gaps, reference):
     said = (f'Disturbed, {reference} keeps more than {other} under {more} of {len(gaps)} conditions, '
             f'less under {less}.')
     if gaps.lower.isna().all(): return f'{said} One seed: nothing is known about chance.'
-    seeds = plots.plural(int(gaps.seeds.min()), 'seed')
+    seeds = plural(int(gaps.seeds.min()), 'seed')
     sure, sure_less = (gaps.lower > 0).sum(), (gaps.upper < 0).sum()
     return (f'{said} With {seeds} the 95% interval excludes zero in favour of {reference} '
             f'under {sure}, in favour of {other} under {sure_less}.')
@@ -368,7 +368,7 @@ def _corruption_figure(tidy, lines):
     lines = lines[lines.kind == 'corruption']
     if not len(lines): return []
     caption = (f'Accuracy under corruptions, mean over severities {_listed(lines.severity)} and over '
-               f'{plots.plural(_seeds(tidy), "seed")}, {int(lines.n.max())} test images.')
+               f'{plural(_seeds(tidy), "seed")}, {int(lines.n.max())} test images.')
     return [figure(plots.corruption_map(tidy), caption)]
 
 # %% ../nbs/13a_report.ipynb #fa5eecfe

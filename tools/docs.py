@@ -322,10 +322,10 @@ def members(node, said, module):
     return text
 
 def short(value):
-    "A constant in a few words: a dictionary's keys, the names of classes; '' if it is long or says where it lies in memory."
+    "A constant in a few words: a dictionary's keys, the names of classes; '' if it is long, or only says what it is and where in memory."
     if isinstance(value, type): return value.__name__
     text = ', '.join(map(short, sorted(value) if isinstance(value, set) else value)) if isinstance(value, (dict, list, set, tuple)) else repr(value)
-    return text if len(text) < 200 and ' at 0x' not in text else ''
+    return text if len(text) < 200 and text[:1] != '<' else ''
 
 def constants(path, package, said):
     "The table of a module's public constants that are short; their names lead to the source."
@@ -473,15 +473,14 @@ def math_font(out):
     cut.subset(font)
     subset.save_font(font, out/'math.woff', options)
 
-WEB = [  # what the renderers fetch, by the ends of the files' names
-    ('.css', r'@import url\(["\']?https?:[^)]*\);?'),  # the themes' fonts
-    ('.html', r'<script[^>]*\bsrc=["\']https?:[^>]*></script>\n?'),  # jQuery and RequireJS, which Quarto adds to pages with tables
-    ('.html', r'<script[^>]*>define\(["\']jquery["\'].*?</script>\n?'),
-]
+WEB = {  # what the renderers fetch, by the ends of the files' names
+    '.css': r'@import url\(["\']?https?:[^)]*\);?',  # the themes' fonts
+    '.html': r'<script[^>]*(?:\bsrc=["\']https?:[^>]*>|>define\(["\']jquery["\'].*?)</script>\n?',  # what Quarto adds to pages with tables
+}
 
 def offline(out):
     "Take out of a rendered book what would come from the network; nothing on its pages needs it."
-    for ending, pattern in WEB:
+    for ending, pattern in WEB.items():
         for path in out.rglob(f'*{ending}'): path.write_text(re.sub(pattern, '', path.read_text()))
 
 def main():
