@@ -146,9 +146,11 @@ def _constants(pairs, line, reference, other):
 def _without_frequencies(runs, line, optimizer):
     "Accuracy of networks trained without frequencies minus that of networks trained with all, for each filter and share."
     clean = select(runs[runs.optimizer == optimizer], Clean())
+    whole = clean[clean.p == 0].drop_duplicates('seed')
     for filter_name, p in product(line['filters'], line['p']):
-        mine = clean[clean.filter_name == filter_name]
-        found = stats.compare(mine[mine.p == p], mine[mine.p == 0])
+        without = clean[(clean.filter_name == filter_name) & (clean.p == p)]
+        comparable = set(without.seed) & set(whole.seed)
+        found = stats.compare(without, whole) if comparable else _NONE
         yield f'{filter_name}, without {p:g}%', [found], 'not_below', .01
 
 # %% ../nbs/12a_verdicts.ipynb #06b33735
