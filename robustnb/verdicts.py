@@ -201,7 +201,8 @@ def judge(
 ) -> pd.DataFrame:
     """A line for each comparison of a family: sweep, what, against, value, lower and upper
     (fractions; logarithms for constants) of the chosen rates, seeds, images, pairs (of tied rates),
-    p (the largest of all pairs), adjusted (after Holm's correction), verdict."""
+    p (the largest of all pairs), adjusted (after Holm's correction), verdict. With fewer than
+    five seeds in any pair there is no p, and the verdict is open."""
     lines, asked = [], []
     for line in family.lines:
         runs = final(line['sweep'])
@@ -224,7 +225,7 @@ def labels(
     return [f'{line.sweep}: {line.what}, {line.against}' for line in table.itertuples()]
 
 def forest(
-    table: pd.DataFrame,    # with value, lower, upper and verdict; where it has `paper`, that is drawn as a cross
+    table: pd.DataFrame,    # with value, lower, upper; where it has them, verdict, and `paper`, drawn as a cross
     names: list,            # a text for each line, see `labels`
     ax=None,                # matplotlib axes; None makes a figure
     factor: float = 100,    # of the numbers: 100 makes points of fractions
@@ -234,12 +235,16 @@ def forest(
     "Each comparison with its 95% interval, coloured by its verdict; those that cannot be made yet are named only."
     ax = ax or plt.subplots(figsize=(6.5, .24*len(table) + 1.1), layout='constrained')[1]
     rows = table.assign(at=range(len(table)))
-    for word, colour in COLOURS.items():
-        part = rows[rows.verdict == word]
+    judged = 'verdict' in table
+    colours = COLOURS if judged else {'95% interval': 'tab:gray'}
+    for word, colour in colours.items():
+        part = rows[rows.verdict == word] if judged else rows
         ends = [factor*(part.value - part.lower), factor*(part.upper - part.value)]
-        if len(part): ax.errorbar(factor*part.value, part['at'], xerr=ends, fmt='o', ms=4, capsize=2, color=colour, label=word)
+        style = dict(fmt='o', ms=4, capsize=2, color=colour, label=word)
+        if len(part): ax.errorbar(factor*part.value, part['at'], xerr=ends, **style)
     if 'paper' in table: ax.plot(factor*table.paper, rows['at'], 'kx', ms=5, label='paper')
-    ax.set_yticks(rows['at'], [as_text(f'{n} ({word})') for n, word in zip(names, table.verdict)], fontsize=8)
+    if judged: names = [f'{name} ({word})' for name, word in zip(names, table.verdict)]
+    ax.set_yticks(rows['at'], list(map(as_text, names)), fontsize=8)
     ax.axvline(null, color='k', lw=.6)
     ax.set(xlabel=unit, ylim=(len(table) - .5, -.5))
     ax.legend(loc='lower right', bbox_to_anchor=(1, 1), ncols=5, fontsize=8, frameon=False)
