@@ -195,13 +195,24 @@ def _compared(family, line, other, runs):
     return list(_COMPARED[family.measure](pairs, line, family.reference, other))
 
 # %% ../nbs/12a_verdicts.ipynb #95ce175d
+def _least(found, kind):
+    "Of the estimates of several pairs the one that supports the claim least, by its interval."
+    def support(one): return -max(abs(one.lower), abs(one.upper)) if kind == 'same' else one.lower
+    known = [one for one in found if not math.isnan(one.lower)]
+    return min(known, key=support) if known else found[0]
+
+def _ends(one, prefix=''):
+    "Value and interval of an estimate, as columns."
+    return {f'{prefix}value': one.value, f'{prefix}lower': one.lower, f'{prefix}upper': one.upper}
+
+# %% ../nbs/12a_verdicts.ipynb #69427ad8
 def judge(
     family: Family,
     final=final_runs,  # function: name of a sweep -> its final runs, or None
 ) -> pd.DataFrame:
     """A line for each comparison of a family: sweep, what, against, value, lower and upper
-    (fractions; logarithms for constants) of the chosen rates, seeds, images, pairs (of tied rates),
-    p (the largest of all pairs), adjusted (after Holm's correction), verdict. With fewer than
+    (fractions; logarithms for constants) of the chosen rates, the same with `least_` of the pair of
+    tied rates that supports the claim least, seeds and images of the chosen, pairs (of tied rates), p (the largest of all pairs), adjusted (after Holm's correction), verdict. With fewer than
     five seeds in any pair there is no p, and the verdict is open."""
     lines, asked = [], []
     for line in family.lines:
@@ -210,8 +221,9 @@ def judge(
             for what, found, kind, number in _compared(family, line, other, runs):
                 first = found[0]
                 asked.append((found, kind, number))
-                lines.append(dict(sweep=line['sweep'], what=what, against=other, value=first.value, lower=first.lower,
-                                  upper=first.upper, seeds=first.seeds, images=first.images, pairs=len(found)))
+                named = dict(sweep=line['sweep'], what=what, against=other)
+                counts = dict(seeds=first.seeds, images=first.images, pairs=len(found))
+                lines.append(named | _ends(first) | counts | _ends(_least(found, kind), 'least_'))
     words = pd.DataFrame(stats.family(asked), columns=['p', 'adjusted', 'verdict'])
     return pd.concat([pd.DataFrame(lines), words], axis=1)
 
@@ -225,14 +237,15 @@ def labels(
     return [f'{line.sweep}: {line.what}, {line.against}' for line in table.itertuples()]
 
 def forest(
-    table: pd.DataFrame,    # with value, lower, upper; where it has them, verdict, and `paper`, drawn as a cross
+    table: pd.DataFrame,    # with value, lower, upper; where it has them, verdict, the `least_` of `judge`, and `paper`
     names: list,            # a text for each line, see `labels`
     ax=None,                # matplotlib axes; None makes a figure
     factor: float = 100,    # of the numbers: 100 makes points of fractions
     unit: str = 'points',   # on the axis
     null: float = 0,        # where neither is favoured; 1 for ratios
 ):
-    "Each comparison with its 95% interval, coloured by its verdict; those that cannot be made yet are named only."
+    """Each comparison with its 95% interval, coloured by its verdict, thin below it that of the pair of tied rates that
+    supports the claim least, and a cross for the paper's value; what cannot be compared yet is named only."""
     ax = ax or plt.subplots(figsize=(6.5, .24*len(table) + 1.1), layout='constrained')[1]
     rows = table.assign(at=range(len(table)))
     judged = 'verdict' in table
@@ -242,6 +255,11 @@ def forest(
         ends = [factor*(part.value - part.lower), factor*(part.upper - part.value)]
         style = dict(fmt='o', ms=4, capsize=2, color=colour, label=word)
         if len(part): ax.errorbar(factor*part.value, part['at'], xerr=ends, **style)
+    if 'least_value' in table:
+        several = rows[(rows.pairs > 1) & rows.least_lower.notna()]
+        ends = [factor*(several.least_value - several.least_lower), factor*(several.least_upper - several.least_value)]
+        thin = dict(fmt='o', ms=2, lw=.8, color='k', alpha=.5, label='worst pair of tied rates')
+        if len(several): ax.errorbar(factor*several.least_value, several['at'] + .25, xerr=ends, **thin)
     if 'paper' in table: ax.plot(factor*table.paper, rows['at'], 'kx', ms=5, label='paper')
     if judged: names = [f'{name} ({word})' for name, word in zip(names, table.verdict)]
     ax.set_yticks(rows['at'], list(map(as_text, names)), fontsize=8)
