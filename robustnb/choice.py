@@ -75,7 +75,9 @@ def choices(
     within = [name for name in _given(found) if name not in over]
     choice = found.groupby(within, dropna=False).ngroup() if within else pd.Series(0, found.index)
     _check_learned(found, choice)
-    best = found.accuracy.groupby(choice).idxmax()
+    shorter_first = found.sort_values(['accuracy', *reversed(over)], ascending=[False, *[True]*len(over)])
+    best = choice[shorter_first.index].drop_duplicates()
+    best = pd.Series(best.index, best)
     leader = found.loc[choice.map(best)].set_axis(found.index)
     edges = [_edge(found[name], choice, name) for name in over]
     joined = [', '.join(filter(None, words)) for words in zip(*edges)]

@@ -124,8 +124,8 @@ FEWEST = 10  # images that must differ for an interval
 def estimate(
     change,  # (seeds, images) paired differences, or (seeds,) single numbers a seed
 ) -> Estimate:
-    """Their mean with its variance by seeds and by images. No interval for one seed, or fewer than
-    ten images that ever differ; the value is nan, too, where one of `change` is not finite, or
+    """Their mean with its variance by seeds and by images. No interval for one seed, fewer than
+    ten images that ever differ, or single numbers that are all the same; the value is nan, too, where one of `change` is not finite, or
     there is none."""
     import numpy as np
     change = np.asarray(change, float)
@@ -134,7 +134,8 @@ def estimate(
     seeds, images = (*change.shape, 0)[:2]
     known = change.size > 0 and np.isfinite(change).all()
     value = float(change.mean()) if known else math.nan
-    enough = change.ndim == 1 or (change != 0).any(0).sum() >= FEWEST
+    if change.ndim == 1: enough = (change != change[:1]).any()
+    else: enough = (change != 0).any(0).sum() >= FEWEST
     a, b = _by_source(change) if known and seeds > 1 and enough else (math.nan, math.nan)
     return Estimate(value, a, b, seeds, images)
 
@@ -149,15 +150,22 @@ def _by_seed(tables):
     require(seeds, 'seeds', there, 'at least one that all have')
     return {name: rows.set_index('seed').loc[seeds] for name, rows in tables.items()}
 
+def _have_hits(name, rows):
+    "Whether the rows have hits; a ValueError where some have, and some of models that did not diverge have not."
+    there = rows.hits.notna() if 'hits' in rows else rows.value.isna() & False
+    lack = rows.index[~there & rows.value.notna()].tolist()
+    require(not lack or not there.any(), name, f'no hits of the seeds {lack}', 'hits of each seed, or of none')
+    return there.all()
+
 def paired(
     tables: dict,  # {name: rows of the tidy table under one condition, one row for each seed}
 ) -> dict:
     """{name: hits (seeds, images)} of the seeds, and of the first images, that all have; values
-    (seeds,) if one lacks hits. A ValueError for a seed that stands there twice, and if there is
-    none in common."""
+    (seeds,) if one of them lacks hits. A ValueError for a seed that stands there twice, for some
+    seeds of one that lack hits, and if there is none in common."""
     import numpy as np
     tables = _by_seed(tables)
-    if not all('hits' in rows and rows.hits.notna().all() for rows in tables.values()):
+    if not all([_have_hits(name, rows) for name, rows in tables.items()]):
         return {name: rows.value.to_numpy(float) for name, rows in tables.items()}
     n = min(rows.n.min() for rows in tables.values())
     first = lambda rows: [hits(rows.iloc[[k]])[0, :n].astype(float) for k in range(len(rows))]

@@ -101,6 +101,7 @@ def _course(tidy, run, axis):
     if axis == 'accuracy': rows = rows_under(tidy[tidy.run == run], Clean())
     else: rows = tidy[(tidy.run == run) & (tidy.metric == 'trajectory_loss')]
     levels = rows.set_index('epoch').value.sort_index()
+    require(levels.notna().all(), 'tidy', f'run {run}, which diverged', 'runs that did not')
     return levels if axis == 'accuracy' else -levels
 
 def _between(course, level):

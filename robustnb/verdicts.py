@@ -165,7 +165,8 @@ def final_runs(
 
 def _complete(final, found):
     "The final runs of the optimizers all of whose tied rates have some: a verdict has to hold for each."
-    tied = found[found.tied].groupby('optimizer').size()
+    what = [name for name in choice.OVER if name in found]
+    tied = found[found.tied].drop_duplicates(['optimizer', *what]).groupby('optimizer').size()
     there = final.groupby('optimizer').choice.nunique()
     return final[final.optimizer.isin(there.index[there == tied.reindex(there.index)])]
 
@@ -196,10 +197,11 @@ def _compared(family, line, other, runs):
 
 # %% ../nbs/12a_verdicts.ipynb #95ce175d
 def _least(found, kind):
-    "Of the estimates of several pairs the one that supports the claim least, by its interval."
-    def support(one): return -max(abs(one.lower), abs(one.upper)) if kind == 'same' else one.lower
-    known = [one for one in found if not math.isnan(one.lower)]
-    return min(known, key=support) if known else found[0]
+    "Of the estimates of several pairs the one that supports the claim least: without an interval, or by its end."
+    def support(one):
+        if math.isnan(one.lower): return -math.inf, -abs(one.value) if kind == 'same' else one.value
+        return -max(abs(one.lower), abs(one.upper)) if kind == 'same' else one.lower, 0.
+    return min(found, key=support)
 
 def _ends(one, prefix=''):
     "Value and interval of an estimate, as columns."
@@ -256,7 +258,7 @@ def forest(
         style = dict(fmt='o', ms=4, capsize=2, color=colour, label=word)
         if len(part): ax.errorbar(factor*part.value, part['at'], xerr=ends, **style)
     if 'least_value' in table:
-        several = rows[(rows.pairs > 1) & rows.least_lower.notna()]
+        several = rows[(rows.pairs > 1) & rows.least_value.notna()]
         ends = [factor*(several.least_value - several.least_lower), factor*(several.least_upper - several.least_value)]
         thin = dict(fmt='o', ms=2, lw=.8, color='k', alpha=.5, label='worst pair of tied rates')
         if len(several): ax.errorbar(factor*several.least_value, several['at'] + .25, xerr=ends, **thin)
