@@ -1,4 +1,6 @@
-"Data sets on disk: every layout, the order of search, damaged files, downloads; all files are tiny and made on the spot."
+"""Data sets on disk: every layout, the order of search, damaged files, downloads.
+
+All files are tiny and made on the spot."""
 import gzip, os, pickle, struct, threading, time, urllib.request, zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,9 +20,12 @@ from robustnb.core import Stopwatch
 REAL = data.data_root()
 
 
-def pixels(*shape, seed=0): return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+def pixels(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
-def idx(array): return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, '>u4').tobytes() + array.astype(np.uint8).tobytes()
+def idx(array):
+    head = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, '>u4').tobytes()
+    return head + array.astype(np.uint8).tobytes()
 
 def write_idx(root, folder, images, labels):
     raw = root/folder/'raw'
@@ -31,7 +36,8 @@ def write_idx(root, folder, images, labels):
 
 def write_npz(folder, images, labels, **more):
     folder.mkdir(parents=True, exist_ok=True)
-    for split in 'train', 'test': np.savez(folder/f'{split}.npz', images=images, labels=labels, **more)
+    for split in 'train', 'test':
+        np.savez(folder/f'{split}.npz', images=images, labels=labels, **more)
 
 def write_tree(folder, classes, images, suffix='.png'):
     for name in classes:
@@ -47,17 +53,24 @@ def python2_pickle(batch):
         out += text(key.encode())
         if isinstance(value, np.ndarray):
             raw = value.tobytes()
-            dtype = b'cnumpy\ndtype\n(' + text(b'u1') + number(0) + number(1) + b'tR(' + number(3) + text(b'|') + b'NNN' + number(-1)*2 + number(0) + b'tb'
-            out += (b'cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(' + number(0) + b't' + text(b'b') + b'tR('
-                    + number(1) + b'(' + b''.join(map(number, value.shape)) + b't' + dtype + b'\x89' + b'T' + struct.pack('<i', len(raw)) + raw + b'tb')
-        else: out += b'](' + b''.join(text(v.encode()) if isinstance(v, str) else number(v) for v in value) + b'e'
+            shape = b'(' + b''.join(map(number, value.shape)) + b't'
+            dtype = (b'cnumpy\ndtype\n(' + text(b'u1') + number(0) + number(1) + b'tR('
+                     + number(3) + text(b'|') + b'NNN' + number(-1)*2 + number(0) + b'tb')
+            content = b'T' + struct.pack('<i', len(raw)) + raw
+            out += b'cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(' + number(0) + b't' + text(b'b') + b'tR('
+            out += number(1) + shape + dtype + b'\x89' + content + b'tb'
+        else:
+            entries = [text(v.encode()) if isinstance(v, str) else number(v) for v in value]
+            out += b'](' + b''.join(entries) + b'e'
     return out + b'u.'
 
 def write_cifar10(root, dump):
     folder = root/'cifar-10-batches-py'
     folder.mkdir()
     rows = pixels(6, 10, 3072)
-    for i, name in enumerate([*(f'data_batch_{i}' for i in range(1, 6)), 'test_batch']): (folder/name).write_bytes(dump(dict(data=rows[i], labels=list(range(10)))))
+    names = [*(f'data_batch_{i}' for i in range(1, 6)), 'test_batch']
+    for name, row in zip(names, rows):
+        (folder/name).write_bytes(dump(dict(data=row, labels=list(range(10)))))
     return rows
 
 def complaint(name, root, kind=ValueError, **options):
@@ -67,18 +80,24 @@ def complaint(name, root, kind=ValueError, **options):
 
 # ---- layouts
 
-@pytest.mark.parametrize('dump', [python2_pickle, lambda batch: pickle.dumps(batch, protocol=4)], ids=['python2', 'python3'])
+@pytest.mark.parametrize('dump', [python2_pickle, lambda batch: pickle.dumps(batch, protocol=4)],
+                         ids=['python2', 'python3'])
 def test_cifar10_pickles(tmp_path, dump):
     rows = write_cifar10(tmp_path, dump)
     found = data.load('cifar10', root=tmp_path, download=False)
     assert torch.equal(found.x_train, torch.from_numpy(rows[:5].reshape(50, 3, 32, 32)))
     assert torch.equal(found.x_test, torch.from_numpy(rows[5].reshape(10, 3, 32, 32)))
-    assert found.y_train.tolist() == list(range(10))*5 and found.classes[9] == 'truck' and found.lossless
+    assert found.y_train.tolist() == list(range(10))*5
+    assert found.classes[9] == 'truck'
+    assert found.lossless
 
 def test_cifar100_names(tmp_path):
-    folder, names = tmp_path/'cifar100'/'cifar-100-python', [f'class {i}' for i in range(100)]
+    folder = tmp_path/'cifar100'/'cifar-100-python'
+    names = [f'class {i}' for i in range(100)]
     folder.mkdir(parents=True)
-    for split in 'train', 'test': (folder/split).write_bytes(python2_pickle(dict(data=pixels(2, 3072), fine_labels=[3, 99], coarse_labels=[0, 1])))
+    for split in 'train', 'test':
+        batch = dict(data=pixels(2, 3072), fine_labels=[3, 99], coarse_labels=[0, 1])
+        (folder/split).write_bytes(python2_pickle(batch))
     assert data.load('cifar100', root=tmp_path, download=False).classes[42] == '42'
     (folder/'meta').write_bytes(python2_pickle(dict(fine_label_names=names)))
     found = data.load('cifar100', root=tmp_path, download=False)
@@ -97,7 +116,8 @@ def test_pickles_cannot_run_code(tmp_path):
 
 def test_svhn(tmp_path):
     images = pixels(32, 32, 3, 12)
-    for split in 'train', 'test': savemat(tmp_path/f'{split}_32x32.mat', dict(X=images, y=np.arange(1, 13, dtype=np.uint8)[:, None] % 10 + 1))
+    labels = np.arange(1, 13, dtype=np.uint8)[:, None] % 10 + 1
+    for split in 'train', 'test': savemat(tmp_path/f'{split}_32x32.mat', dict(X=images, y=labels))
     found = data.load('svhn', root=tmp_path, download=False)
     assert found.y_train.tolist() == [(i % 10 + 1) % 10 for i in range(1, 13)]   # label 10 is the digit 0
     assert found.x_test[7, 2, 5, 9] == images[5, 9, 2, 7]
@@ -110,15 +130,19 @@ def test_caltech_leaves_background_out(tmp_path):
     write_tree(folder, ['BACKGROUND_Google', 'ant', 'bass'], pixels(10, 20, 24, 3), '.jpg')
     Image.fromarray(pixels(20, 24)).save(folder/'ant'/'grey.jpg')   # a few of Caltech's images are grey
     found = data.load('caltech101', root=tmp_path, download=False, size=16, seed=3)
-    assert found.classes == ('ant', 'bass') and found.shape == (3, 16, 16) and not found.lossless
+    assert found.classes == ('ant', 'bass')
+    assert found.shape == (3, 16, 16)
+    assert not found.lossless
     assert (len(found.x_train), len(found.x_test)) == (17, 4)
     again, other = (data.load('caltech101', root=tmp_path, size=16, seed=seed) for seed in (3, 4))
     assert torch.equal(found.x_test, again.x_test) and not torch.equal(found.x_test, other.x_test)
-    assert len(data.load('caltech101', root=tmp_path, size=16, test_fraction=.5).x_test) == 11   # round(5.5) is 6 of the ants, and 5 bass
+    half = data.load('caltech101', root=tmp_path, size=16, test_fraction=.5)
+    assert len(half.x_test) == 11   # round(5.5) is 6 of the ants, and 5 bass
 
 @pytest.mark.parametrize('folder', ['imagenette2-320', 'imagenette/imagenette2', 'imagenette'])
 def test_imagenette_names(tmp_path, folder):
-    for split in 'train', 'val': write_tree(tmp_path/folder/split, ['n03417042', 'n01440764'], pixels(2, 40, 30, 3), '.JPEG')
+    for split in 'train', 'val':
+        write_tree(tmp_path/folder/split, ['n03417042', 'n01440764'], pixels(2, 40, 30, 3), '.JPEG')
     found = data.load('imagenette', root=tmp_path, download=False)
     assert found.classes == ('tench', 'garbage truck') and found.shape == (3, 224, 224)
     assert found.y_train.tolist() == [0, 0, 1, 1]
@@ -134,7 +158,8 @@ def test_other_files_in_class_folders_are_left_alone(tmp_path):
 def test_lossy_images_are_counted(tmp_path):
     write_npz(tmp_path/'mine', pixels(4, 6, 6, 3), np.arange(4) % 2, lossy_index=np.array([1, 3]))
     found = data.load('mine', root=tmp_path)
-    assert not found.lossless and found.notes == ('2 images of train.npz marked lossy', '2 images of test.npz marked lossy')
+    assert not found.lossless
+    assert found.notes == ('2 images of train.npz marked lossy', '2 images of test.npz marked lossy')
 
 
 # ---- where it is looked for
@@ -144,7 +169,8 @@ def test_order_of_search(tmp_path):
     labels = np.arange(10)
     write_npz(tmp_path/'mnist', np.full((10, 28, 28), 1, np.uint8), labels)
     write_idx(tmp_path, 'MNIST', np.full((10, 28, 28), 2), labels)
-    for split in 'train', 'test': write_tree(tmp_path/'mnist'/split, map(str, labels), np.full((1, 28, 28), 3, np.uint8))
+    for split in 'train', 'test':
+        write_tree(tmp_path/'mnist'/split, map(str, labels), np.full((1, 28, 28), 3, np.uint8))
     value = lambda: data.load('mnist', root=tmp_path, download=False).x_train.unique().tolist()
     assert value() == [1]
     for split in 'train', 'test': (tmp_path/'mnist'/f'{split}.npz').unlink()
@@ -157,13 +183,17 @@ def test_order_of_search(tmp_path):
 def test_uncompressed_idx_before_compressed(tmp_path):
     write_idx(tmp_path, 'FashionMNIST', np.full((10, 28, 28), 5), np.arange(10))
     raw = tmp_path/'FashionMNIST'/'raw'
-    for path in list(raw.iterdir()): Path(f'{path}.gz').write_bytes(gzip.compress(idx(np.zeros((10, 28, 28))) if 'images' in path.name else path.read_bytes()))
+    black = gzip.compress(idx(np.zeros((10, 28, 28))))
+    for path in list(raw.iterdir()):
+        packed = black if 'images' in path.name else gzip.compress(path.read_bytes())
+        Path(f'{path}.gz').write_bytes(packed)
     assert data.load('fashionmnist', root=tmp_path).x_train.unique().tolist() == [5]
     (raw/'train-images-idx3-ubyte').unlink()
     assert data.load('fashionmnist', root=tmp_path).x_train.unique().tolist() == [0]
 
 def test_root_argument_then_environment_then_cache(tmp_path, monkeypatch):
-    for i, place in enumerate(['argument', 'environment', 'cache/robustnb']): write_npz(tmp_path/place/'mine', np.full((2, 4, 4), i, np.uint8), np.arange(2))
+    for i, place in enumerate(['argument', 'environment', 'cache/robustnb']):
+        write_npz(tmp_path/place/'mine', np.full((2, 4, 4), i, np.uint8), np.arange(2))
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'cache'))
     monkeypatch.setenv('ROBUSTNB_DATA', str(tmp_path/'environment'))
     value = lambda **kw: data.load('mine', **kw).x_train.unique().item()
@@ -187,7 +217,9 @@ def test_half_a_layout_is_an_error(tmp_path):
 @pytest.mark.parametrize('kept', [0, 1, 30, .3, .6, .9, .999])
 def test_truncated_files_are_named(tmp_path, kept):
     "Cut after `kept` bytes, or after that part of the file."
-    cut = lambda path: path.write_bytes(path.read_bytes()[:kept if isinstance(kept, int) else int(kept*path.stat().st_size)])
+    def cut(path):
+        raw = path.read_bytes()
+        path.write_bytes(raw[:kept if isinstance(kept, int) else int(kept*len(raw))])
     write_npz(tmp_path/'mine', pixels(10, 32, 32, 3), np.arange(10))
     write_cifar10(tmp_path, python2_pickle)
     write_idx(tmp_path, 'MNIST', pixels(10, 28, 28), np.arange(10))
@@ -196,9 +228,14 @@ def test_truncated_files_are_named(tmp_path, kept):
     packed.write_bytes(gzip.compress(packed.with_suffix('').read_bytes()))
     packed.with_suffix('').unlink()
     write_tree(tmp_path/'pets', ['cat', 'dog'], pixels(2, 40, 40, 3))
-    for name, path in [('mine', tmp_path/'mine'/'test.npz'), ('cifar10', tmp_path/'cifar-10-batches-py'/'data_batch_2'),
-                       ('mnist', tmp_path/'MNIST'/'raw'/'t10k-images-idx3-ubyte'), ('fashionmnist', packed), ('pets', tmp_path/'pets'/'dog'/'1.png')]:
-        if name == 'pets' and kept == .999: continue   # of a .png this cuts the end mark only: all pixels are there
+    files = dict(mine=tmp_path/'mine'/'test.npz',
+                 cifar10=tmp_path/'cifar-10-batches-py'/'data_batch_2',
+                 mnist=tmp_path/'MNIST'/'raw'/'t10k-images-idx3-ubyte',
+                 fashionmnist=packed,
+                 pets=tmp_path/'pets'/'dog'/'1.png')
+    for name, path in files.items():
+        # of a .png this cuts the end mark only: all pixels are there
+        if name == 'pets' and kept == .999: continue
         data.load(name, root=tmp_path)
         cut(path)
         assert complaint(name, tmp_path).startswith(f'{path}')
@@ -241,13 +278,15 @@ def test_one_image_cannot_be_split(tmp_path):
     assert f'{tmp_path/"pets"}: class 0 has one image' in complaint('pets', tmp_path)
 
 @pytest.mark.parametrize('name', ['', None, 3, 'a'*300])
-def test_names_that_are_none(tmp_path, name): assert complaint(name, tmp_path).startswith('name: got')
+def test_names_that_are_none(tmp_path, name):
+    assert complaint(name, tmp_path).startswith('name: got')
 
 def test_options_that_nothing_reads(tmp_path):
     write_npz(tmp_path/'mine', pixels(2, 4, 4), np.arange(2))
     assert 'takes no options' in complaint('mine', tmp_path, seed=1)
     assert "accepted: 'test_fraction', 'seed'" in complaint('digits', tmp_path, size=32)
-    for fraction in 0, 1, float('nan'): assert 'test_fraction: got' in complaint('digits', tmp_path, test_fraction=fraction)
+    for fraction in 0, 1, float('nan'):
+        assert 'test_fraction: got' in complaint('digits', tmp_path, test_fraction=fraction)
 
 
 # ---- downloads
@@ -258,18 +297,23 @@ def test_no_network(tmp_path, monkeypatch, name):
     monkeypatch.setattr(urllib.request, 'urlopen', closed)
     with pytest.raises(FileNotFoundError) as error: data.load(name, root=tmp_path)
     message = str(error.value)
-    assert 'network is unreachable' in message and f'{name}/train.npz' in message and data.KNOWN[name].layout in message and str(tmp_path) in message
+    assert 'network is unreachable' in message
+    assert f'{name}/train.npz' in message
+    assert data.KNOWN[name].layout in message
+    assert str(tmp_path) in message
     assert 'download=False' in complaint(name, tmp_path, FileNotFoundError)
 
 def test_root_that_is_a_file(tmp_path, monkeypatch):
     (tmp_path/'file').write_text('x')
-    with pytest.raises((FileNotFoundError, NotADirectoryError), match='file'): data.load('mnist', root=tmp_path/'file')
+    with pytest.raises((FileNotFoundError, NotADirectoryError), match='file'):
+        data.load('mnist', root=tmp_path/'file')
 
 def test_download_is_read_from_torchvisions_layout(tmp_path, monkeypatch):
     calls = []
     def svhn(root, split, download):
         calls.append((split, download))
-        savemat(Path(root)/f'{split}_32x32.mat', dict(X=pixels(32, 32, 3, 10), y=np.arange(1, 11, dtype=np.uint8)[:, None]))
+        labels = np.arange(1, 11, dtype=np.uint8)[:, None]
+        savemat(Path(root)/f'{split}_32x32.mat', dict(X=pixels(32, 32, 3, 10), y=labels))
     def mnist(root, download): write_idx(Path(root), 'MNIST', pixels(10, 28, 28), np.arange(10))
     def caltech(root, download):   # downloads, then fails as torchvision's class does without BACKGROUND_Google
         write_tree(Path(root)/'caltech101'/'101_ObjectCategories', ['ant', 'bass'], pixels(3, 8, 8, 3))
@@ -284,13 +328,15 @@ def test_download_is_read_from_torchvisions_layout(tmp_path, monkeypatch):
     assert len(calls) == 2   # what is there is not downloaded again
 
 def test_two_that_find_nothing_download_once(tmp_path, monkeypatch):
-    calls, half = [], threading.Event()
+    calls = []
+    half = threading.Event()
     def svhn(root, split, download):
         if calls:   # the training images are there, the test images are not
             half.set()
             time.sleep(.3)
         calls.append(split)
-        savemat(Path(root)/f'{split}_32x32.mat', dict(X=pixels(32, 32, 3, 10), y=np.arange(1, 11, dtype=np.uint8)[:, None]))
+        labels = np.arange(1, 11, dtype=np.uint8)[:, None]
+        savemat(Path(root)/f'{split}_32x32.mat', dict(X=pixels(32, 32, 3, 10), y=labels))
     import torchvision
     monkeypatch.setattr(torchvision, 'datasets', SimpleNamespace(SVHN=svhn))
     with ThreadPoolExecutor(2) as pool:
@@ -310,7 +356,8 @@ def test_split_by_class(labels, fraction, seed):
     train, test = data.split_by_class(y, fraction, seed)
     assert sorted(torch.cat([train, test]).tolist()) == list(range(len(y)))
     for c in y.unique():
-        n, taken = (y == c).sum().item(), (y[test] == c).sum().item()
+        n = (y == c).sum().item()
+        taken = (y[test] == c).sum().item()
         assert 1 <= taken < n and abs(taken - fraction*n) <= max(.5, 1 - fraction*n, 1 - (1 - fraction)*n)
 
 def test_data_travels_between_processes():
@@ -335,32 +382,43 @@ def test_small_sets_load_in_2_cpu_seconds(name):
     try:
         with Stopwatch() as watch: found = data.load(name, root=REAL, download=False)
     except FileNotFoundError: pytest.skip(f'{name} is not on this machine')
-    assert watch.cpu < 2 and found.x_train.dtype == torch.uint8 and found.x_train.is_contiguous()
+    assert watch.cpu < 2
+    assert found.x_train.dtype == torch.uint8
+    assert found.x_train.is_contiguous()
 
 def test_compressed_fashionmnist_is_the_same(tmp_path):
     raw = REAL/'FashionMNIST'/'raw'
-    if not (raw/'train-images-idx3-ubyte.gz').exists() or not (raw/'train-images-idx3-ubyte').exists(): pytest.skip('FashionMNIST is not here in both forms')
+    images = raw/'train-images-idx3-ubyte'
+    if not Path(f'{images}.gz').exists() or not images.exists():
+        pytest.skip('FashionMNIST is not here in both forms')
     (tmp_path/'FashionMNIST'/'raw').mkdir(parents=True)
     for path in raw.glob('*.gz'): (tmp_path/'FashionMNIST'/'raw'/path.name).symlink_to(path)
     with Stopwatch() as watch: packed = data.load('fashionmnist', root=tmp_path)
     plain = data.load('fashionmnist', root=REAL)
-    assert torch.equal(packed.x_train, plain.x_train) and torch.equal(packed.y_test, plain.y_test) and watch.cpu < 2
+    assert torch.equal(packed.x_train, plain.x_train)
+    assert torch.equal(packed.y_test, plain.y_test)
+    assert watch.cpu < 2
 
 
 # ---- spectra
 
 def test_spectra_options(tmp_path):
-    made = data.load('spectra', root=tmp_path, band=[.2, .7], size=12, n_classes=3, n_train=30, n_test=20, exponent=2, strength=1, seed=5)
-    assert made.shape == (1, 12, 12) and made.n_classes == 3 and (len(made.x_train), len(made.x_test)) == (30, 20)
-    again = data.load('spectra', band=[.2, .7], size=12, n_classes=3, n_train=30, n_test=20, exponent=2, strength=1, seed=5)
+    options = dict(band=[.2, .7], size=12, n_classes=3, n_train=30, n_test=20, exponent=2, strength=1, seed=5)
+    made = data.load('spectra', root=tmp_path, **options)
+    assert made.shape == (1, 12, 12)
+    assert made.n_classes == 3
+    assert (len(made.x_train), len(made.x_test)) == (30, 20)
+    again = data.load('spectra', **options)
     assert torch.equal(made.x_train, again.x_train) and torch.equal(made.y_test, again.y_test)
-    for wrong in dict(strength=0), dict(exponent=-1), dict(size=1), dict(n_classes=1), dict(n_test=0), dict(band=(.7, .2)), dict(band='hi'), dict(width=3):
+    for wrong in (dict(strength=0), dict(exponent=-1), dict(size=1), dict(n_classes=1), dict(n_test=0),
+                  dict(band=(.7, .2)), dict(band='hi'), dict(width=3)):
         assert next(iter(wrong)) in complaint('spectra', tmp_path, **wrong)
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.integers(2, 40), st.lists(st.floats(0, 1), min_size=1, max_size=4))
 def test_bands_tile_the_plane(size, cuts):
-    edges, total = sorted({0, *cuts, 1}), np.zeros((size, size), int)
+    edges = sorted({0, *cuts, 1})
+    total = np.zeros((size, size), int)
     for band in zip(edges, edges[1:]):
         try: mask = data.quantile_band(size, band)
         except ValueError: continue   # too narrow to hold a coefficient
@@ -371,7 +429,10 @@ def test_bands_tile_the_plane(size, cuts):
 def test_spectra_differ_only_inside_the_bands():
     "With one seed the images for two bands share all other coefficients, up to rounding to bytes and clipping."
     from scipy.fft import dctn
-    low, high = (dctn(data.load('spectra', band=band, n_train=200).x_train[:, 0].double().numpy()/255, axes=(1, 2), norm='ortho') for band in ('low', 'high'))
+    def spectra(band):
+        images = data.load('spectra', band=band, n_train=200).x_train[:, 0].double()/255
+        return dctn(images.numpy(), axes=(1, 2), norm='ortho')
+    low, high = spectra('low'), spectra('high')
     inside = data.quantile_band(28, 'low') | data.quantile_band(28, 'high')
     difference = np.sqrt(((low - high)**2).mean(0))
     assert difference[~inside].max() < .01 and difference[inside].min() > .015
@@ -384,7 +445,8 @@ def test_transparent_images_of_every_kind(tmp_path):
     ink = np.zeros((8, 8), np.uint8)
     ink[2:5, 3] = 255
     alpha = Image.fromarray(ink)
-    grey, colour = Image.new('L', (8, 8), 255), Image.new('RGB', (8, 8), 'white')
+    grey = Image.new('L', (8, 8), 255)
+    colour = Image.new('RGB', (8, 8), 'white')
     both = Image.merge('LA', (grey, alpha))
     palette = Image.fromarray(ink//255)
     palette.putpalette([255]*6)
@@ -394,9 +456,13 @@ def test_transparent_images_of_every_kind(tmp_path):
         (tmp_path/name).mkdir()
         for i in range(2): image.save(tmp_path/name/f'{i}.png', **options)
     message = complaint(tmp_path, None)
-    assert '10 images with transparent pixels' in message and 'LA/0.png' in message and "ground='white'" in message
+    assert '10 images with transparent pixels' in message
+    assert 'LA/0.png' in message
+    assert "ground='white'" in message
     found = data.load(tmp_path, ground='black')
-    assert found.notes == ('10 images composited on black',) and not found.lossless and 'untouched' not in repr(found)
+    assert found.notes == ('10 images composited on black',)
+    assert not found.lossless
+    assert 'untouched' not in repr(found)
     x = torch.cat([found.x_train, found.x_test])
     assert (x == torch.from_numpy(ink)).all()
     assert (data.read_folder(tmp_path, ground=255).x[:6] == 255).all()
@@ -405,7 +471,9 @@ def test_transparent_images_of_every_kind(tmp_path):
     (tmp_path/'opaque'/'a').mkdir(parents=True)
     colour.convert('RGBA').save(tmp_path/'opaque'/'a'/'0.png')
     opaque = data.read_folder(tmp_path/'opaque')
-    assert (opaque.x == 255).all() and opaque.notes == () and opaque.lossy == 0
+    assert (opaque.x == 255).all()
+    assert opaque.notes == ()
+    assert opaque.lossy == 0
 
 def test_colours_of_more_than_8_bits_are_refused(tmp_path):
     "Also where Pillow would silently keep 8 of 16."
@@ -422,7 +490,8 @@ def test_colours_of_more_than_8_bits_are_refused(tmp_path):
     for name, content in deep.items():
         (tmp_path/name/'a').mkdir(parents=True)
         (tmp_path/name/'a'/name).write_bytes(content)
-        with pytest.raises(ValueError, match='more than 8 bits') as error: data.read_folder(tmp_path/name)
+        with pytest.raises(ValueError, match='more than 8 bits') as error:
+            data.read_folder(tmp_path/name)
         assert name in str(error.value)
     (tmp_path/'float'/'a').mkdir(parents=True)
     Image.fromarray(np.ones((2, 2), np.float32)).save(tmp_path/'float'/'a'/'x.tif')
@@ -432,7 +501,8 @@ def test_colours_of_more_than_8_bits_are_refused(tmp_path):
     (tmp_path/'few'/'a'/'y.ppm').write_bytes(b'P5 1 1 15\n\x0f')
     assert data.read_folder(tmp_path/'few').x.tolist() == [[[[255]]]]*2   # fewer than 8 bits are read right
     (tmp_path/'few'/'a'/'z.png').write_bytes(png(4, 0, b'\xf0', chunk(b'tRNS', b'\0\x0f')))
-    with pytest.raises(ValueError, match='z.png.*fewer than 8 bits'): data.read_folder(tmp_path/'few', ground='white')
+    with pytest.raises(ValueError, match='z.png.*fewer than 8 bits'):
+        data.read_folder(tmp_path/'few', ground='white')
 
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'TIFF', 'WEBP'])
 def test_photographs_are_turned_by_their_tag(tmp_path, kind):
@@ -453,9 +523,11 @@ def test_other_suffixes_other_files_and_pictures_of_several(tmp_path):
     frames = [Image.new('L', (4, 4), level) for level in (10, 90)]
     frames[0].save(tmp_path/'a'/'one.JFIF', 'JPEG')
     frames[0].save(tmp_path/'a'/'b'/'c'/'deep.PNG')
-    for suffix in 'gif', 'tif', 'apng': frames[0].save(tmp_path/'a'/f'several.{suffix}', dict(apng='PNG').get(suffix),
-                                                       save_all=True, append_images=frames[1:])
-    for name in 'notes.txt list.csv a.heic b.raw .hidden Thumbs.db .DS_Store'.split(): (tmp_path/'a'/name).write_text('x')
+    for suffix in 'gif', 'tif', 'apng':
+        several = tmp_path/'a'/f'several.{suffix}'
+        frames[0].save(several, dict(apng='PNG').get(suffix), save_all=True, append_images=frames[1:])
+    for name in 'notes.txt list.csv a.heic b.raw .hidden Thumbs.db .DS_Store'.split():
+        (tmp_path/'a'/name).write_text('x')
     found = data.read_folder(tmp_path)
     assert len(found.x) == 5 and (found.x.float() - 10).abs().max() <= 2
     assert found.notes == ('4 files skipped: a/a.heic, a/b.raw, a/list.csv, ...',
@@ -516,7 +588,8 @@ def test_train_as_a_class_and_as_a_part(tmp_path):
     assert data.load('split', tmp_path).split == 'given'
     write_tree(tmp_path/'split', ['bus'], pixels(2, 4, 4))
     assert "'bus'" in complaint('split', tmp_path)
-    for split in 'Training', 'Validation': write_tree(tmp_path/'odd'/split, ['a', 'b'], pixels(2, 4, 4))
+    for split in 'Training', 'Validation':
+        write_tree(tmp_path/'odd'/split, ['a', 'b'], pixels(2, 4, 4))
     assert 'call them train and test' in complaint('odd', tmp_path)
 
 def test_class_names_in_two_forms(tmp_path):
@@ -558,8 +631,9 @@ def test_folder_and_npz_give_the_same_pixels(tmp_path):
                 Image.fromarray(image).save(path/'x.png')
             np.savez(tmp_path/f'{i}{c}.npz', images=images, labels=[0, 1])
             whole = data.read_npz(tmp_path/f'{i}{c}.npz').x
-            for size in 8, 16, 32, 224: assert torch.equal(data.read_folder(tmp_path/f'{i}{c}', size=size).x,
-                                                           data.resize(whole, size))
+            for size in 8, 16, 32, 224:
+                found = data.read_folder(tmp_path/f'{i}{c}', size=size)
+                assert torch.equal(found.x, data.resize(whole, size))
 
 def test_a_folder_below_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
@@ -577,9 +651,11 @@ def class_folders(folder, *names):
 def test_one_folder_under_two_names_is_no_two_classes(tmp_path):
     class_folders(tmp_path/'pets', 'cat', 'dog')
     (tmp_path/'pets/newt').symlink_to('dog')
-    assert "pets: the classes 'dog' and 'newt' are one folder, by links; each class needs" in complaint('pets', tmp_path)
+    said = "pets: the classes 'dog' and 'newt' are one folder, by links; each class needs"
+    assert said in complaint('pets', tmp_path)
     class_folders(tmp_path/'elsewhere', 'eft')
-    (tmp_path/'pets/newt').unlink(), (tmp_path/'pets/newt').symlink_to(tmp_path/'elsewhere/eft')
+    (tmp_path/'pets/newt').unlink()
+    (tmp_path/'pets/newt').symlink_to(tmp_path/'elsewhere/eft')
     assert data.take('pets', tmp_path).classes == ('cat', 'dog', 'newt')
 
 def test_a_part_of_a_split_beside_classes_is_no_class(tmp_path):
