@@ -2,10 +2,10 @@
 
     python tools/docs.py [--out FOLDER] [--renderer quarto|smalldocs]
 
-Both renderers read the same folder _proc/, made here: nbdev's processed notebooks under the names their links use, the source of each
-module, a table of all public names. Nothing on the site comes from the network: links to code lead to pages of the site, formulas
-are MathML with a font of their own, and the search index also opens from a folder on disk. `nbdev_docs` would overwrite README.md, which
-tools/notebooks.py makes.
+Both renderers read the same folder _proc/, made here: nbdev's processed notebooks under the names their links use,
+the source of each module, a table of all public names. Nothing on the site comes from the network: links to code lead
+to pages of the site, formulas are MathML with a font of their own, and the search index also opens from a folder on
+disk. `nbdev_docs` would overwrite README.md, which tools/notebooks.py makes.
 """
 import argparse, ast, fcntl, inspect, itertools, json, os, re, shutil, subprocess, sys, tokenize
 from fnmatch import fnmatch
@@ -41,17 +41,21 @@ SCRIPT = f'<script>\n{(ROOT/"tools"/"book.js").read_text()}</script>\n'
 # the reading order
 
 def expand(contents, names):
-    "The sidebar's `contents` with each glob replaced by the notebooks of `names` it matches, sections without notebooks dropped."
+    """The sidebar's `contents` with each glob replaced by the notebooks of `names` it matches.
+
+    Sections without notebooks are dropped."""
     found = []
     for item in contents:
-        if isinstance(item, str): found += sorted(n for n in names if fnmatch(n, item)) if item.endswith('.ipynb') else [item]
+        if isinstance(item, str):
+            found += sorted(n for n in names if fnmatch(n, item)) if item.endswith('.ipynb') else [item]
         elif 'href' in item: found.append(item)
         elif inner := expand(item['contents'], names): found.append({**item, 'contents': inner})
     return found
 
 def flat(contents):
     "All pages of expanded `contents`, in reading order."
-    return [page for item in contents for page in ([item] if isinstance(item, str) else flat(item.get('contents', [item.get('href')])))]
+    inside = lambda item: [item] if isinstance(item, str) else flat(item.get('contents', [item.get('href')]))
+    return [page for item in contents for page in inside(item)]
 
 def reading_order():
     "Names of all notebooks in the order of the sidebar; a ValueError if one is missing there or comes twice."
@@ -64,29 +68,44 @@ def reading_order():
 
 # a chapter: nbdev's processors, with three of our own
 
+def imports(node):
+    "Is this statement an import, or the list of names that nbdev exports, too?"
+    if isinstance(node, (ast.Import, ast.ImportFrom)): return True
+    return isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == '_all_'
+
 class show_code(processors.Processor):
     "Exported definitions stay on the page, each under a heading with a link to its source; imports go."
     def begin(self):
-        self.module = next((c.directives_['default_exp'][0] for c in self.nb.cells if 'default_exp' in c.directives_), None)
+        modules = (c.directives_['default_exp'][0] for c in self.nb.cells if 'default_exp' in c.directives_)
+        self.module = next(modules, None)
         self.lines = {n.name: n.lineno for n in public(self.module)} if self.module else {}
-        self.nb.cells[:] = [new for cell in self.nb.cells for new in (self.pieces(cell) if cell.directives_.keys() & {'export', 'exports'} else [cell])]
+        exported = lambda cell: cell.directives_.keys() & {'export', 'exports'}
+        parts = lambda cell: self.pieces(cell) if exported(cell) else [cell]
+        self.nb.cells[:] = [new for cell in self.nb.cells for new in parts(cell)]
         for i, cell in enumerate(self.nb.cells): cell.idx_ = i
     def pieces(self, cell):
         "The cell cut before each public definition, with its heading; nothing if the cell only imports."
-        body, lines = ast.parse(cell.source).body, cell.source.splitlines()
-        importing = lambda n: isinstance(n, (ast.Import, ast.ImportFrom)) or isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == '_all_'
-        if 'hide' in cell.directives_ or all(map(importing, body)): return []
+        body = ast.parse(cell.source).body
+        lines = cell.source.splitlines()
+        if 'hide' in cell.directives_ or all(map(imports, body)): return []
         named = [n for n in body if getattr(n, 'name', '_')[0] != '_']
-        cuts = [0] + [min([n.lineno, *(d.lineno for d in n.decorator_list)]) - 1 for n in named[1:]] + [len(lines)]
+        first_line = lambda node: min([node.lineno, *(d.lineno for d in node.decorator_list)])
+        cuts = [0] + [first_line(n) - 1 for n in named[1:]] + [len(lines)]
         for i, cut in enumerate(cuts[1:-1], 1):
             while lines[cut - 1].startswith('#'): cut -= 1
             cuts[i] = cut
+        if missing := [n.name for n in named if n.name not in self.lines]:
+            raise ValueError(f'{missing[0]} is not in robustnb/{self.module}.py: run nbdev_export')
         found = []
-        if missing := [n.name for n in named if n.name not in self.lines]: raise ValueError(f'{missing[0]} is not in robustnb/{self.module}.py: run nbdev_export')
         for node, start, end in zip(named or [None], cuts, cuts[1:]):
-            if node: found.append(new_cell(f'### {node.name} {{.api-name #{self.module}.{node.name}}}\n\n[source](source/{self.module}.html#L-{self.lines[node.name]}){{.source-link}}', 'markdown'))
+            if node: found.append(self.heading(node.name))
             found.append(new_cell('\n'.join(lines[start:end]).strip('\n'), **({} if node else {'helpers': []})))
         return found
+    def heading(self, name):
+        "A cell with the heading of a definition and the link to its source."
+        source = f'source/{self.module}.html#L-{self.lines[name]}'
+        heading = f'### {name} {{.api-name #{self.module}.{name}}}'
+        return new_cell(f'{heading}\n\n[source]({source}){{.source-link}}', 'markdown')
 
 def new_cell(source, cell_type='code', **directives):
     cell = mk_cell(source, cell_type)
@@ -101,6 +120,11 @@ def exporters():
         for node in public(path.stem): found.setdefault(node.name, set()).add(path.stem)
     return found
 
+def is_own_import(node):
+    "Does this statement import from this package?"
+    if not isinstance(node, ast.ImportFrom) or not node.module: return False
+    return node.level or node.module.startswith('robustnb.')
+
 def meant(sources):
     "{name: the module that it comes from in these sources; '' where they define it themselves}."
     found = {}
@@ -109,7 +133,9 @@ def meant(sources):
         except SyntaxError: continue
         for node in body:
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)): found[node.name] = ''
-            elif isinstance(node, ast.ImportFrom) and node.module and (node.level or node.module.startswith('robustnb.')): found |= {a.name: node.module.removeprefix('robustnb.') for a in node.names if not a.asname}
+            elif is_own_import(node):
+                module = node.module.removeprefix('robustnb.')
+                found |= {a.name: module for a in node.names if not a.asname}
     return found
 
 @cache
@@ -123,7 +149,9 @@ def chapters():
     return {Path(path).stem: path for path in map(page_of, notebooks()) if '/' not in path}
 
 def home(name, names={}):
-    "The module that a public name belongs to: what `names` says, else the only one that exports it; '' where that is not clear."
+    """The module that a public name belongs to: what `names` says, else the only one that exports it.
+
+    '' where that is not clear."""
     modules = exporters().get(name, ())
     stem = names.get(name, min(modules) if len(modules) == 1 else '')
     return stem if stem in modules else ''
@@ -131,16 +159,27 @@ def home(name, names={}):
 @cache
 def lookup():
     "nbdev's links of names, for the modules of this package."
-    return NbdevLookup(incl_libs=('robustnb',), ns={p.stem: ModuleType(f'robustnb.{p.stem}') for p in (ROOT/'robustnb').glob('*.py')})
+    modules = [f'robustnb.{p.stem}' for p in (ROOT/'robustnb').glob('*.py')]
+    spaces = {name.removeprefix('robustnb.'): ModuleType(name) for name in modules}
+    return NbdevLookup(incl_libs=('robustnb',), ns=spaces)
 
 def link_names(text, here='', names={}, folder=''):
-    "Names in backticks lead to where a page in `folder` defines them; `here` is the folder of the page they stand on, `names` what it means by a name. What is ambiguous is not linked."
+    """Names in backticks lead to where a page in `folder` defines them.
+
+    `here` is the folder of the page they stand on, `names` what it means by a name. What is ambiguous is not linked."""
     def link(m):  # a method's link leads to its class, a private helper's to the page
-        if not m[2] and m[1] not in names and re.fullmatch('[a-z]+', m[1]): return f'`{m[1]}`'  # a word like size may mean anything
-        name, stem = m[1].split('.')[-1 - m[4].count('.')], home(m[1], names) if m[1] in exporters() else Path(m[3]).stem
-        if stem not in chapters(): return f'`{m[1]}{m[2] or ""}`'
-        return f'[`{m[1]}{m[2] or ""}`]({os.path.relpath(os.path.join(folder, chapters()[stem]), here or ".")}' + (')' if name[0] == '_' else f'#{stem}.{name})')
-    return re.sub(r'\[`([\w.]+)(\(\))?`\]\(' + re.escape(get_config().doc_host + get_config().doc_baseurl) + r'/([\w/-]+\.html)#([\w.]+)\)', link, lookup().linkify(text))
+        said, call, file, anchor = m.groups()
+        a_word = not call and said not in names and re.fullmatch('[a-z]+', said)
+        if a_word: return f'`{said}`'  # a word like size may mean anything
+        shown = f'`{said}{call or ""}`'
+        name = said.split('.')[-1 - anchor.count('.')]
+        stem = home(said, names) if said in exporters() else Path(file).stem
+        if stem not in chapters(): return shown
+        chapter = os.path.relpath(os.path.join(folder, chapters()[stem]), here or '.')
+        return f'[{shown}]({chapter})' if name[0] == '_' else f'[{shown}]({chapter}#{stem}.{name})'
+    nbdevs = re.escape(get_config().doc_host + get_config().doc_baseurl)
+    linked = r'\[`([\w.]+)(\(\))?`\]\(' + nbdevs + r'/([\w/-]+\.html)#([\w.]+)\)'
+    return re.sub(linked, link, lookup().linkify(text))
 
 class local_links(processors.Processor):
     "Names in backticks lead to their chapter, and links between chapters to the other page."
@@ -153,21 +192,26 @@ class local_links(processors.Processor):
             target = (NBS/here/m[1]).resolve()
             return f']({os.path.relpath(page_of(target), here)}' if target.is_relative_to(NBS) else m[0]
         for cell in self.nb.cells:
-            if cell.cell_type == 'markdown': cell.source = re.sub(r'\]\((?!\w+:)([^)#\s]+\.ipynb)', chapter, link_names(cell.source, here, names))
+            if cell.cell_type != 'markdown': continue
+            text = link_names(cell.source, here, names)
+            cell.source = re.sub(r'\]\((?!\w+:)([^)#\s]+\.ipynb)', chapter, text)
 
 def one_stream(cell):
     "What a cell printed is one block, however many pieces the kernel sent."
     whole = []
     for out in cell.get('outputs', []):
-        if whole and out['output_type'] == whole[-1]['output_type'] == 'stream' and out['name'] == whole[-1]['name']:
+        streams = whole and out['output_type'] == whole[-1]['output_type'] == 'stream'
+        if streams and out['name'] == whole[-1]['name']:
             whole[-1]['text'] = [*whole[-1]['text'], *out['text']]
         else: whole.append(out)
     if whole: cell['outputs'] = whole
 
 class Chapter(processors.FilterDefaults):
     def base_procs(self):
-        change = dict(add_show_docs=show_code, add_links=local_links, clean_show_doc=None, exec_show_docs=None, add_fold=None, mv_exports=None)
-        return [one_stream] + [p for p in (change.get(p.__name__, p) for p in super().base_procs()) if p]
+        change = dict(add_show_docs=show_code, add_links=local_links, clean_show_doc=None, exec_show_docs=None,
+                      add_fold=None, mv_exports=None)
+        changed = (change.get(p.__name__, p) for p in super().base_procs())
+        return [one_stream, *filter(None, changed)]
 
 def page_of(path):
     "The page of a notebook, as nbdev's links name it; experiments keep their names."
@@ -183,8 +227,10 @@ def put_first(nb):
     options = [line for line in chosen[0].source.splitlines() if re.match(r'#\| *fig-', line)]
     picture = new_cell('\n'.join(['#| echo: false', *options]))
     picture['outputs'] = [out for out in chosen[0].outputs if 'image/png' in out.get('data', {})]
-    if not options or not picture['outputs']: raise ValueError(f'{nb.path_}: the cell tagged lead has no picture, or no fig-cap')
-    at = next(i for i, cell in enumerate(nb.cells) if cell.cell_type == 'markdown' and cell.source[:1] not in '<#')
+    if not options or not picture['outputs']:
+        raise ValueError(f'{nb.path_}: the cell tagged lead has no picture, or no fig-cap')
+    is_prose = lambda cell: cell.cell_type == 'markdown' and cell.source[:1] not in '<#'
+    at = next(i for i, cell in enumerate(nb.cells) if is_prose(cell))
     answer, _, rest = nb.cells[at].source.partition('\n\n')
     nb.cells[at:at + 1] = [new_cell(answer, 'markdown'), picture, new_cell(rest, 'markdown')]
 
@@ -205,10 +251,13 @@ def summary(cell, is_chapter):
 
 def fold(nb, is_chapter):
     "Plumbing, tests and the code of pictures are folded; definitions and short examples stay open."
-    defined, last = False, ''
+    defined = False
+    last = ''
     for cell in nb.cells:
-        follows, defined = defined, cell.cell_type == 'markdown' and '.api-name' in cell.source
-        if cell.cell_type != 'code' or follows or re.search(r'^#\| *(echo|code-fold)', cell.source, re.M):
+        follows = defined
+        defined = cell.cell_type == 'markdown' and '.api-name' in cell.source
+        foldable = cell.cell_type == 'code' and not follows
+        if not foldable or re.search(r'^#\| *(echo|code-fold)', cell.source, re.M):
             last = ''
             continue
         of_helpers = last == 'Helpers' and TESTS.search(cell.source)
@@ -216,9 +265,14 @@ def fold(nb, is_chapter):
         if last: cell.source = f'#| code-fold: true\n#| code-summary: "{last}"\n{cell.source}'
 
 def numbers(contents):
-    "{notebook: '2.3'}, by section and place in it; of expanded `contents`. Pages outside a section have none, nor has the last section."
+    """{notebook: '2.3'}, by section and place in it; of expanded `contents`.
+
+    Pages outside a section have none, nor has the last section."""
     sections = [item['contents'] for item in contents if 'contents' in item][:-1]
-    return {name: f'{i}.{j}' for i, section in enumerate(sections, 1) for j, name in enumerate(flat(section), 1) if name.endswith('.ipynb')}
+    found = {}
+    for i, section in enumerate(sections, 1):
+        found |= {name: f'{i}.{j}' for j, name in enumerate(flat(section), 1) if name.endswith('.ipynb')}
+    return found
 
 def process(name, number=''):
     "One notebook, processed, under its page's name in _proc/, its number before its title."
@@ -228,7 +282,9 @@ def process(name, number=''):
     put_first(nb)
     front = nb.cells[0]
     front.source = re.sub(r'^output-file: .*\n', '', front.source, flags=re.M)
-    titled = lambda m: yaml.safe_dump({'title': f'{number} {yaml.safe_load(m[0])["title"]}'}, allow_unicode=True, width=1000).strip()
+    def titled(m):
+        title = yaml.safe_load(m[0])['title']
+        return yaml.safe_dump({'title': f'{number} {title}'}, allow_unicode=True, width=1000).strip()
     if number: front.source = re.sub(r'^title: .*$', titled, front.source, flags=re.M)
     target = PROC/page_of(NBS/name).replace('.html', '.ipynb')
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -246,45 +302,66 @@ def public(module):
 
 def page(path, title, description, body, **options):
     "Write one Markdown page into _proc/."
-    front = yaml.safe_dump({k: v for k, v in dict(title=title, description=description, **options).items() if v != ''}, allow_unicode=True)
+    said = dict(title=title, description=description, **options)
+    front = yaml.safe_dump({k: v for k, v in said.items() if v != ''}, allow_unicode=True)
     (PROC/path).parent.mkdir(exist_ok=True)
     (PROC/path).write_text(f'---\n{front}---\n\n{body}\n')
 
 def entry_names(module, node):
-    "What the entry of a function or class means by a name: what its module exports or imports, but by one of its arguments nothing of another module."
+    """What the entry of a function or class means by a name.
+
+    It is what its module exports or imports, but by one of its arguments nothing of another module."""
     given = {name.strip('`*') for name, *_ in arguments(node)}
-    return dict.fromkeys(exporters(), '') | {name: stem for name, stem in own_names(module).items() if stem == module or name not in given}
+    own = own_names(module).items()
+    return dict.fromkeys(exporters(), '') | {name: stem for name, stem in own if stem == module or name not in given}
 
 def literal(text, names, here='reference'):
-    "A docstring or comment of a module as Markdown: only its code in backticks is markup, and leads to the entries of the API reference."
-    return ''.join(link_names(part, here, names, 'reference') if i % 2 else re.sub(r'([\\*^~$<>_\[\]])', r'\\\1', part) for i, part in enumerate(re.split('(`[^`]*`)', text)))
+    """A docstring or comment of a module as Markdown.
+
+    Only its code in backticks is markup, and leads to the entries of the API reference."""
+    parts = re.split('(`[^`]*`)', text)  # every second one is code
+    parts[::2] = [re.sub(r'([\\*^~$<>_\[\]])', r'\\\1', part) for part in parts[::2]]
+    parts[1::2] = [link_names(part, here, names, 'reference') for part in parts[1::2]]
+    return ''.join(parts)
 
 def table(*rows):
     "A Markdown table without the columns that are empty below the first row, its head; '' if nothing is left."
-    columns = [[cell.replace('|', '\\|').replace('\n', ' ') for cell in c] for c in zip(*rows) if any(c[1:])]
+    written = lambda cell: cell.replace('|', '\\|').replace('\n', ' ')
+    columns = [list(map(written, column)) for column in zip(*rows) if any(column[1:])]
     lines = [f'| {" | ".join(line)} |' for line in zip(*columns)]
     return '\n'.join([lines[0], '|:--'*len(columns) + '|', *lines[1:], '']) if lines else ''
 
 def arguments(node):
-    "Arguments of a function, or of a class's constructor, and what it returns: [(name, annotation, default, line)], None where absent."
+    """Arguments of a function, or of a class's constructor, and what it returns.
+
+    A list of (name, annotation, default, line), None where absent."""
     if isinstance(node, ast.ClassDef):
         init = next((n for n in node.body if getattr(n, 'name', '') == '__init__'), None)
-        if init is None: return [(f'`{n.target.id}`', n.annotation, n.value, n.lineno) for n in node.body if isinstance(n, ast.AnnAssign)]
+        if init is None:
+            fields = [n for n in node.body if isinstance(n, ast.AnnAssign)]
+            return [(f'`{n.target.id}`', n.annotation, n.value, n.lineno) for n in fields]
         node = init
     a = node.args
     positional = [x for x in a.posonlyargs + a.args if x.arg != 'self']
-    pairs = list(zip(positional, [None]*(len(positional) - len(a.defaults)) + a.defaults)) + list(zip(a.kwonlyargs, a.kw_defaults))
+    defaults = [None]*(len(positional) - len(a.defaults)) + a.defaults
+    pairs = [*zip(positional, defaults), *zip(a.kwonlyargs, a.kw_defaults)]
     found = [(f'`{x.arg}`', x.annotation, default, x.lineno) for x, default in pairs]
-    found += [(f'`{star}{x.arg}`', x.annotation, None, x.lineno) for star, x in (('*', a.vararg), ('**', a.kwarg)) if x]
+    starred = ('*', a.vararg), ('**', a.kwarg)
+    found += [(f'`{star}{x.arg}`', x.annotation, None, x.lineno) for star, x in starred if x]
     found.sort(key=lambda argument: argument[-1])
     return found + ([('returns', node.returns, None, node.returns.lineno)] if node.returns else [])
 
 def remarks(path):
-    "The comment at the end of each line of a file that has one, with the lines of comment alone below it: {line: text}."
-    found, first, last = {}, 0, -1
-    with open(path, 'rb') as f: comments = [t for t in tokenize.tokenize(f.readline) if t.type == tokenize.COMMENT]
+    """The comment at the end of each line of a file that has one: {line: text}.
+
+    The lines of comment alone below it belong to it."""
+    found = {}
+    first, last = 0, -1
+    with open(path, 'rb') as f: tokens = list(tokenize.tokenize(f.readline))
+    comments = [t for t in tokens if t.type == tokenize.COMMENT]
     for t in comments:
-        line, text = t.start[0], t.string.lstrip('# ')
+        line = t.start[0]
+        text = t.string.lstrip('# ')
         if line > last + 1 or t.line.lstrip()[0] != '#': first = line
         found[first] = f'{found[first]} {text}' if first in found else text
         last = line
@@ -298,82 +375,123 @@ def kind(annotation, names):
     return f'[`{text}`]{found[0]}' if found else f'`{text}`'
 
 def parameters(node, said, module):
-    "The API table of one function, or of a class's constructor: types, defaults and remarks as written; what shares a line shares its remark."
-    own, rows = entry_names(module, node), []
+    """The API table of one function, or of a class's constructor: types, defaults and remarks as written.
+
+    What shares a line shares its remark."""
+    own = entry_names(module, node)
+    rows = []
     written = lambda tree: re.sub(r'^field\(default_factory=(\w+)\)$', r'\1()', ast.unparse(tree))
-    for _, group in itertools.groupby(arguments(node), key=lambda argument: argument[-1] if argument[-1] in said else argument[0]):
+    shared = lambda argument: argument[-1] if argument[-1] in said else argument[0]
+    for _, group in itertools.groupby(arguments(node), key=shared):
         names, types, defaults, lines = zip(*group)
-        given = [f'`{written(d)}`' if len(names) == 1 else f'`{n.strip("`")}={written(d)}`' for n, d in zip(names, defaults) if d]
-        rows.append((', '.join(names), ', '.join(kind(t, own) for t in types if t), ', '.join(given), literal(said.get(lines[0], ''), own)))
+        alone = len(names) == 1
+        given = [f'`{written(d)}`' if alone else f'`{n.strip("`")}={written(d)}`' for n, d in zip(names, defaults) if d]
+        kinds = ', '.join(kind(t, own) for t in types if t)
+        rows.append((', '.join(names), kinds, ', '.join(given), literal(said.get(lines[0], ''), own)))
     return table(('parameter', 'type', 'default', 'meaning'), *rows)
 
 def members(node, said, module):
     "The table of a class's properties, and its methods with their signatures and API tables."
     found = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name[0] != '_']
-    properties = [n for n in found if any(ast.unparse(d) == 'property' for d in n.decorator_list)]
+    is_property = lambda n: any(ast.unparse(d) == 'property' for d in n.decorator_list)
     told = lambda n: literal(ast.get_docstring(n) or '', entry_names(module, n))
-    text = [table(('property', 'type', 'meaning'), *[(f'`.{n.name}`', kind(n.returns, entry_names(module, n)), told(n)) for n in properties])]
+    row = lambda n: (f'`.{n.name}`', kind(n.returns, entry_names(module, n)), told(n))
+    text = [table(('property', 'type', 'meaning'), *[row(n) for n in found if is_property(n)])]
     for n in found:
-        if n in properties: continue
+        if is_property(n): continue
         given = arguments(n)
-        call = ', '.join(name.strip('`') + (f'={ast.unparse(default)}' if default else '') for name, _, default, _ in given if name != 'returns')
-        text += [': '.join(filter(None, [f'- `.{n.name}({call})`', told(n).replace('\n', ' ')])) + '\n']
-        if any(annotation or line in said for _, annotation, _, line in given): text.append(indent(parameters(n, said, module), '  '))
+        text += [': '.join(filter(None, [f'- `.{n.name}({signature(given)})`', told(n).replace('\n', ' ')])) + '\n']
+        has_table = any(annotation or line in said for _, annotation, _, line in given)
+        if has_table: text.append(indent(parameters(n, said, module), '  '))
     return text
 
+def signature(arguments):
+    "The arguments of a method as they are written in a call, with their defaults."
+    written = lambda name, default: name.strip('`') + (f'={ast.unparse(default)}' if default else '')
+    return ', '.join(written(name, default) for name, _, default, _ in arguments if name != 'returns')
+
 def short(value):
-    "A constant in a few words: a dictionary's keys, the names of classes; '' if it is long, or only says what it is and where in memory."
+    """A constant in a few words: a dictionary's keys, the names of classes.
+
+    '' if it is long, or only says what it is and where in memory."""
     if isinstance(value, type): return value.__name__
-    text = ', '.join(map(short, sorted(value) if isinstance(value, set) else value)) if isinstance(value, (dict, list, set, tuple)) else repr(value)
+    if isinstance(value, set): value = sorted(value)
+    text = ', '.join(map(short, value)) if isinstance(value, (dict, list, tuple)) else repr(value)
     return text if len(text) < 200 and text[:1] != '<' else ''
 
 def constants(path, package, said):
     "The table of a module's public constants that are short; their names lead to the source."
     assigned = [n for n in ast.parse(path.read_text()).body if isinstance(n, ast.Assign)]
-    named = [(target.id, n.lineno) for n in assigned for target in getattr(n.targets[0], 'elts', n.targets) if isinstance(target, ast.Name)]
-    rows = [(f'[`{name}`](../source/{path.stem}.html#L-{line})', f'`{value}`', literal(said.get(line, ''), own_names(path.stem)))
-            for name, line in named if name in package.__all__ and (value := short(getattr(package, name)))]
+    targets = [(target, n.lineno) for n in assigned for target in getattr(n.targets[0], 'elts', n.targets)]
+    named = [(target.id, line) for target, line in targets if isinstance(target, ast.Name)]
+    rows = []
+    for name, line in named:
+        value = short(getattr(package, name)) if name in package.__all__ else ''
+        if not value: continue
+        link = f'[`{name}`](../source/{path.stem}.html#L-{line})'
+        rows.append((link, f'`{value}`', literal(said.get(line, ''), own_names(path.stem))))
     return ['## Constants {.api-entry}\n', table(('name', 'value', 'meaning'), *rows)] if rows else []
 
 def commands(parser):
-    "A command line's commands, each with the table of its arguments and options, and its examples; the help says the defaults, or has them added."
+    """A command line's commands, each with the table of its arguments and options, and its examples.
+
+    The help says the defaults, or has them added."""
     text = []
     for command in next(a for a in parser._actions if a.dest == 'command').choices.values():
-        form, rows = command._get_formatter(), []
+        form = command._get_formatter()
+        rows = []
         for a in sorted(command._actions[1:], key=lambda a: bool(a.option_strings)):  # the first is --help
             told = [form._expand_help(a)] if a.help else []
-            if not (a.nargs == 0 or a.default in (None, '', []) or '(default: ' in ''.join(told)): told.append(f'(default: {a.default})')
+            without_default = a.nargs == 0 or a.default in (None, '', [])
+            if not without_default and '(default: ' not in ''.join(told):
+                told.append(f'(default: {a.default})')
             rows.append((f'`{form._format_action_invocation(a)}`', literal(' '.join(told), {})))
-        text += [f'## {command.prog} {{.api-name .api-entry}}\n', literal(command.description, {}) + '\n', table(('argument', 'meaning'), *rows),
-                 f'```\n{command.epilog}\n```\n']
+        text += [f'## {command.prog} {{.api-name .api-entry}}\n', literal(command.description, {}) + '\n',
+                 table(('argument', 'meaning'), *rows), f'```\n{command.epilog}\n```\n']
     return text
+
+def entry(node, doc, said, module, chapter):
+    "A function or class in the API reference: its heading, its docstring and its tables."
+    anchor = f'{module}.{node.name}'
+    text = [f'## {node.name} {{.api-name .api-entry #{anchor}}}\n',
+            f'[source](../source/{module}.html#L-{node.lineno}){{.source-link}}\n',
+            literal(doc, entry_names(module, node)) + f' [In the chapter](../{chapter}#{anchor}).\n',
+            parameters(node, said, module)]
+    return text + members(node, said, module) if isinstance(node, ast.ClassDef) else text
 
 def module_pages(module, chapter):
     "A module's API tables and its source with numbered lines; returns its table of names."
-    path, package = ROOT/'robustnb'/f'{module}.py', import_module(f'robustnb.{module}')
-    said, names = remarks(path), [('name', 'what it does')]
-    elsewhere = [literal(f'`{name}`', own_names(module)) for name in package.__all__ if home(name, own_names(module)) not in ('', module)]
-    text = [f'[All modules](../reference.html) · [The chapter](../{chapter}) explains and tests all this.\n', f'Also here: {", ".join(elsewhere)}.\n' if elsewhere else '']
+    path = ROOT/'robustnb'/f'{module}.py'
+    package = import_module(f'robustnb.{module}')
+    said = remarks(path)
+    names = [('name', 'what it does')]
+    own = own_names(module)
+    elsewhere = [literal(f'`{name}`', own) for name in package.__all__ if home(name, own) not in ('', module)]
+    text = [f'[All modules](../reference.html) · [The chapter](../{chapter}) explains and tests all this.\n',
+            f'Also here: {", ".join(elsewhere)}.\n' if elsewhere else '']
     if hasattr(package, 'make_parser'): text += commands(package.make_parser())
     for node in public(module):
-        anchor, own, doc = f'{module}.{node.name}', entry_names(module, node), inspect.getdoc(getattr(package, node.name)) or ''
-        text += [f'## {node.name} {{.api-name .api-entry #{anchor}}}\n', f'[source](../source/{module}.html#L-{node.lineno}){{.source-link}}\n',
-                 literal(doc, own) + f' [In the chapter](../{chapter}#{anchor}).\n', parameters(node, said, module)]
-        if isinstance(node, ast.ClassDef): text += members(node, said, module)
-        names.append((f'[`{node.name}`](reference/{module}.html#{anchor})', literal(doc.split('\n')[0], own, here='')))
+        doc = inspect.getdoc(getattr(package, node.name)) or ''
+        text += entry(node, doc, said, module, chapter)
+        first = literal(doc.split('\n')[0], entry_names(module, node), here='')
+        names.append((f'[`{node.name}`](reference/{module}.html#{module}.{node.name})', first))
     text += constants(path, package, said)
-    page(f'reference/{module}.md', f'robustnb.{module}', package.__doc__ or '', '\n'.join(text), **{'from': 'markdown-smart'})
+    page(f'reference/{module}.md', f'robustnb.{module}', package.__doc__ or '', '\n'.join(text),
+         **{'from': 'markdown-smart'})
+    source = f'````{{#L .python code-line-numbers=true}}\n{path.read_text().rstrip()}\n````'
     page(f'source/{module}.md', f'{module}.py', 'Exported from its chapter: edit the notebook, not this file',
-         f'[The chapter](../{chapter})\n\n````{{#L .python code-line-numbers=true}}\n{path.read_text().rstrip()}\n````', search=False, toc=False)
+         f'[The chapter](../{chapter})\n\n{source}', search=False, toc=False)
     return [f'## [robustnb.{module}](reference/{module}.html) {{.api-entry}}\n', table(*names)]
 
 def reference(names):
     "The API reference, its modules in the order of their numbers."
     text = []
     for name in sorted(names):
-        found = re.search(r'^#\| *default_exp (\w+)', '\n'.join(c.source for c in read_nb(NBS/name).cells), re.M)
+        source = '\n'.join(c.source for c in read_nb(NBS/name).cells)
+        found = re.search(r'^#\| *default_exp (\w+)', source, re.M)
         if found: text += module_pages(found[1], page_of(NBS/name))
-    page('reference.md', 'API reference', 'Every public function and class, by module', '\n'.join(text), **{'from': 'markdown-smart'})
+    page('reference.md', 'API reference', 'Every public function and class, by module', '\n'.join(text),
+         **{'from': 'markdown-smart'})
 
 
 def project_page(name):
@@ -384,6 +502,14 @@ def project_page(name):
 
 
 # rendering
+
+def renamed(item, pages):
+    "An entry of the sidebar with its notebooks replaced by `pages`."
+    if not isinstance(item, dict): return pages.get(item, item)
+    new = dict(item)
+    if 'href' in item: new['href'] = renamed(item['href'], pages)
+    if 'contents' in item: new['contents'] = [renamed(i, pages) for i in item['contents']]
+    return new
 
 def prepare():
     "Fill _proc/ with everything a renderer needs; returns the pages in reading order."
@@ -402,11 +528,7 @@ def prepare():
         (PROC/'vega.js').write_text(vega.get())
     for name in 'CONTRIBUTING.md', 'CHANGELOG.md': project_page(name)
     config = json.loads(json.dumps(CONFIG))
-    sidebar = config['website']['sidebar']
-    def rename(item):
-        if isinstance(item, dict): return {k: rename(v) if k == 'href' else [rename(i) for i in v] if k == 'contents' else v for k, v in item.items()}
-        return pages.get(item, item)
-    sidebar['contents'] = [rename(i) for i in contents]
+    config['website']['sidebar']['contents'] = [renamed(item, pages) for item in contents]
     config['format']['html']['include-in-header'] = 'book.html'
     (PROC/'book.html').write_text(SCRIPT)
     (PROC/'_quarto.yml').write_text(yaml.safe_dump(config, sort_keys=False))
@@ -423,7 +545,8 @@ class Site(site.Site):
     def in_child(source):
         "What rendering one page makes of it, and what it tells the site."
         site = Site.forked
-        page, site.resources, site.broken, site.warnings = site.pages[source], set(), [], []
+        page = site.pages[source]
+        site.resources, site.broken, site.warnings = set(), [], []
         super(Site, site).render_page(page)
         del page.env['link']  # a function, for the rendering alone
         return page.html, page.env, site.resources, site.broken, site.warnings
@@ -438,23 +561,39 @@ def smalldocs():
     "Render _proc/ with smalldocs, formulas as MathML; returns its warnings."
     highlight.css_class = cache(highlight.css_class)  # it is asked for each of 700,000 tokens
     convert = LatexToMathML().convert_with_local_state
-    tex = lambda tokens, i: tokens[i].content.strip()
-    markdown.math_inline = lambda self, tokens, i, options, env: f'<span class="math inline">{convert(tex(tokens, i), displaystyle=False)}</span>'
-    markdown.math_display = lambda self, tokens, i, options, env: f'<span class="math display">{convert(tex(tokens, i), displaystyle=True)}</span>'
+    def formula(kind, displaystyle):
+        "How smalldocs is to render a formula of this kind."
+        def render(self, tokens, i, options, env):
+            text = convert(tokens[i].content.strip(), displaystyle=displaystyle)
+            return f'<span class="math {kind}">{text}</span>'
+        return render
+    markdown.math_inline = formula('inline', False)
+    markdown.math_display = formula('display', True)
     markdown.math_block = lambda *args: f'<p>{markdown.math_display(*args)}</p>\n'
     book = Site(load(PROC), quiet=True)
     book.build()
     return [w for w in book.warnings if 'html-math-method' not in w]
 
+ALPHABETS = [('a', 'z', 0x1d44e), ('A', 'Z', 0x1d434), ('α', 'ω', 0x1d6fc), ('Α', 'Ω', 0x1d6e2)]  # where italics begin
+
+def characters(out):
+    "The characters of the formulas in a rendered book."
+    texts = [t for p in out.rglob('*.html') for t in re.findall(r'<m(?:i|o|n|text)\b[^>]*>([^<]*)', p.read_text())]
+    return {c for t in texts for c in unescape(t)}
+
 def math_font(out):
-    "Write math.woff: STIX Two Math cut down to the characters of the book's formulas, with lower roots and tighter fractions in lines of text."
-    chars = {c for p in out.rglob('*.html') for t in re.findall(r'<m(?:i|o|n|text)\b[^>]*>([^<]*)', p.read_text()) for c in unescape(t)}
-    italic = {chr(start + ord(c) - ord(first)) for c in chars for first, last, start in
-              [('a', 'z', 0x1d44e), ('A', 'Z', 0x1d434), ('α', 'ω', 0x1d6fc), ('Α', 'Ω', 0x1d6e2)] if first <= c <= last}
+    """Write math.woff: STIX Two Math cut down to the characters of the book's formulas.
+
+    It has lower roots, and tighter fractions in lines of text."""
+    chars = characters(out)
+    italic = {chr(start + ord(c) - ord(first)) for c in chars for first, last, start in ALPHABETS if first <= c <= last}
     options = subset.Options(flavor='woff', layout_features=['*'], name_IDs=[0, 13, 14])
     font = subset.load_font(files('ziamath')/'fonts'/'STIXTwoMath-Regular.ttf', options)
-    constants, variants = font['MATH'].table.MathConstants, font['MATH'].table.MathVariants
-    constants.FractionNumeratorShiftUp.Value, constants.FractionDenominatorShiftDown.Value, constants.RadicalRuleThickness.Value = 440, 360, 52
+    constants = font['MATH'].table.MathConstants
+    variants = font['MATH'].table.MathVariants
+    constants.FractionNumeratorShiftUp.Value = 440
+    constants.FractionDenominatorShiftDown.Value = 360
+    constants.RadicalRuleThickness.Value = 52
     # browsers reserve the width of the widest root for every root: make them equally wide
     root = variants.VertGlyphConstruction[variants.VertGlyphCoverage.glyphs.index('uni221A')]
     width, right = font['hmtx']['uni221A'][0], font['glyf']['uni221A'].xMax
@@ -474,8 +613,10 @@ def math_font(out):
     subset.save_font(font, out/'math.woff', options)
 
 WEB = {  # what the renderers fetch, by the ends of the files' names
-    '.css': r'@import url\(["\']?https?:[^)]*\);?',  # the themes' fonts
-    '.html': r'<script[^>]*(?:\bsrc=["\']https?:[^>]*>|>define\(["\']jquery["\'].*?)</script>\n?',  # what Quarto adds to pages with tables
+    # the themes' fonts
+    '.css': r'@import url\(["\']?https?:[^)]*\);?',
+    # what Quarto adds to pages with tables
+    '.html': r'<script[^>]*(?:\bsrc=["\']https?:[^>]*>|>define\(["\']jquery["\'].*?)</script>\n?',
 }
 
 def offline(out):
@@ -486,17 +627,22 @@ def offline(out):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', type=Path, default=ROOT/'_docs')
-    parser.add_argument('--renderer', choices=['quarto', 'smalldocs'], default='quarto' if shutil.which('quarto') else 'smalldocs')
+    usual = 'quarto' if shutil.which('quarto') else 'smalldocs'
+    parser.add_argument('--renderer', choices=['quarto', 'smalldocs'], default=usual)
     args = parser.parse_args()
-    start, out = perf_counter(), args.out.resolve()
-    if out.is_dir() and any(out.iterdir()) and not (out/'site_libs').is_dir(): sys.exit(f'--out: {out} holds something else than a rendered book')
+    start = perf_counter()
+    out = args.out.resolve()
+    is_filled = out.is_dir() and any(out.iterdir())
+    if is_filled and not (out/'site_libs').is_dir():
+        sys.exit(f'--out: {out} holds something else than a rendered book')
     sys.path.insert(0, str(ROOT))
     os.chdir(ROOT)
     lock = open(ROOT/'_quarto.yml')
     fcntl.flock(lock, fcntl.LOCK_EX)  # another rendering, which uses _proc/ too, waits until this process ends
     pages = prepare()
     prepared = perf_counter()
-    if args.renderer == 'quarto': subprocess.run(['quarto', 'render', '--no-cache'], cwd=PROC, check=True)
+    if args.renderer == 'quarto':
+        subprocess.run(['quarto', 'render', '--no-cache'], cwd=PROC, check=True)
     else:
         for warning in smalldocs(): print(warning)
     shutil.rmtree(out, ignore_errors=True)
@@ -505,7 +651,8 @@ def main():
     shutil.copy(PROC/'vega.js', out)
     offline(out)
     (out/'search.js').write_text('bookIndex = ' + (out/'search.json').read_text())
-    print(f'{len(pages)} chapters in {os.path.relpath(out)}/ ({prepared - start:.0f} s for the notebooks, {perf_counter() - prepared:.0f} s for the pages)')
+    times = f'{prepared - start:.0f} s for the notebooks, {perf_counter() - prepared:.0f} s for the pages'
+    print(f'{len(pages)} chapters in {os.path.relpath(out)}/ ({times})')
 
 
 if __name__ == '__main__': main()
