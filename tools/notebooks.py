@@ -1,7 +1,7 @@
 """Keep the notebooks executed, clean and in step with README.
 
-    python tools/notebooks.py execute [NB ...]   run notebooks in place (default: those whose code changed since), clean them
-    python tools/notebooks.py check              fail if a notebook is stale, has errors, leaks a local path or is too large
+    python tools/notebooks.py execute [NB ...]   run notebooks in place, clean them (default: whose code changed since)
+    python tools/notebooks.py check              fail if one is stale, has errors, leaks a local path or is too large
     python tools/notebooks.py readme [--check]   write README.md from nbs/index.ipynb, or fail if it differs
 """
 import argparse, ast, asyncio, base64, hashlib, os, posixpath, re, subprocess, sys
@@ -19,7 +19,8 @@ MAX_BYTES = 1_500_000
 
 def notebooks():
     "Every notebook of the book, in reading order."
-    return sorted(p for p in NBS.rglob('*.ipynb') if not any(part.startswith(('.', '_')) for part in p.relative_to(NBS).parts))
+    hidden = lambda path: any(part.startswith(('.', '_')) for part in path.relative_to(NBS).parts)
+    return sorted(p for p in NBS.rglob('*.ipynb') if not hidden(p))
 
 def code_hash(nb):
     "Hash of all code cells: a notebook is stale when this differs from the hash stored when it was run."
@@ -42,18 +43,24 @@ def execute(path):
     "Run one notebook in place; drop stderr (progress bars, warnings naming local paths) and stamp the code's hash."
     nb = nbformat.read(path, 4)
     for cell in nb.cells:
-        if cell.cell_type == 'code': cell.outputs, cell.execution_count = [], None
-    client = Client(nb, timeout=None, startup_timeout=600, kernel_name='python3', resources={'metadata': {'path': str(path.parent)}})
+        if cell.cell_type == 'code':
+            cell.outputs = []
+            cell.execution_count = None
+    resources = {'metadata': {'path': str(path.parent)}}
+    client = Client(nb, timeout=None, startup_timeout=600, kernel_name='python3', resources=resources)
     asyncio.run(client.async_execute())
     for cell in nb.cells:
-        if cell.cell_type == 'code': cell.outputs = [o for o in cell.outputs if o.get('name') != 'stderr']
+        if cell.cell_type != 'code': continue
+        cell.outputs = [o for o in cell.outputs if o.get('name') != 'stderr']
     nb.metadata['executed'] = code_hash(nb)
     nbformat.write(nb, path)
     subprocess.run(['nbdev_clean', '--fname', str(path)], check=True, cwd=ROOT)
 
 
 def mixes_imports(cell):
-    "Does a cell import and do something else? nbdev runs every cell that imports when it makes the docs, so such a cell would run alone."
+    """Does a cell import and do something else?
+
+    nbdev runs every cell that imports when it makes the docs, so such a cell would run alone."""
     if cell.cell_type != 'code' or re.search(r'^#\|\s*export', cell.source, re.M): return False
     body = ast.parse(cell.source).body
     imports = [node for part in body for node in ast.walk(part) if isinstance(node, (ast.Import, ast.ImportFrom))]
@@ -61,14 +68,19 @@ def mixes_imports(cell):
 
 def problems(path):
     "What is wrong with one committed notebook, as sentences."
-    nb, name = nbformat.read(path, 4), path.relative_to(ROOT)
-    if nb.metadata.get('executed') != code_hash(nb): yield f'{name}: code changed since it was executed (make execute)'
-    if path.stat().st_size > MAX_BYTES: yield f'{name}: {path.stat().st_size/1e6:.1f} MB, more than {MAX_BYTES/1e6} MB'
+    nb = nbformat.read(path, 4)
+    name = path.relative_to(ROOT)
+    size = path.stat().st_size
+    if nb.metadata.get('executed') != code_hash(nb):
+        yield f'{name}: code changed since it was executed (make execute)'
+    if size > MAX_BYTES: yield f'{name}: {size/1e6:.1f} MB, more than {MAX_BYTES/1e6} MB'
     for i, cell in enumerate(nb.cells):
         outputs = cell.get('outputs', [])
         if any(o.output_type == 'error' for o in outputs): yield f'{name}: cell {i} stored an error'
-        if mixes_imports(cell): yield f'{name}: cell {i} mixes imports with other code; give the imports a cell of their own'
-        if found := LOCAL_PATH.search(cell.source + str(outputs)): yield f'{name}: cell {i} names a local path, {found[0]}'
+        if mixes_imports(cell):
+            yield f'{name}: cell {i} mixes imports with other code; give the imports a cell of their own'
+        if found := LOCAL_PATH.search(cell.source + str(outputs)):
+            yield f'{name}: cell {i} names a local path, {found[0]}'
 
 
 def option(cell, name):
@@ -78,7 +90,9 @@ def option(cell, name):
 
 def cell_markdown(cell, images):
     "One cell of the home page as Markdown, links relative to the top folder; PNG outputs are collected in `images`."
-    if cell.cell_type == 'markdown': return re.sub(r'(?<=\]\()(?![\w+]+:|#|/)([^)\s]+)', lambda m: posixpath.normpath(f'nbs/{m[1]}'), cell.source)
+    if cell.cell_type == 'markdown':
+        from_top = lambda m: posixpath.normpath(f'nbs/{m[1]}')
+        return re.sub(r'(?<=\]\()(?![\w+]+:|#|/)([^)\s]+)', from_top, cell.source)
     if cell.cell_type != 'code' or re.search(r'^#\|\s*hide', cell.source, re.M): return ''
     source = '\n'.join(l for l in cell.source.splitlines() if not l.startswith('#|'))
     parts = [] if option(cell, 'echo') == 'false' else [f'```python\n{source}\n```']
@@ -90,7 +104,8 @@ def cell_markdown(cell, images):
             parts.append(f'![{option(cell, "fig-alt")}](nbs/{name})')
             if caption := option(cell, 'fig-cap'): parts.append(f'*{caption}*')
         elif 'text/markdown' in data: parts.append(data['text/markdown'])
-        elif text := data.get('text/plain', output.get('text', '')): parts.append('\n'.join(f'    {l}' for l in text.splitlines()))
+        elif text := data.get('text/plain', output.get('text', '')):
+            parts.append('\n'.join(f'    {l}' for l in text.splitlines()))
     return '\n\n'.join(parts)
 
 def readme():
