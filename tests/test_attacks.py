@@ -1,8 +1,11 @@
-"""What the attack chapters cannot show in seconds: processes killed, several processes, global state, and equality with pyautoattack.
+"""What the attack chapters cannot show in seconds.
+
+That is processes killed, several processes, global state, and equality with pyautoattack.
 
 The published code's defects that robustnb must not have are tests here or cells in 10a to 10f:
-index error with few classes, global generators replaced, gradients left on weights, train mode accepted, results that depend on batch size or order,
-images outside [0,1] clamped without a word, probabilities, NaN and random models accepted, resume only between attacks, half precision unsupported.
+index error with few classes, global generators replaced, gradients left on weights, train mode accepted,
+results that depend on batch size or order, images outside [0,1] clamped without a word,
+probabilities, NaN and random models accepted, resume only between attacks, half precision unsupported.
 """
 import copy, io, logging, os, random, signal, subprocess, sys, time
 from contextlib import redirect_stdout
@@ -35,31 +38,46 @@ def digits():
 def official(net, x, y, norm, eps, seed):
     "Survivors after each of pyautoattack's attacks, and its robust flags."
     from pyautoattack import AutoAttack
-    log, counts = logging.getLogger('auto-attack'), {}
+    log = logging.getLogger('auto-attack')
+    counts = {}
+    def count(record):
+        "Of 'robust accuracy after ATTACK: NN.NN% ...' the images that are left."
+        said = record.getMessage()
+        if not said.startswith('robust accuracy after'): return
+        words = said.split()
+        attack = words[3][:-1].lower()
+        percent = words[4][:-1]
+        counts[attack] = round(float(percent)*len(x)/100)
     handler = logging.Handler()
-    handler.emit = lambda r: counts.update({r.getMessage().split()[3][:-1].lower(): round(float(r.getMessage().split()[4][:-1])*len(x)/100)}) \
-        if r.getMessage().startswith('robust accuracy after') else None
-    log.addHandler(handler), log.setLevel(logging.DEBUG)
+    handler.emit = count
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG)
     log.propagate = False
     try:
         with redirect_stdout(io.StringIO()):
-            _, label = AutoAttack(net, norm=dict(linf='Linf', l2='L2')[norm], eps=eps, seed=seed, version='standard').run_standard_evaluation(x, y, batch_size=250)
+            attack = AutoAttack(net, norm=dict(linf='Linf', l2='L2')[norm], eps=eps, seed=seed, version='standard')
+            _, label = attack.run_standard_evaluation(x, y, batch_size=250)
     finally: log.removeHandler(handler)
     return counts, label == y
 
 
 def everything(net):
     "The state an attack has no business to touch."
-    return dict(torch=torch.get_rng_state().tolist(), numpy=np.random.get_state()[1].tolist(), python=random.getstate(), grad_mode=torch.is_grad_enabled(),
-                threads=torch.get_num_threads(), dtype=torch.get_default_dtype(), grads=[p.grad for p in net.parameters()], frozen=[p.requires_grad for p in net.parameters()],
-                modes=[m.training for m in net.modules()], weights=[(v.tolist(), v.stride()) for v in net.state_dict().values()])
+    return dict(
+        torch=torch.get_rng_state().tolist(), numpy=np.random.get_state()[1].tolist(), python=random.getstate(),
+        grad_mode=torch.is_grad_enabled(), threads=torch.get_num_threads(), dtype=torch.get_default_dtype(),
+        grads=[p.grad for p in net.parameters()], frozen=[p.requires_grad for p in net.parameters()],
+        modes=[m.training for m in net.modules()],
+        weights=[(v.tolist(), v.stride()) for v in net.state_dict().values()])
 
 @pytest.mark.parametrize('norm', NORMS)
 def test_nothing_global_is_touched(digits, norm):
     net, x, y = digits
-    kept, before = x.clone(), everything(net)
+    kept = x.clone()
+    before = everything(net)
     attacks.autoattack(net, x[:8], y[:8], norm, .2, progress=False, certify=True)
-    for attack in (attacks.fgsm, attacks.pgd, attacks.apgd, attacks.fab, attacks.deepfool): attack(net, x[:8], y[:8], norm, .2)
+    for attack in (attacks.fgsm, attacks.pgd, attacks.apgd, attacks.fab, attacks.deepfool):
+        attack(net, x[:8], y[:8], norm, .2)
     after = everything(net)
     for what in before: assert before[what] == after[what], what
     assert torch.equal(x, kept)
@@ -88,7 +106,9 @@ def test_several_processes_give_the_same(digits, norm):
     alone = attacks.autoattack(net, x[:13], y[:13], norm, eps, progress=False)
     shared = attacks.autoattack(net, x[:13], y[:13], norm, eps, progress=False, workers=2)
     assert torch.equal(alone.robust, shared.robust)
-    assert alone.survivors == shared.survivors and shared.passes['apgd-t']['gradient'] > 0 and shared.cpu_s['square'] > 0
+    assert alone.survivors == shared.survivors
+    assert shared.passes['apgd-t']['gradient'] > 0
+    assert shared.cpu_s['square'] > 0
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_half_precision_models(digits, dtype):
@@ -101,7 +121,8 @@ def test_half_precision_models(digits, dtype):
 def test_autocast_around_does_not_matter(digits):
     net, x, y = digits
     plain = attacks.autoattack(net, x, y, 'linf', .1, 'quick', progress=False)
-    with torch.autocast('cpu', torch.bfloat16): inside = attacks.autoattack(net, x, y, 'linf', .1, 'quick', progress=False)
+    with torch.autocast('cpu', torch.bfloat16):
+        inside = attacks.autoattack(net, x, y, 'linf', .1, 'quick', progress=False)
     assert torch.equal(plain.x_adv, inside.x_adv)
 
 def test_dropout_and_batch_norm_in_train_mode_are_refused(digits):
@@ -112,7 +133,8 @@ def test_dropout_and_batch_norm_in_train_mode_are_refused(digits):
 
 def test_square_attacks_what_has_no_gradient(digits):
     net, x, y = digits
-    with pytest.raises(ValueError, match='no gradient'): attacks.apgd(rounded_detached(net), x, y, 'linf', .2)
+    with pytest.raises(ValueError, match='no gradient'):
+        attacks.apgd(rounded_detached(net), x, y, 'linf', .2)
     flat = attacks.square(rounded_detached(net), x, y, 'linf', .2, queries=1000)
     assert flat.fooled.float().mean() > .5
 
@@ -126,9 +148,12 @@ class EveryQuery(square.Stripes):
         return super().propose(size, at)
 
 def test_square_skips_only_what_is_known():
-    "With whole-number weights and grey levels all sums are exact, so asking everything must give exactly the same images."
+    """With whole-number weights and grey levels all sums are exact.
+
+    So asking everything must give exactly the same images."""
     g = generator(0, 'whole')
-    net = nn.Sequential(nn.Flatten(), nn.Linear(2*12*12, 24, bias=False), nn.ReLU(), nn.Linear(24, 4, bias=False)).eval()
+    net = nn.Sequential(nn.Flatten(), nn.Linear(2*12*12, 24, bias=False), nn.ReLU(),
+                        nn.Linear(24, 4, bias=False)).eval()
     with torch.no_grad():
         for p in net.parameters(): p.copy_(torch.randint(-3, 4, p.shape, generator=g))
     x = torch.randint(0, 257, (20, 2, 12, 12), generator=g)/256
@@ -144,12 +169,18 @@ def test_square_skips_only_what_is_known():
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)
-@given(seed=st.integers(0, 10**6), d=st.integers(1, 40), far=st.floats(0, 1.3), norm=st.sampled_from(['linf', 'l2']), grid=st.booleans())
+@given(seed=st.integers(0, 10**6), d=st.integers(1, 40), far=st.floats(0, 1.3),
+       norm=st.sampled_from(['linf', 'l2']), grid=st.booleans())
 def test_hyperplane_step(seed, d, far, norm, grid):
-    "On the hyperplane where it can be reached, in the box, and no longer than a bisection of the multiplier in float64 says."
+    """On the hyperplane where it can be reached, in the box, and no longer than a bisection says.
+
+    The bisection finds the multiplier in float64."""
     g = torch.Generator().manual_seed(seed)
-    x, w = torch.rand(5, d, generator=g), torch.randn(5, d, generator=g)
-    if grid: x, w = x.round(), (w*2).round()/2
+    x = torch.rand(5, d, generator=g)
+    w = torch.randn(5, d, generator=g)
+    if grid:
+        x = x.round()
+        w = (w*2).round()/2
     sign = torch.randint(0, 2, (5,), generator=g)*2. - 1
     room = torch.where(sign[:, None]*w < 0, 1 - x, x)*(w != 0)
     reach = (w.abs()*room).sum(1)
@@ -171,7 +202,8 @@ def test_hyperplane_step(seed, d, far, norm, grid):
 def test_hyperplane_step_is_the_published_projection(norm):
     projections = pytest.importorskip('pyautoattack.fab_projections')
     g = generator(0, 'published')
-    x, w = torch.rand(200, 784, generator=g), torch.randn(200, 784, generator=g)
+    x = torch.rand(200, 784, generator=g)
+    w = torch.randn(200, 784, generator=g)
     x[:, ::3] = x[:, ::3].round()
     c = torch.randn(200, generator=g)*5
     theirs = dict(linf=projections.projection_linf, l2=projections.projection_l2)[norm](x, w, (w*x).sum(1) - c)
@@ -194,11 +226,13 @@ def test_killed_and_resumed(digits, tmp_path):
     net, x, y = digits
     work, state, result = (tmp_path/name for name in ('work.pt', 'state.safetensors', 'result.pt'))
     torch.save((net, x, y), work)
-    start = lambda: subprocess.Popen([sys.executable, '-c', KILLED, *map(str, (work, state, result))], env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    command = [sys.executable, '-c', KILLED, *map(str, (work, state, result))]
+    start = lambda: subprocess.Popen(command, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    waiting = lambda: not state.exists() or state.stat().st_mtime_ns == seen
     seen = 0
     for _ in range(3):
         process = start()
-        while process.poll() is None and (not state.exists() or state.stat().st_mtime_ns == seen): time.sleep(.02)
+        while process.poll() is None and waiting(): time.sleep(.02)
         time.sleep(.3)
         if process.poll() is None: process.send_signal(signal.SIGKILL)
         process.wait()
@@ -219,7 +253,8 @@ def fashion():
     nets = {}
     for name, lr in ('sgd', .1), ('adam', 1e-3):
         seed_all(0)
-        net = nn.Sequential(nn.Conv2d(1, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 4, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(1568, 100), nn.ReLU(), nn.Linear(100, 10))
+        net = nn.Sequential(nn.Conv2d(1, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 4, 2, 1), nn.ReLU(), nn.Flatten(),
+                            nn.Linear(1568, 100), nn.ReLU(), nn.Linear(100, 10))
         nets[name] = train.fit(net, images, train.Config(name, lr, 3)).model
     return nets, data.to_float(images.x_test[:200]), images.y_test[:200]
 
@@ -229,18 +264,21 @@ def fashion():
 @pytest.mark.parametrize('optimizer', ['sgd', 'adam'])
 def test_survivors_are_those_of_pyautoattack(fashion, optimizer, norm, seed):
     nets, x, y = fashion
-    net, eps = nets[optimizer], NORMS[norm][1]
+    net = nets[optimizer]
+    eps = NORMS[norm][1]
     counts, robust = official(net, x, y, norm, eps, seed)
     ev = attacks.autoattack(net, x, y, norm, eps, seed=seed, progress=False)
     assert set(counts) == set(attacks.ATTACKS['standard'])
-    for attack, n in counts.items(): assert abs(ev.survivors[attack] - n) <= 1, (attack, ev.survivors, counts)
+    for attack, n in counts.items():
+        assert abs(ev.survivors[attack] - n) <= 1, (attack, ev.survivors, counts)
     assert (ev.robust != robust).sum() <= 1
 
 @pytest.mark.slow
 @pytest.mark.parametrize('optimizer', ['sgd', 'adam'])
 def test_proofs_change_no_verdict(fashion, optimizer):
     nets, x, y = fashion
-    plain, proved = (attacks.autoattack(nets[optimizer], x, y, 'linf', 4/255, certify=c, progress=False) for c in (False, True))
+    attack = lambda certify: attacks.autoattack(nets[optimizer], x, y, 'linf', 4/255, certify=certify, progress=False)
+    plain, proved = attack(False), attack(True)
     assert torch.equal(plain.robust, proved.robust)
     assert 0 < proved.certified.sum() <= plain.robust.sum() and not (proved.certified & ~plain.robust).any()
 
@@ -262,8 +300,10 @@ def test_logits_that_are_not_finite_are_a_wrong_answer_to_every_attack(norm, eps
         bright = x.flatten(1).mean(1)
         z = torch.stack([1 - bright, *[torch.zeros_like(bright)]*3], 1)
         return z.masked_fill((bright > .55)[:, None], torch.nan)
-    x, y = torch.full((3, 1, 8, 8), .5), torch.zeros(3, dtype=torch.long)
-    for attack in attacks.pgd, attacks.apgd, attacks.fab, attacks.square: assert attack(overflows, x, y, norm, eps).fooled.all(), attack
+    x = torch.full((3, 1, 8, 8), .5)
+    y = torch.zeros(3, dtype=torch.long)
+    for attack in attacks.pgd, attacks.apgd, attacks.fab, attacks.square:
+        assert attack(overflows, x, y, norm, eps).fooled.all(), attack
     assert attacks.deepfool(overflows, x, y, norm).fooled.all()
     assert not attacks.autoattack(overflows, x, y, norm, eps, 'quick', progress=False).robust.any()
 
@@ -272,8 +312,10 @@ def test_logits_that_are_not_finite_are_a_wrong_answer_to_every_attack(norm, eps
 
 def every_attack(net, x, y):
     "Results of all attacks, each with its doubts."
-    return {**{f.__name__: f(net, x, y, 'linf', .1) for f in (attacks.fgsm, attacks.pgd, attacks.apgd, attacks.deepfool, attacks.fab)},
-            'square': attacks.square(net, x, y, 'linf', .1, queries=50), 'minimal_norm': attacks.minimal_norm(net, x, y, 'linf', 1),
+    with_gradient = attacks.fgsm, attacks.pgd, attacks.apgd, attacks.deepfool, attacks.fab
+    return {**{attack.__name__: attack(net, x, y, 'linf', .1) for attack in with_gradient},
+            'square': attacks.square(net, x, y, 'linf', .1, queries=50),
+            'minimal_norm': attacks.minimal_norm(net, x, y, 'linf', 1),
             'autoattack': attacks.autoattack(net, x, y, 'linf', .1, 'quick', progress=False)}
 
 def test_inference_mode_and_images_with_a_gradient_change_nothing(digits):
@@ -304,13 +346,16 @@ class Faint(nn.Module):
 @pytest.mark.parametrize('mask', ['rounds', 'saturates', 'faint'])
 def test_every_attack_that_sees_no_gradient_says_so(digits, mask):
     net, x, y = digits
-    masked = dict(rounds=nn.Sequential(Rounds(), net), saturates=nn.Sequential(net, Saturates()), faint=nn.Sequential(net, Faint()))[mask].eval()
+    kinds = dict(rounds=nn.Sequential(Rounds(), net), saturates=nn.Sequential(net, Saturates()),
+                 faint=nn.Sequential(net, Faint()))
+    masked = kinds[mask].eval()
     right = masked(x).argmax(1) == y
     assert right.sum() > 20
     for name, found in every_attack(masked, x[right], y[right]).items():
         seeing = ('square', 'autoattack') if mask == 'faint' else ('square',)  # dlr measures logits by their own scale
         if name not in seeing: assert found.doubts and 'vanished' in found.doubts[0], name
-    for name, found in every_attack(net, x[right], y[right]).items(): assert found.doubts == (), name
+    for name, found in every_attack(net, x[right], y[right]).items():
+        assert found.doubts == (), name
 
 class Straight(nn.Module):
     "Rounds to so many steps, and passes the gradient straight through."
@@ -330,18 +375,25 @@ def test_every_attack_whose_gradients_mislead_says_so(digits, mask):
     first = dict(detached=Partly()).get(mask, Straight(4))
     masked = nn.Sequential(net, Straight(1)) if mask == 'rounds logits' else nn.Sequential(first, net)
     if mask == 'half precision': net, masked = (copy.deepcopy(m).bfloat16() for m in (net, masked))
-    right = (masked.eval()(x.to(next(net.parameters()).dtype)).argmax(1) == y).nonzero()[:1 if mask == 'one image' else 12, 0]
+    dtype = next(net.parameters()).dtype
+    n = 1 if mask == 'one image' else 12
+    right = (masked.eval()(x.to(dtype)).argmax(1) == y).nonzero()[:n, 0]
     for name, found in every_attack(masked, x[right], y[right]).items():
         assert name == 'square' or any('a small step' in doubt for doubt in found.doubts), name
-    for name, found in every_attack(net, x[right], y[right]).items(): assert found.doubts == (), name
+    for name, found in every_attack(net, x[right], y[right]).items():
+        assert found.doubts == (), name
 
 @pytest.mark.filterwarnings('ignore:.*a small step')
 def test_what_a_state_knows_of_gradients_outlives_a_break(digits, tmp_path):
     net, x, y = digits
     masked = nn.Sequential(Straight(4), net).eval()
     attack = lambda **kw: attacks.autoattack(masked, x[:8], y[:8], 'linf', .05, 'quick', progress=False, **kw)
-    first, again, shared = attack(state=tmp_path/'state'), attack(state=tmp_path/'state'), attack(workers=2)
-    assert first.doubts == again.doubts and 'a small step' in first.doubts[0] and 'a small step' in shared.doubts[0]
+    first = attack(state=tmp_path/'state')
+    again = attack(state=tmp_path/'state')
+    shared = attack(workers=2)
+    assert first.doubts == again.doubts
+    assert 'a small step' in first.doubts[0]
+    assert 'a small step' in shared.doubts[0]
 
 @pytest.mark.parametrize('kind', ['hot', 'cold', 'clamps', 'smooth', 'double', 'bfloat16'])
 def test_honest_gradients_raise_no_doubt(digits, kind):
@@ -357,10 +409,14 @@ def test_honest_gradients_raise_no_doubt(digits, kind):
     for parent in smooth.modules():
         for name, child in parent.named_children():
             if isinstance(child, nn.ReLU): setattr(parent, name, nn.GELU().eval())
-    model = dict(hot=nn.Sequential(net, Scaled(1e4)), cold=nn.Sequential(net, Scaled(1e-4)), clamps=nn.Sequential(Clamped(), net), smooth=smooth,
-                 double=copy.deepcopy(net).double(), bfloat16=copy.deepcopy(net).bfloat16())[kind].eval()
+    kinds = dict(hot=nn.Sequential(net, Scaled(1e4)), cold=nn.Sequential(net, Scaled(1e-4)),
+                 clamps=nn.Sequential(Clamped(), net), smooth=smooth,
+                 double=copy.deepcopy(net).double(), bfloat16=copy.deepcopy(net).bfloat16())
+    model = kinds[kind].eval()
     for attack in attacks.fgsm, attacks.deepfool, attacks.fab:
-        for n in 1, 40: assert not any('a small step' in doubt for doubt in attack(model, x[:n], y[:n]).doubts), (attack.__name__, n)
+        for n in 1, 40:
+            doubts = attack(model, x[:n], y[:n]).doubts
+            assert not any('a small step' in doubt for doubt in doubts), (attack.__name__, n)
 
 def test_a_doubt_is_a_field_of_the_row(digits):
     net, x, y = digits
@@ -398,9 +454,12 @@ def test_a_state_belongs_to_a_function_not_to_weights(digits, tmp_path, other):
 
 def test_a_failing_model_is_not_called_a_wrong_size(digits):
     net, x, y = digits
-    with pytest.raises(ValueError, match='cannot take images of 1x4x8 .*such as 1x8x8'): attacks.fgsm(net, x[:, :, :4], y)
-    with pytest.raises(ValueError, match='cannot take images of 3x8x8 .*such as 1x8x8'): attacks.fgsm(net, x.expand(-1, 3, -1, -1), y)
-    for error in RuntimeError('size of the pipe'), TypeError('no'), IndexError('shape'), torch.OutOfMemoryError('too large'):
+    with pytest.raises(ValueError, match='cannot take images of 1x4x8 .*such as 1x8x8'):
+        attacks.fgsm(net, x[:, :, :4], y)
+    with pytest.raises(ValueError, match='cannot take images of 3x8x8 .*such as 1x8x8'):
+        attacks.fgsm(net, x.expand(-1, 3, -1, -1), y)
+    errors = RuntimeError('size of the pipe'), TypeError('no'), IndexError('shape'), torch.OutOfMemoryError('too large')
+    for error in errors:
         def fails(x): raise error
         with pytest.raises(ValueError) as raised: attacks.fgsm(fails, x, y)
         assert str(raised.value).startswith('model: failed on') and str(error) in str(raised.value)
@@ -411,15 +470,19 @@ def test_a_state_of_a_model_with_more_than_tensors(digits, tmp_path):
         def get_extra_state(self): return {'version': 2}
         def set_extra_state(self, state): pass
     model = Noted(net).eval()
-    first, again = (attacks.autoattack(model, x[:4], y[:4], 'linf', .1, 'quick', state=tmp_path/'state', progress=False) for _ in range(2))
+    def attacked():
+        return attacks.autoattack(model, x[:4], y[:4], 'linf', .1, 'quick', state=tmp_path/'state', progress=False)
+    first, again = attacked(), attacked()
     assert torch.equal(first.by, again.by)
 
 def test_complex_logits_and_labels_that_are_no_numbers_of_classes(digits):
     net, x, y = digits
     for ask in attacks.fgsm, evaluate.accuracy:
-        with pytest.raises(ValueError, match='complex64'): ask(nn.Sequential(net, Imaginary()).eval(), x, y)
+        with pytest.raises(ValueError, match='complex64'):
+            ask(nn.Sequential(net, Imaginary()).eval(), x, y)
     for wrong in y + .5, y.float(), y.bool():
-        with pytest.raises(ValueError, match=f'y: got labels of {wrong.dtype}, accepted: whole numbers'): evaluate.accuracy(net, x, wrong)
+        with pytest.raises(ValueError, match=f'y: got labels of {wrong.dtype}, accepted: whole numbers'):
+            evaluate.accuracy(net, x, wrong)
     assert evaluate.accuracy(net, x, y.int()) == evaluate.accuracy(net, x, y) > .5
 
 class Imaginary(nn.Module):
@@ -434,23 +497,31 @@ def shares(net, x, y, norm, peers):
     right = net(x).argmax(1) == y
     x, y = x[right], y[right]
     near = attacks.minimal_norm(net, x, y, norm)
-    assert (net(near.x_adv).argmax(1) != y).all() and near.x_adv.min() >= 0 and near.x_adv.max() <= 1
+    assert (net(near.x_adv).argmax(1) != y).all()
+    assert near.x_adv.min() >= 0
+    assert near.x_adv.max() <= 1
     model = foolbox.PyTorchModel(net, bounds=(0, 1), device='cpu')
     for name, options in peers:
         x_adv, _, found = getattr(foolbox.attacks, name)(**options)(model, x, y, epsilons=None)
         theirs = distance(x_adv, x, norm).masked_fill(~found, torch.inf)
         yield (near.radius <= theirs*(1 + 1e-5) + 1e-7).float().mean(), near.radius.mean(), theirs.mean()
 
-FOOLBOX = dict(l2=[('DDNAttack', {}), ('DDNAttack', dict(steps=1000)), ('L2CarliniWagnerAttack', dict(steps=1000)), ('L2FMNAttack', {})], linf=[('LInfFMNAttack', {})])
+FOOLBOX = dict(
+    l2=[('DDNAttack', {}), ('DDNAttack', dict(steps=1000)), ('L2CarliniWagnerAttack', dict(steps=1000)),
+        ('L2FMNAttack', {})],
+    linf=[('LInfFMNAttack', {})])
 
 @pytest.mark.slow
 @pytest.mark.parametrize('norm', NORMS)
 @pytest.mark.parametrize('optimizer, rows', [('sgd', slice(60)), ('adam', slice(60, 120))])
 def test_minimal_norm_is_nearer_than_foolbox(fashion, norm, optimizer, rows):
     nets, x, y = fashion
-    for share, ours, theirs in shares(nets[optimizer], x[rows], y[rows], norm, FOOLBOX[norm]): assert share >= .9 and ours < theirs
+    for share, ours, theirs in shares(nets[optimizer], x[rows], y[rows], norm, FOOLBOX[norm]):
+        assert share >= .9 and ours < theirs
 
 @pytest.mark.slow
 @pytest.mark.parametrize('norm', NORMS)
 def test_minimal_norm_is_nearer_than_foolbox_on_digits(digits, norm):
-    for share, ours, theirs in shares(*digits, norm, FOOLBOX[norm]): assert share >= .9 and ours < theirs
+    for share, ours, theirs in shares(*digits, norm, FOOLBOX[norm]):
+        assert share >= .9
+        assert ours < theirs
