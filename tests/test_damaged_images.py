@@ -44,7 +44,8 @@ def swapped_head(rng, content):
 
 def overwritten(rng, content):
     "A stretch of random bytes in the middle: wrong sizes, wrong lengths of chunks."
-    raw, start = bytearray(content), rng.integers(0, len(content))
+    raw = bytearray(content)
+    start = rng.integers(0, len(content))
     raw[start:start + 8] = noise(rng, len(raw[start:start + 8])).tobytes()
     return bytes(raw)
 
@@ -65,7 +66,8 @@ def within(seconds, function):
     return found[0]
 
 def is_answer(found, shape):
-    return isinstance(found, interop.Images) and tuple(found.x.shape[1:]) == shape and found.x.dtype == torch.uint8
+    is_images = isinstance(found, interop.Images) and found.x.dtype == torch.uint8
+    return is_images and tuple(found.x.shape[1:]) == shape
 
 def check(path, found, shape):
     "Images of the right form, or an error of the right kind that names the file."
@@ -77,7 +79,8 @@ def check(path, found, shape):
 
 def damage_images(tmp_path, n):
     "Read `n` folders of one damaged and one sound image; the answers say how many were read."
-    read, kinds = 0, list(FORMATS)
+    read = 0
+    kinds = list(FORMATS)
     for seed in range(n):
         rng = np.random.default_rng(seed)
         kind = kinds[seed % len(kinds)]
@@ -116,8 +119,10 @@ def test_many_damaged_npz(tmp_path): assert 0 < damage_npz(tmp_path, 700) < 700
 
 def test_sound_images_are_read_right(tmp_path):
     "The positive control: every format and mode without damage."
-    rng, expected = np.random.default_rng(0), []
-    unclear = {('bmp', 'RGBA'), ('bmp', 'LA')}  # Pillow writes what is transparent as a channel without a meaning; refused
+    rng = np.random.default_rng(0)
+    expected = []
+    # Pillow writes what is transparent as a channel without a meaning; refused
+    unclear = {('bmp', 'RGBA'), ('bmp', 'LA')}
     pairs = [(kind, mode) for kind in FORMATS if kind not in ('eps', 'pdf') for mode in MODES]
     for i, (kind, mode) in enumerate(pair for pair in pairs if pair not in unclear):
         path = tmp_path/'a'/f'{i:02}.{kind}'
@@ -135,7 +140,9 @@ def test_sound_npz_is_read_right(tmp_path):
         (tmp_path/'sound.npz').write_bytes(npz_bytes(np.random.default_rng(0), packed))
         found = interop.read_images(tmp_path/'sound.npz')
         np.testing.assert_array_equal(found.x.permute(0, 2, 3, 1), noise(np.random.default_rng(0), 6, 5, 5, 3))
-        assert found.y.tolist() == [0, 1, 2]*2 and found.classes == ('a', 'b', 'c') and found.notes == ()
+        assert found.y.tolist() == [0, 1, 2]*2
+        assert found.classes == ('a', 'b', 'c')
+        assert found.notes == ()
 
 
 # ---- what is no file, and what is too much
@@ -151,7 +158,8 @@ def test_pipes_and_devices_are_not_opened(tmp_path):
     os.mkfifo(tmp_path/'photos'/'a'/'pipe.png')
     os.mkfifo(tmp_path/'pipe.npz')
     (tmp_path/'device.npz').symlink_to('/dev/zero')
-    assert 'pipe.png' in refused(tmp_path/'photos') and 'got a pipe, accepted: a regular file' in refused(tmp_path/'photos')
+    said = refused(tmp_path/'photos')
+    assert 'pipe.png' in said and 'got a pipe, accepted: a regular file' in said
     for name in 'pipe.npz', 'device.npz': assert f'{name}: got a' in refused(tmp_path/name)
     raw = tmp_path/'MNIST'/'raw'
     raw.mkdir(parents=True)
@@ -186,7 +194,8 @@ def test_npz_bombs(tmp_path, shape, kind):
 def test_npz_larger_than_memory(tmp_path):
     "A megabyte that unfolds to a gigabyte is refused where memory is short, by the directory alone."
     with zipfile.ZipFile(tmp_path/'big.npz', 'w', zipfile.ZIP_DEFLATED) as archive:
-        with archive.open('images.npy', 'w') as member: np.save(member, np.zeros((3000, 100, 100), np.uint8))
+        with archive.open('images.npy', 'w') as member:
+            np.save(member, np.zeros((3000, 100, 100), np.uint8))
         with archive.open('labels.npy', 'w') as member: np.save(member, np.zeros(3000, int))
     assert len(interop.read_images(tmp_path/'big.npz').x) == 3000
     class Small:
@@ -240,7 +249,8 @@ def test_idx_bombs(tmp_path):
             with pytest.raises(ValueError, match=path.name): data.read_idx(path)
     zeros = tmp_path/'zeros.gz'   # announces 16 bytes, unfolds to 100 MB
     zeros.write_bytes(gzip.compress(bytes([0, 0, 8, 1, 0, 0, 0, 16]) + bytes(10**8), 1))
-    with pytest.raises(ValueError, match='more bytes where the header announces 24'): data.read_idx(zeros)
+    with pytest.raises(ValueError, match='more bytes where the header announces 24'):
+        data.read_idx(zeros)
 
 
 # ---- nothing of the user's is touched
@@ -294,7 +304,8 @@ def test_audit_of_white_ink(tmp_path, monkeypatch, capsys):
     from robustnb import models, train
     from robustnb.cli import main
     monkeypatch.chdir(tmp_path)
-    digits, net = data.load('digits'), models.SmallCNN()
+    digits = data.load('digits')
+    net = models.SmallCNN()
     train.fit(net, digits, train.Config('adam', lr=1e-3, epochs=5))
     save_file(net.state_dict(), 'net.safetensors')
     x, y = digits.x_test[:60], digits.y_test[:60]
@@ -314,4 +325,6 @@ def test_audit_of_white_ink(tmp_path, monkeypatch, capsys):
     clean = found['metrics'][0]   # the first row is the accuracy on clean images
     assert found['notes'][:2] == doubts
     assert clean['metric'] == 'accuracy' and clean['value'] == pytest.approx(right)
-    for page in 'audit.html', 'audit.md': assert all(doubt in (tmp_path/'audit'/page).read_text() for doubt in doubts)
+    for page in 'audit.html', 'audit.md':
+        text = (tmp_path/'audit'/page).read_text()
+        assert all(doubt in text for doubt in doubts)

@@ -24,7 +24,9 @@ class Attention(nn.Module):
     "Patches, attention with a mask, pieces, a cast and numbers computed from the batch."
     def __init__(self):
         super().__init__()
-        self.patch, self.qkv, self.out = nn.Conv2d(1, 8, 2, 2), nn.Linear(8, 24), nn.Linear(8, 3)
+        self.patch = nn.Conv2d(1, 8, 2, 2)
+        self.qkv = nn.Linear(8, 24)
+        self.out = nn.Linear(8, 3)
         self.norm = nn.LayerNorm(8)
         self.register_buffer('place', torch.rand(1, 16, 8))
         self.register_buffer('mask', torch.ones(16, 16).tril() == 0)
@@ -42,7 +44,8 @@ class AnySize(nn.Module):
     "A free height and width."
     def __init__(self):
         super().__init__()
-        self.conv, self.out = nn.Conv2d(1, 4, 3, 2, 1), nn.Linear(4, 3)
+        self.conv = nn.Conv2d(1, 4, 3, 2, 1)
+        self.out = nn.Linear(4, 3)
     def forward(self, x):
         x = self.conv(x).relu()
         n, c, h, w = x.shape
@@ -97,7 +100,9 @@ TARGETS += ['_operator.mul', '_operator.pow', '_operator.getitem', 'torch.hub.lo
 
 def places(tree):
     "(container, key) of everything in some JSON."
-    inside = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    inside = ()
+    if isinstance(tree, dict): inside = tree.items()
+    elif isinstance(tree, list): inside = enumerate(tree)
     for key, value in list(inside):
         yield tree, key
         yield from places(value)
@@ -128,11 +133,12 @@ def mutate(tree, rng):
 def damaged_json(text, rng):
     tree = json.loads(text)
     root = tree
-    if isinstance(tree, dict) and 'graph_module' in tree and rng.random() < .9:  # most of it are notes on the source
+    is_program = isinstance(tree, dict) and 'graph_module' in tree
+    if is_program and rng.random() < .9:  # most of it are notes on the source
         module = tree['graph_module']
-        root = rng.choice([module['signature'],
-                           [{k: n[k] for k in ('target', 'inputs', 'outputs')} for n in module['graph']['nodes']],
-                           module['graph']['tensor_values']])
+        told = lambda node: {k: node[k] for k in ('target', 'inputs', 'outputs')}
+        nodes = [told(node) for node in module['graph']['nodes']]
+        root = rng.choice([module['signature'], nodes, module['graph']['tensor_values']])
         if isinstance(root, list): module['graph']['nodes'] = root
     for _ in range(rng.choice([1, 1, 2, 4])):
         try: mutate(root, rng)
@@ -187,9 +193,11 @@ def damage(source, target, rng):
 def answer(path, x):
     "Logits of a model file, whatever its kind."
     if path.suffix == '.ckpt':
-        return train.fit(models.SmallCNN(width=4), data.load('digits').subset(40, 1), CONFIG, device='cpu',
-                         checkpoint=path).model(x).detach()
-    with torch.no_grad(): return interop.load_model(path, **(OPTIONS if path.suffix == '.safetensors' else {}))(x)
+        digits = data.load('digits').subset(40, 1)
+        fit = train.fit(models.SmallCNN(width=4), digits, CONFIG, device='cpu', checkpoint=path)
+        return fit.model(x).detach()
+    options = OPTIONS if path.suffix == '.safetensors' else {}
+    with torch.no_grad(): return interop.load_model(path, **options)(x)
 
 def child(folder, start, stop):
     "Damage and read files number `start` to `stop`; one line of JSON each."
@@ -208,11 +216,13 @@ def child(folder, start, stop):
         done = damage(source, target, rng)
         before = target.read_bytes()
         print(json.dumps(dict(i=i, source=source.name, done=done)), flush=True)
-        try: z, kind, text = answer(target, answers['x']), 'answer', ''
+        kind, text, z = 'answer', '', None
+        try: z = answer(target, answers['x'])
         except Exception as e: kind, text = type(e).__name__, str(e)
         wanted = answers[source.name]
-        same = kind == 'answer' and z.shape == wanted.shape and torch.allclose(z, wanted, rtol=1e-4, atol=1e-5)
-        kept = target.suffix != '.ckpt' or kind == 'answer' or target.read_bytes() == before
+        same = z is not None and z.shape == wanted.shape and torch.allclose(z, wanted, rtol=1e-4, atol=1e-5)
+        may_change = target.suffix != '.ckpt' or kind == 'answer'
+        kept = may_change or target.read_bytes() == before
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) << 10
         found = dict(i=i, kind=kind, text=text, named=target.name in text, same=same, kept=kept, grown=grown)
         print(json.dumps(found), flush=True)
@@ -230,7 +240,9 @@ def check(found, n):
     assert len(found) == n
     for f in found:
         assert f['kind'] == 'answer' or (f['kind'] == 'ValueError' and f['named']), f
-        assert len(f['text']) < 2000 and f['kept'] and f['grown'] < BALLOON, f
+        assert len(f['text']) < 2000, f
+        assert f['kept'], f
+        assert f['grown'] < BALLOON, f
         assert f['done'] != 'sound' or f['same'], f
     assert sum(f['done'] == 'sound' for f in found) > n/30 and sum(f['kind'] == 'ValueError' for f in found) > n/4
 
@@ -266,29 +278,30 @@ class Dropping(nn.Sequential):
     def __init__(self):
         super().__init__(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout2d(), nn.Flatten(), nn.Dropout(),
                          nn.Linear(16, 3))
-    def forward(self, x): return {'logits': super().forward((x - .45)/torch.tensor([.2, .3, .4])[:, None, None])}
+    def forward(self, x):
+        return {'logits': super().forward((x - .45)/torch.tensor([.2, .3, .4])[:, None, None])}
 
 def plain(z): return next(iter(z.values())) if isinstance(z, dict) else z
 
 @pytest.mark.parametrize('kind', ['fixed', 'free', 'core'])
-@pytest.mark.parametrize('make, shape',
-                         [(Casts, (3, 2, 2)), (Einsum, (3, 4, 4)), (Dropping, (3, 4, 4)), (Attention, (1, 8, 8)),
-                          (AnySize, (1, 8, 8)),
-                                         (lambda: models.TwoLayerCNN(5, 3, 16), (3, 16, 16)),
-                          (lambda: models.PreActResNet18(5, 1, 8, width=4, norm='batch'), (1, 8, 8))])
+@pytest.mark.parametrize('make, shape', [
+    (Casts, (3, 2, 2)), (Einsum, (3, 4, 4)), (Dropping, (3, 4, 4)), (Attention, (1, 8, 8)), (AnySize, (1, 8, 8)),
+    (lambda: models.TwoLayerCNN(5, 3, 16), (3, 16, 16)),
+    (lambda: models.PreActResNet18(5, 1, 8, width=4, norm='batch'), (1, 8, 8))])
 def test_a_program_gives_the_logits_of_its_model(tmp_path, make, shape, kind):
-    net, x = make().eval(), torch.rand(7, *shape)
-    again = interop.load_model(export(net, tmp_path/'net.pt2', x[:4], None if kind == 'fixed' else {0: N},
-                                      kind == 'core'))
+    net = make().eval()
+    x = torch.rand(7, *shape)
+    free = None if kind == 'fixed' else {0: N}
+    again = interop.load_model(export(net, tmp_path/'net.pt2', x[:4], free, kind == 'core'))
     torch.testing.assert_close(again(x), plain(net(x)), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(again(x[:1]), plain(net(x[:1])), rtol=1e-4, atol=1e-5)
     assert again(x[:0]).shape == plain(net(x))[:0].shape
     notes = interop.notes_of(interop.prepared(again, [0.]*shape[0], [1.]*shape[0]))
     assert any('batches of exactly 4' in n for n in notes) == (kind == 'fixed')
 
-@pytest.mark.parametrize('name, size',
-                         [('resnet18', 64), ('mobilenet_v3_small', 64),
-                          ('convnext_tiny', 32)] + [pytest.param('vit_b_16', 32, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('name, size', [
+    ('resnet18', 64), ('mobilenet_v3_small', 64), ('convnext_tiny', 32),
+    pytest.param('vit_b_16', 32, marks=pytest.mark.slow)])
 def test_programs_of_torchvision(tmp_path, name, size):
     from torchvision.models import get_model
     net = get_model(name, weights=None, **(dict(image_size=size) if 'vit' in name else {})).eval()
@@ -303,7 +316,8 @@ def test_free_height_and_width(tmp_path):
         x = torch.rand(shape)
         torch.testing.assert_close(program(x), net(x), rtol=1e-4, atol=1e-5)
     for shape in (2, 1, 3, 8), (2, 1, 8, 257), (2, 3, 8, 8), (2, 1, 8):
-        with pytest.raises(ValueError, match=r'accepted: \(1, 4..256, 4..256\)'): program(torch.rand(shape))
+        with pytest.raises(ValueError, match=r'accepted: \(1, 4..256, 4..256\)'):
+            program(torch.rand(shape))
     h = torch.export.Dim('h', min=1, max=8)
     square = interop.Program(export(net, tmp_path/'square.pt2', torch.rand(2, 1, 17, 17),
                                     {0: N, 2: 4*h + 1, 3: 4*h + 1}))
@@ -378,7 +392,8 @@ def test_several_programs_in_one_file(originals, tmp_path):
 def test_compiled_code_and_other_schemas(originals, tmp_path):
     with zipfile.ZipFile(tmp_path/'code.pt2', 'w') as z:
         for n in 'net/archive_format', 'net/data/aotinductor/model/net.so': z.writestr(n, 'pt2')
-    with pytest.raises(ValueError, match='code.pt2: got compiled code'): interop.load_model(tmp_path/'code.pt2')
+    with pytest.raises(ValueError, match='code.pt2: got compiled code'):
+        interop.load_model(tmp_path/'code.pt2')
     with pytest.raises(ValueError, match='got a program of schema 9, accepted: 8'):
         interop.load_model(edited(originals, tmp_path, lambda t: t['schema_version'].update(major=9)))
 
@@ -424,7 +439,8 @@ def before_the_logits(*steps):
         tree['graph_module']['signature']['output_specs'][0]['user_output']['arg'] = name('the_end')
     return change
 
-def full(size): return 'torch.ops.aten.full.default', dict(size={'as_ints': size}, fill_value={'as_float': 0.}), 'zeros'
+def full(size):
+    return 'torch.ops.aten.full.default', dict(size={'as_ints': size}, fill_value={'as_float': 0.}), 'zeros'
 
 def after_full(size, target, **args):
     return full(size), (f'torch.ops.aten.{target}', dict(self=name('zeros'), **args), 'result')
@@ -445,7 +461,10 @@ def chain_of(n, target, argument):
 DOUBLING = [full([1, 10])] + chain_of(40, 'cat.default', lambda a: dict(tensors={'as_tensors': [{'name': a}]*2}))
 SQUARES = [full([2**13, 2**13])] + chain_of(64, 'mm.default', lambda a: dict(self=name(a), mat2=name(a)))
 WIDE = [full([1, 1]), ('torch.ops.aten.expand.default', dict(self=name('zeros'), size=ints(2**20, 2**20)), 'wide')]
-NEEDS, WORKS, NUMBERS = 'GiB at one time', 'operations for each image', 'beyond 2..63'
+READ = [full([1, 1]), ('torch.ops.aten.expand.default', dict(self=name('zeros'), size=ints(2**14, 2**15)), 'wide')]
+NEEDS = 'GiB at one time'
+WORKS = 'operations for each image'
+NUMBERS = 'beyond 2..63'
 BOMBS = dict(
     full=([full([2**20, 2**20])], f'{NEEDS}|{WORKS}'), huge=([full([2**62, 2**62])], 'fails'),
     negative=([full([-1])], 'fails'), cat=(DOUBLING, f'{NEEDS}|{WORKS}'),
@@ -454,8 +473,7 @@ BOMBS = dict(
     sum=([*WIDE, ('torch.ops.aten.sum.default', dict(self=name('wide')), 'result')], WORKS),
     pieces=([*WIDE, ('torch.ops.aten.unbind.int', dict(self=name('wide')), 'result')], 'without a list of results'),
     square=(SQUARES, WORKS),
-    reading=([full([1, 1]), ('torch.ops.aten.expand.default', dict(self=name('zeros'), size=ints(2**14, 2**15)), 'wide'),
-              *[('torch.ops.aten.sum.default', dict(self=name('wide')), f's{i}') for i in range(1000)]], WORKS),
+    reading=([*READ, *[('torch.ops.aten.sum.default', dict(self=name('wide')), f's{i}') for i in range(1000)]], WORKS),
     nodes=([full([1, 10])] + chain_of(20_001, 'alias.default', lambda a: dict(self=name(a))),
            'nodes, accepted: at most 20,000'),
     window=(after_full([1, 1, 2**13, 2**13], 'avg_pool2d.default', kernel_size=ints(2**12, 2**12), stride=ints(1, 1)),
@@ -483,7 +501,8 @@ def test_what_grows_is_refused_before_it_does(originals, tmp_path, bomb):
 def test_what_grows_with_the_batch_is_refused_when_it_does(originals, tmp_path):
     class Outer(nn.Module):
         def forward(self, x):
-            n, x = x.shape[0], x.flatten(1)[:, :3]
+            n = x.shape[0]
+            x = x.flatten(1)[:, :3]
             return x + x.new_zeros(1).expand(n*n*n*n*n*4096).clone().sum()*0
     program = interop.load_model(export(Outer(), tmp_path/'net.pt2', torch.rand(2, 1, 8, 8), {0: N}))
     x = torch.rand(64, 1, 8, 8)
@@ -519,9 +538,11 @@ def test_a_number_where_a_type_belongs(originals, tmp_path, target, args, wrong)
 
 @pytest.mark.parametrize('target', ['div.Tensor_mode', 'div_.Tensor_mode', 'div.Scalar_mode'])
 @pytest.mark.parametrize('kind', [4, 5])
-@pytest.mark.parametrize('mode, divisor, words', [('trunc', -1, 'divided by -1'), ('trunc', 2, None), ('floor', 1, None)])
+@pytest.mark.parametrize('mode, divisor, words',
+                         [('trunc', -1, 'divided by -1'), ('trunc', 2, None), ('floor', 1, None)])
 def test_the_quotient_that_ends_a_process(originals, tmp_path, target, kind, mode, divisor, words):
-    low = dict(size=ints(3), fill_value={'as_int': -2**31 + 1 if kind == 4 else -2**63 + 1}, dtype={'as_scalar_type': kind})
+    lowest = -2**31 if kind == 4 else -2**63
+    low = dict(size=ints(3), fill_value={'as_int': lowest + 1}, dtype={'as_scalar_type': kind})
     other = dict(low, fill_value={'as_int': divisor})
     by = {'as_int': divisor} if 'Scalar' in target else name('by')
     file = edited(originals, tmp_path, before_the_logits(
@@ -530,11 +551,13 @@ def test_the_quotient_that_ends_a_process(originals, tmp_path, target, kind, mod
         (f'torch.ops.aten.{target}', dict(self=name('lowest'), other=by, rounding_mode={'as_string': mode}), 'q'),
         ('torch.ops.aten.to.dtype', dict(self=name('q'), dtype={'as_scalar_type': 8}), 'real'),
         ('torch.ops.aten.sum.default', dict(self=name('real')), 'result')))
-    model, sound, x = interop.load_model(file), interop.load_model(originals/'chain.pt2'), torch.rand(3, 1, 8, 8)
+    model = interop.load_model(file)
+    sound = interop.load_model(originals/'chain.pt2')
+    x = torch.rand(3, 1, 8, 8)
     if words:
         with pytest.raises(ValueError, match=f'edited.pt2: node .*{words}'): model(x)
     else:
-        quotient = 3*(-2**31 if kind == 4 else -2**63)/divisor
+        quotient = 3*lowest/divisor
         torch.testing.assert_close(model(x), (sound(x) + quotient).to(model(x).dtype), rtol=1e-6, atol=1e-3)
 
 @pytest.mark.parametrize('change, words', [
@@ -590,7 +613,8 @@ def test_weights_that_lie_elsewhere(originals, tmp_path, change, words):
         interop.load_model(weights_changed(originals, tmp_path, change))
 
 def test_packed_archives(originals, tmp_path):
-    sound, x = interop.load_model(originals/'chain.pt2'), torch.rand(3, 1, 8, 8)
+    sound = interop.load_model(originals/'chain.pt2')
+    x = torch.rand(3, 1, 8, 8)
     file = rewritten(originals/'chain.pt2', tmp_path/'packed.pt2', lambda n, b: b, compression=zipfile.ZIP_DEFLATED)
     assert torch.equal(interop.load_model(file)(x), sound(x))
     grown = lambda n, b: b + bytes(interop.ROOM) if n.endswith('/weight_0') else b
@@ -605,7 +629,8 @@ def test_packed_archives(originals, tmp_path):
         interop.load_model(rewritten(originals/'chain.pt2', tmp_path/'bz.pt2', lambda n, b: b,
                                      compression=zipfile.ZIP_BZIP2))
     with zipfile.ZipFile(file, 'a') as z:
-        with pytest.warns(UserWarning, match='Duplicate name'): z.writestr('chain/models/model.json', b'{}')
+        with pytest.warns(UserWarning, match='Duplicate name'):
+            z.writestr('chain/models/model.json', b'{}')
     with pytest.raises(ValueError, match='two members of one name'): interop.load_model(file)
 
 def test_an_end_that_speaks_of_other_disks(originals, tmp_path):
@@ -615,7 +640,8 @@ def test_an_end_that_speaks_of_other_disks(originals, tmp_path):
     raw[at + 16:at + 20] = struct.pack('<I', 7)
     (tmp_path/'disks.pt2').write_bytes(raw)
     for read in interop.file_kind, interop.load_model, interop.Program:
-        with pytest.raises(ValueError, match='disks.pt2: .*multiple disks'): read(tmp_path/'disks.pt2')
+        with pytest.raises(ValueError, match='disks.pt2: .*multiple disks'):
+            read(tmp_path/'disks.pt2')
 
 def test_no_pickle_runs(originals, tmp_path):
     ran = tmp_path/'ran'
@@ -641,7 +667,8 @@ def test_no_pickle_runs(originals, tmp_path):
 # --- weights
 
 def test_pickled_weights_never_run_code(tmp_path):
-    ran, net = tmp_path/'ran', models.SmallCNN(width=4)
+    ran = tmp_path/'ran'
+    net = models.SmallCNN(width=4)
     class Bomb:
         def __reduce__(self): return Path.touch, (ran,)
     held = net.state_dict()
@@ -658,7 +685,9 @@ def test_pickled_weights_never_run_code(tmp_path):
     assert ran.exists(), 'the control: it runs where somebody unpickles it'
 
 def test_damaged_pickled_weights(tmp_path):
-    net, rng, read = models.SmallCNN(width=4), random.Random(0), 0
+    net = models.SmallCNN(width=4)
+    rng = random.Random(0)
+    read = 0
     torch.save(dict(epoch=3, state_dict=net.state_dict()), tmp_path/'good.pth')
     raw = (tmp_path/'good.pth').read_bytes()
     for i in range(60):
@@ -674,27 +703,31 @@ def saved(tensors, path):
     save_file(tensors, path)
     return path
 
-@pytest.mark.parametrize('kind, options', [('smallcnn', dict(width=2**40)), ('twolayercnn', dict(width=2**60)), ('mlp', dict(width=2**40)),
-                                           ('torchvision/mobilenet_v2', dict(width_mult=1e308)), ('torchvision/mobilenet_v2', dict(round_nearest=0))])
+@pytest.mark.parametrize('kind, options', [
+    ('smallcnn', dict(width=2**40)), ('twolayercnn', dict(width=2**60)), ('mlp', dict(width=2**40)),
+    ('torchvision/mobilenet_v2', dict(width_mult=1e308)), ('torchvision/mobilenet_v2', dict(round_nearest=0))])
 def test_options_that_no_network_has(originals, kind, options):
     path = originals/'net.safetensors'
     with pytest.raises(ValueError, match='net.safetensors: its architecture, .* cannot be made with the options'):
         interop.load_weights(path, kind, 3 if kind.startswith('torchvision') else 1, 8, **options)
     with pytest.raises(ValueError, match='depth: got .*, accepted: a whole number >= 0 and <= 1000'):
         interop.load_weights(path, 'mlp', 1, 8, depth=10**9)
-    with pytest.raises(ValueError, match='model: got torchvision/resnet18 for images of 1 channels, accepted: images of 3'):
+    channels = 'model: got torchvision/resnet18 for images of 1 channels, accepted: images of 3'
+    with pytest.raises(ValueError, match=channels):
         interop.load_weights(path, 'torchvision/resnet18', 1, 8)
     assert interop.load_weights(path, 'smallcnn', 1, 8, width=4)(torch.rand(2, 1, 8, 8)).shape == (2, 10)
 
 
 def test_weights_of_other_types_and_numbers_of_classes(tmp_path):
-    net, x = models.SmallCNN(7, width=4).eval(), torch.rand(3, 1, 8, 8)
+    net = models.SmallCNN(7, width=4).eval()
+    x = torch.rand(3, 1, 8, 8)
     own = net.state_dict()
     again = interop.load_model(saved(own, tmp_path/'own.safetensors'), **OPTIONS)
     assert torch.equal(again(x), net(x)) and again(x).shape == (3, 7)
     half = interop.load_model(saved({k: v.half() for k, v in own.items()}, tmp_path/'half.safetensors'), **OPTIONS)
     torch.testing.assert_close(half(x), net(x), rtol=.01, atol=.01)
-    first, bias = next(iter(own)), next(k for k in reversed(own) if k.endswith('bias'))
+    first = next(iter(own))
+    bias = next(k for k in reversed(own) if k.endswith('bias'))
     for change, words in (({first: own[first].long()}, 'is torch.int64'),
                           ({first: own[first].to(torch.complex64)}, 'is torch.complex64'),
                           ({bias: torch.zeros(10**7)}, 'does not fit'),

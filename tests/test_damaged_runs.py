@@ -1,4 +1,6 @@
-"Random damage to the files of sweeps, and random kills: nothing is lost or done twice, nothing ends in a traceback, and what is whole is still read right."
+"""Random damage to the files of sweeps, and random kills.
+
+Nothing is lost or done twice, nothing ends in a traceback, and what is whole is still read right."""
 import itertools, json, os, random, signal, time
 from contextlib import suppress
 
@@ -11,7 +13,11 @@ from robustnb.core import read_json
 from robustnb.report import gather, failure_table, provenance_table, report
 from robustnb.sweep import Parameter, convert, damaged, is_done, parameters, read_sweep, result_path, run_sweep
 
-ODD = [{}, [], [1], None, True, -1, 1.5, 10**400, '', 'x', '\ud800', {'$float': 'nan'}, {'$float': []}, {'a': {}}, [[[]]], 'nan', 2**70, {'metric': 1}]
+ODD = [{}, [], [1], None, True, -1, 1.5, 10**400, '', 'x', '\ud800', {'$float': 'nan'}, {'$float': []}, {'a': {}},
+       [[[]]], 'nan', 2**70, {'metric': 1}]
+STRAY = [b'[', b'{', b'"', b'\n', b'9'*400, b'[' * 100_000, b'1e400', b'NaN', b'\xff\xfe', b'1979-05-27', b"'''",
+         b'%run x\n', b'9**9**9']
+EMPTY = [b'', b'{}', b'[]', b'null', b'0', b'"x"', b'\x00'*50, '{}'.encode('utf-16')]
 
 
 # --- damage
@@ -19,7 +25,9 @@ ODD = [{}, [], [1], None, True, -1, 1.5, 10**400, '', 'x', '\ud800', {'$float': 
 def places(value, path=()):
     "Path of every value in nested tables and lists."
     yield path
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else []
+    inner = []
+    if isinstance(value, dict): inner = value.items()
+    elif isinstance(value, list): inner = enumerate(value)
     for key, part in inner: yield from places(part, (*path, key))
 
 def changed_value(text, rng):
@@ -41,24 +49,30 @@ def changed_bytes(text, rng):
     if kind == 1: content[at:at] = bytes(rng.randrange(256) for _ in range(3))
     if kind == 2: content[at] = rng.randrange(256)
     if kind == 3: content[at:at + rng.randrange(1, 30)] = b''
-    if kind == 4: content[at:at] = rng.choice([b'[', b'{', b'"', b'\n', b'9'*400, b'[' * 100_000, b'1e400', b'NaN', b'\xff\xfe', b'1979-05-27', b"'''", b'%run x\n', b'9**9**9'])
-    if kind == 5: content[:] = rng.choice([b'', b'{}', b'[]', b'null', b'0', b'"x"', b'\x00'*50, '{}'.encode('utf-16')])
+    if kind == 4: content[at:at] = rng.choice(STRAY)
+    if kind == 5: content[:] = rng.choice(EMPTY)
     return bytes(content)
 
 def damages(text, n, seed, ways=(changed_bytes,)):
     rng = random.Random(seed)
     return (rng.choice(ways)(text, rng) for _ in range(n))
 
-def count(short, long): return pytest.mark.parametrize('n', [short, pytest.param(long, marks=pytest.mark.slow)])
+def count(short, long):
+    return pytest.mark.parametrize('n', [short, pytest.param(long, marks=pytest.mark.slow)])
 
 
 @pytest.fixture
 def done(tmp_path, experiment):
     "A sweep file of two finished runs, which have all kinds of values in them."
-    body = 'import torch\nvalue = lr\nextra = [results.accuracy_row(torch.arange(20) % 3 > 0, kind="gaussian", var=.1), results.row("loss", float("nan"), 20, norm="linf", eps=8/255)]'
+    body = ('import torch\nvalue = lr\n'
+            'extra = [results.accuracy_row(torch.arange(20) % 3 > 0, kind="gaussian", var=.1), '
+            'results.row("loss", float("nan"), 20, norm="linf", eps=8/255)]')
     path = experiment(f'from robustnb import results\n{body}')
-    path.write_text(path.read_text().replace("dict(lr=lr, seed=seed), [", "dict(optimizer='sgd', lr=lr, seed=seed), [*extra, "))
-    (tmp_path/'toy.toml').write_text('# two runs\nexperiment = "toy.ipynb"\n[fixed]\nseed = 3\n[[grid]]\nlr = [0.1, "1/5"]\n')
+    saved = 'dict(lr=lr, seed=seed), ['
+    more = "dict(optimizer='sgd', lr=lr, seed=seed), [*extra, "
+    path.write_text(path.read_text().replace(saved, more))
+    (tmp_path/'toy.toml').write_text('# two runs\nexperiment = "toy.ipynb"\n[fixed]\nseed = 3\n'
+                                     '[[grid]]\nlr = [0.1, "1/5"]\n')
     sweep = read_sweep(tmp_path/'toy.toml')
     run_sweep(sweep, tmp_path/'runs', tmp_path/'results', workers=2, progress=False)
     assert all(result_path(r, sweep.name, tmp_path/'runs', tmp_path/'results') for r in sweep.runs)
@@ -97,14 +111,16 @@ def test_values_that_a_page_relies_on(done, tmp_path):
     whole = path.read_text()
     row = dict(metric='accuracy', value=.5, n=10, split='test')
     def with_row(**kw): return lambda r: r['metrics'].append({**row, **kw})
-    def with_radii(r): r['metrics'] += [{**row, 'kind': 'attack', 'norm': 'l2', 'eps': eps} for eps in (.1, .2)]  # and no attack named
+    def with_radii(r):  # and no attack named
+        r['metrics'] += [{**row, 'kind': 'attack', 'norm': 'l2', 'eps': eps} for eps in (.1, .2)]
     for change, said in ((lambda r: r['config'].update(dataset=['mnist']), 'dataset'),
                          (lambda r: r['config'].update(model={}), 'model'),
                          (lambda r: r['config'].update(name='\udc80'), 'not a complete JSON file'),
                          (with_row(), 'kind'), (with_row(kind='attack', norm='linf'), 'eps'),
                          (with_row(kind='attack', norm='linf', eps={'$float': 'nan'}), 'eps'),
                          (with_row(kind='gaussian'), 'var'), (with_row(kind='band', var=.1, band='low'), 'band'),
-                         (with_row(kind='band', var=.1, band=3), None), (with_row(kind='attack', norm='linf', eps=.1), None),
+                         (with_row(kind='band', var=.1, band=3), None),
+                         (with_row(kind='attack', norm='linf', eps=.1), None),
                          (with_row(kind='clean'), None), (with_row(kind='haze', strength='much'), 'strength'),
                          (with_radii, None)):
         result = json.loads(whole)
@@ -116,12 +132,15 @@ def test_values_that_a_page_relies_on(done, tmp_path):
 
 
 def test_halves_of_characters(tmp_path, experiment, robustnb):
-    with pytest.raises(ValueError, match='name: got .*accepted: texts'): convert('\udcff', Parameter('name', 'x'))
+    with pytest.raises(ValueError, match='name: got .*accepted: texts'):
+        convert('\udcff', Parameter('name', 'x'))
     experiment("raise ValueError(chr(0xdcff))")
     for _ in range(2):
         process = robustnb('run', 'toy.ipynb')
         out, err = process.communicate()
-        assert process.returncode == 1 and 'udcff' in out and 'Traceback' not in err, out + err
+        assert process.returncode == 1, out + err
+        assert 'udcff' in out, out + err
+        assert 'Traceback' not in err, out + err
     failed, = results.failures(tmp_path/'runs')
     assert 'udcff' in failed['error'] and 'JSON' not in failed['error']
 
@@ -143,7 +162,8 @@ def test_damaged_status_files(done, tmp_path, n):
 @count(100, 400)
 def test_damaged_sweep_files(done, tmp_path, n):
     path = tmp_path/'toy.toml'
-    whole, kinds = path.read_text(), [0, 0]
+    whole = path.read_text()
+    kinds = [0, 0]
     for content in damages(whole, n, 3):
         path.write_bytes(content)
         kinds[refused(read_sweep, path, name='toy.toml')] += 1
@@ -158,7 +178,8 @@ def test_damaged_notebooks(tmp_path, experiment, n):
     nb = nbformat.read(path, 4)
     cell = nb.cells[0].source = "lr = .1  # learning rate\nseed: int = 3\neps = [8/255, 2*lr]\na, b = 1, 'x'\nout = ''"
     nbformat.write(nb, path)
-    whole, kinds = path.read_text(), [0, 0]
+    whole = path.read_text()
+    kinds = [0, 0]
     for i, content in enumerate(damages(cell, n//2, 4)):
         nb.cells[0].source = content.decode(errors='replace')
         nbformat.write(nb, path)
@@ -172,9 +193,18 @@ def test_damaged_notebooks(tmp_path, experiment, n):
 
 
 @pytest.mark.parametrize('text, said', [
-    ('lr = ' + '9'*400, 'toy.toml:3: lr: got'), ('lr = ' + '9'*5000, 'toy.toml: not valid TOML'), ('lr = 1e400', 'toy.toml: not valid TOML, 1e400: too large'), ('lr = 1979-05-27', 'toy.toml:3: lr: got'),
-    ('lr = [1979-05-27T07:32:00]', 'toy.toml:3: lr: got'), ('lr = {a = {b = 1}}', 'toy.toml:3: lr: got'), ('lr = ' + '['*100_000, 'toy.toml: not valid TOML, nested too deeply'), ('seed = 99999999999999999999', 'toy.toml:3: seed: got'),
-    ('"l\\u0000r" = 1', 'toy.toml'), ('"ключ" = 1', 'toy.toml:3: parameter of toy'), ('lr = "1e400/1"', 'toy.toml:3: lr: got'), ('lr = true', 'toy.toml:3: lr: got')])
+    ('lr = ' + '9'*400, 'toy.toml:3: lr: got'),
+    ('lr = ' + '9'*5000, 'toy.toml: not valid TOML'),
+    ('lr = 1e400', 'toy.toml: not valid TOML, 1e400: too large'),
+    ('lr = 1979-05-27', 'toy.toml:3: lr: got'),
+    ('lr = [1979-05-27T07:32:00]', 'toy.toml:3: lr: got'),
+    ('lr = {a = {b = 1}}', 'toy.toml:3: lr: got'),
+    ('lr = ' + '['*100_000, 'toy.toml: not valid TOML, nested too deeply'),
+    ('seed = 99999999999999999999', 'toy.toml:3: seed: got'),
+    ('"l\\u0000r" = 1', 'toy.toml'),
+    ('"ключ" = 1', 'toy.toml:3: parameter of toy'),
+    ('lr = "1e400/1"', 'toy.toml:3: lr: got'),
+    ('lr = true', 'toy.toml:3: lr: got')])
 def test_odd_values_in_sweep_files(tmp_path, experiment, text, said):
     experiment()
     (tmp_path/'toy.toml').write_text(f'experiment = "toy.ipynb"\n[fixed]\n{text}\n')
@@ -186,18 +216,27 @@ def test_dates_are_refused_where_any_type_is_accepted():
     import datetime
     for default in None, [], ['x']:
         for value in datetime.date(2000, 1, 1), [datetime.date(2000, 1, 1)], 2**64:
-            with pytest.raises(ValueError, match='weight_decay: got'): convert(value, Parameter('weight_decay', default))
+            with pytest.raises(ValueError, match='weight_decay: got'):
+                convert(value, Parameter('weight_decay', default))
     assert convert(.1, Parameter('weight_decay', None)) == .1
 
 
 def test_other_encodings_of_sweep_files(tmp_path, experiment):
     experiment()
     (tmp_path/'toy.toml').write_bytes('experiment = "toy.ipynb"'.encode('utf-16'))
-    with pytest.raises(ValueError, match='toy.toml:1: not valid TOML, which is UTF-8'): read_sweep(tmp_path/'toy.toml')
+    with pytest.raises(ValueError, match='toy.toml:1: not valid TOML, which is UTF-8'):
+        read_sweep(tmp_path/'toy.toml')
 
 
-@pytest.mark.parametrize('source, said', [('import os', 'cell 1, line 1'), ('lr = .1\n%matplotlib inline', 'cell 1, line 2'), ('lr = .1\n!ls', 'cell 1, line 2'), ('lr = .1\n\nseed = int(3)', 'cell 1, line 3'),
-                                          ('lr = .1\nseed = 9**9**9', 'cell 1, line 2'), ('lr = [*[1]]', 'cell 1, line 1'), ('lr = (1).real', 'cell 1, line 1'), ('lr = ' + '('*5000, 'cell 1')])
+@pytest.mark.parametrize('source, said', [
+    ('import os', 'cell 1, line 1'),
+    ('lr = .1\n%matplotlib inline', 'cell 1, line 2'),
+    ('lr = .1\n!ls', 'cell 1, line 2'),
+    ('lr = .1\n\nseed = int(3)', 'cell 1, line 3'),
+    ('lr = .1\nseed = 9**9**9', 'cell 1, line 2'),
+    ('lr = [*[1]]', 'cell 1, line 1'),
+    ('lr = (1).real', 'cell 1, line 1'),
+    ('lr = ' + '('*5000, 'cell 1')])
 def test_code_in_parameter_cells(tmp_path, experiment, source, said):
     path = experiment()
     nb = nbformat.read(path, 4)
@@ -228,7 +267,11 @@ def test_a_damaged_run_is_named_and_done_again(done, tmp_path, robustnb, name, k
     assert '2 runs, 1 to do' in out, err
     process = robustnb('sweep', 'toy.toml')
     out, err = process.communicate()
-    assert process.returncode == 0 and '1 done now, 1 done before' in out and 'damaged: ' in out and name in out and 'Traceback' not in err, out + err
+    assert process.returncode == 0, out + err
+    assert '1 done now, 1 done before' in out, out + err
+    assert 'damaged: ' in out, out + err
+    assert name in out, out + err
+    assert 'Traceback' not in err, out + err
     assert all(result_path(r, done.name, tmp_path/'runs', tmp_path/'results') for r in done.runs)
 
 
@@ -243,7 +286,8 @@ def family(process):
 
 def contents(folder):
     "What was measured, by run."
-    return {p.parent.name: [(r['metric'], r['value']) for r in read_json(p)['metrics']] for p in folder.glob('runs/*/[!.]*/result.json')}
+    values = lambda path: [(r['metric'], r['value']) for r in read_json(path)['metrics']]
+    return {p.parent.name: values(p) for p in folder.glob('runs/*/[!.]*/result.json')}
 
 def stamps(folder):
     "When each run's result was written."
@@ -251,12 +295,16 @@ def stamps(folder):
 
 @count(6, 200)
 def test_random_kills_lose_and_double_nothing(tmp_path, experiment, robustnb, n):
-    rng, runs = random.Random(n), max(6, n//5)
+    rng = random.Random(n)
+    runs = max(6, n//5)
     sums = 'x = 0.\nfor i in range(1000): x += (lr + seed)/(i + 1)\ntime.sleep(.3); value = x'
     for name in 'one', 'two':
         experiment(f'import time\n{sums}', name)
-        (tmp_path/f'{name}.toml').write_text(f'experiment = "{name}.ipynb"\n[[grid]]\nlr = [0.1, 0.2]\nseed = {list(range(runs//2))}\n')
-    kills, landed = 0, {}
+        seeds = list(range(runs//2))
+        grid = f'[[grid]]\nlr = [0.1, 0.2]\nseed = {seeds}\n'
+        (tmp_path/f'{name}.toml').write_text(f'experiment = "{name}.ipynb"\n{grid}')
+    kills = 0
+    landed = {}
     for name in itertools.cycle(['one', 'two']):
         if kills >= n: break
         before = stamps(tmp_path)
@@ -273,10 +321,13 @@ def test_random_kills_lose_and_double_nothing(tmp_path, experiment, robustnb, n)
             landed[kind] = landed.get(kind, 0) + 1
         out, err = process.communicate()
         assert 'Traceback' not in err, err
-        assert before.items() <= stamps(tmp_path).items()  # nothing that was done is gone, has changed or was done again
+        # nothing that was done is gone, has changed or was done again
+        assert before.items() <= stamps(tmp_path).items()
         if process.returncode == 0 and kind != 'other':  # it was done before the signal came: begin a new round
             for p in tmp_path.glob(f'runs/{name}/[!.]*/status.json'):
-                if rng.random() < .3: [q.unlink() for q in sorted(p.parent.iterdir())] and p.parent.rmdir()
+                if rng.random() < .3:
+                    for q in sorted(p.parent.iterdir()): q.unlink()
+                    p.parent.rmdir()
     undisturbed = {}
     for name in 'one', 'two':
         out, err = robustnb('sweep', f'{name}.toml', '--workers', '2').communicate()
