@@ -88,7 +88,8 @@ number = 3
 
 class Wide(nn.Sequential):
     def __init__(self, n_classes, in_channels, width=8):
-        super().__init__(nn.Conv2d(in_channels, width, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, n_classes))
+        super().__init__(nn.Conv2d(in_channels, width, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                         nn.Linear(width, n_classes))
 
 def fixed(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 def digits(n=100): return data.load('digits').subset(n, 40)
@@ -111,7 +112,8 @@ def trained(optimizer, epochs=3, images=None, **kw):
     "A fit on a few digits."
     torch.manual_seed(0)
     config = train.Config(optimizer, lr=.1, epochs=epochs, batch_size=50, schedule='constant')
-    return train.fit(models.SmallCNN(in_channels=1, input_size=8), images or data.load('digits').subset(200, 50), config, 'cpu', **kw)
+    net = models.SmallCNN(in_channels=1, input_size=8)
+    return train.fit(net, images or data.load('digits').subset(200, 50), config, 'cpu', **kw)
 
 
 def weights(fit): return torch.cat([p.detach().flatten() for p in fit.model.parameters()])
@@ -119,7 +121,8 @@ def weights(fit): return torch.cat([p.detach().flatten() for p in fit.model.para
 
 def test_those_without_closures_and_without_enable_grad_train_as_plain_descent_does(lab):
     expected = weights(trained('sgd'))
-    for name in 'Plain', 'Deaf', 'Mute': torch.testing.assert_close(weights(trained(f'{lab}:{name}')), expected, rtol=1e-5, atol=1e-6)
+    for name in 'Plain', 'Deaf', 'Mute':
+        torch.testing.assert_close(weights(trained(f'{lab}:{name}')), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_groups_keep_the_rates_that_a_function_gives_them(lab):
@@ -135,7 +138,8 @@ def test_groups_keep_the_rates_that_a_function_gives_them(lab):
 @pytest.mark.parametrize('name', GOOD)
 def test_the_class_and_its_name_are_one_config_of_json(lab, name):
     thing = getattr(importlib.import_module(lab), name)
-    by_class, by_name = train.Config(thing, lr=.1), train.Config(f'{lab}:{name}', lr=.1)
+    by_class = train.Config(thing, lr=.1)
+    by_name = train.Config(f'{lab}:{name}', lr=.1)
     assert by_class == by_name and json.loads(json.dumps(asdict(by_class)))['optimizer'] == f'{lab}:{name}'
 
 
@@ -164,56 +168,71 @@ def test_a_two_step_one_takes_the_gradient_uphill(lab):
 
 
 def test_evaluations_checkpoints_and_the_end_see_the_averaged_weights(lab, tmp_path):
-    seen, path = [], tmp_path/'run.safetensors'
+    seen = []
+    path = tmp_path/'run.safetensors'
     def look(model, curves):
         seen.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
         return {}
     fit = trained(f'{lab}:Averaging', epochs=2, checkpoint=path, record=look)
     torch.manual_seed(0)
     net = models.SmallCNN(in_channels=1, input_size=8)
-    plain, walked = trained('sgd', epochs=2), []
+    plain = trained('sgd', epochs=2)
+    walked = []
     # by hand: the mean of what plain descent visits, step by step
-    images, opt = data.load('digits').subset(200, 50), torch.optim.SGD(net.parameters(), .1)
+    images = data.load('digits').subset(200, 50)
+    opt = torch.optim.SGD(net.parameters(), .1)
     from robustnb.core import generator
     for epoch in range(2):
         for index in torch.randperm(200, generator=generator(0, 'order', epoch)).split(50):
             opt.zero_grad()
-            torch.nn.functional.cross_entropy(net(data.to_float(images.x_train[index])), images.y_train[index]).backward()
+            logits = net(data.to_float(images.x_train[index]))
+            torch.nn.functional.cross_entropy(logits, images.y_train[index]).backward()
             opt.step()
             walked.append(torch.cat([p.detach().flatten().clone() for p in net.parameters()]))
     torch.testing.assert_close(weights(plain), walked[-1], rtol=1e-5, atol=1e-6)
-    for epoch, at in enumerate(seen): torch.testing.assert_close(at, torch.stack(walked[:4*(epoch + 1)]).mean(0), rtol=1e-4, atol=1e-5)
-    assert torch.equal(weights(fit), seen[-1]) and fit.curves[-1]['weight_norm'] == pytest.approx(seen[-1].norm().item(), rel=1e-5)
+    for epoch, at in enumerate(seen):
+        mean = torch.stack(walked[:4*(epoch + 1)]).mean(0)
+        torch.testing.assert_close(at, mean, rtol=1e-4, atol=1e-5)
+    assert torch.equal(weights(fit), seen[-1])
+    assert fit.curves[-1]['weight_norm'] == pytest.approx(seen[-1].norm().item(), rel=1e-5)
     fresh = models.SmallCNN(in_channels=1, input_size=8)
     train.load_checkpoint(path, fresh, optim.create(f'{lab}:Averaging', fresh.parameters(), .1), fit.config)
     assert torch.equal(torch.cat([p.detach().flatten() for p in fresh.parameters()]), seen[-1])
 
 
-BAD = {'greedy': 'asks for the gradient .* times a step', 'nothing': 'gives NoneType', 'needy': "missing a required argument: 'base'",
-       'mean': 'ZeroDivisionError', 'number': 'int', 'Absent': "has no 'Absent'", 'Wide': 'cannot be called with params, lr'}
+BAD = {'greedy': 'asks for the gradient .* times a step', 'nothing': 'gives NoneType',
+       'needy': "missing a required argument: 'base'", 'mean': 'ZeroDivisionError', 'number': 'int',
+       'Absent': "has no 'Absent'", 'Wide': 'cannot be called with params, lr'}
 
 @pytest.mark.parametrize('name', BAD)
 def test_what_cannot_work_is_one_line_with_its_place_in_the_sweep_file(lab, name, tmp_path):
     with pytest.raises(ValueError, match=BAD[name]) as error: train.Config(f'{lab}:{name}')
-    assert str(error.value).startswith(f"optimizer: got '{lab}:{name}'") and '\n' not in str(error.value) and 'accepted: ' in str(error.value)
-    (tmp_path/'my.toml').write_text(f'experiment = "fig01_robustness"\n[fixed]\nlr = 0.1\n[axes]\noptimizer = [\n"sgd"]\n'.replace('[\n"sgd"]', f'["sgd", "{lab}:{name}"]'))
-    with pytest.raises(ValueError, match=f"my.toml:5: optimizer: got '{lab}:{name}'"): sweep.read_sweep(tmp_path/'my.toml')
+    said = str(error.value)
+    assert said.startswith(f"optimizer: got '{lab}:{name}'")
+    assert '\n' not in said
+    assert 'accepted: ' in said
+    (tmp_path/'my.toml').write_text('experiment = "fig01_robustness"\n[fixed]\nlr = 0.1\n[axes]\n'
+                                    f'optimizer = ["sgd", "{lab}:{name}"]\n')
+    with pytest.raises(ValueError, match=f"my.toml:5: optimizer: got '{lab}:{name}'"):
+        sweep.read_sweep(tmp_path/'my.toml')
 
 
 def test_a_module_that_breaks_or_is_not_there_is_one_line(tmp_path, monkeypatch):
     (tmp_path/'broken_lab.py').write_text('import nothing_of_that_name')
     (tmp_path/'wrong_lab.py').write_text('def f(:\n')
     monkeypatch.syspath_prepend(str(tmp_path))
-    for name, why in ('broken_lab:X', 'no nothing_of_that_name'), ('wrong_lab:X', 'SyntaxError'), ('absent_lab:X', 'no absent_lab'):
+    wrong = dict(broken_lab='no nothing_of_that_name', wrong_lab='SyntaxError', absent_lab='no absent_lab')
+    for name, why in wrong.items():
         for make in train.Config, lambda n: models.create(n, 10, 1, 8), data.load:
-            with pytest.raises(ValueError, match=why) as error: make(name)
+            with pytest.raises(ValueError, match=why) as error: make(f'{name}:X')
             assert '\n' not in str(error.value)
 
 
 def test_a_spec_needs_no_rule(lab, monkeypatch):
     monkeypatch.setitem(optim.OPTIMIZERS, 'mine', optim.Spec(torch=importlib.import_module(lab).Plain))
     torch.testing.assert_close(weights(trained('mine')), weights(trained('sgd')), rtol=1e-5, atol=1e-6)
-    with pytest.raises(ValueError, match="'mine', accepted: one that has a rule"): optim.update('mine', np.ones(2), np.ones(2), {}, .1)
+    with pytest.raises(ValueError, match="'mine', accepted: one that has a rule"):
+        optim.update('mine', np.ones(2), np.ones(2), {}, .1)
 
 
 def test_the_trial_of_an_optimizer_moves_no_random_numbers(lab):
@@ -225,7 +244,8 @@ def test_the_trial_of_an_optimizer_moves_no_random_numbers(lab):
 
 
 PACKAGES = [('schedulefree', 'AdamWScheduleFree'), ('schedulefree', 'SGDScheduleFree'), ('lion_pytorch', 'Lion'),
-            ('pytorch_optimizer', 'AdaBelief'), ('pytorch_optimizer', 'Adan'), ('pytorch_optimizer', 'ScheduleFreeAdamW')]
+            ('pytorch_optimizer', 'AdaBelief'), ('pytorch_optimizer', 'Adan'),
+            ('pytorch_optimizer', 'ScheduleFreeAdamW')]
 RATES = dict(SGDScheduleFree=1., Lion=1e-3)
 
 @pytest.mark.parametrize('package, name', PACKAGES)
@@ -233,9 +253,12 @@ def test_published_packages_train_and_resume(package, name, tmp_path):
     pytest.importorskip(package)
     def fit(**kw):
         torch.manual_seed(0)
-        config = train.Config(f'{package}:{name}', lr=RATES.get(name, .01), epochs=6, batch_size=32, schedule='constant')
-        return train.fit(models.SmallCNN(in_channels=1, input_size=8), data.load('digits').subset(400, 50), config, 'cpu', **kw)
-    whole, path = fit(), tmp_path/'run.safetensors'
+        lr = RATES.get(name, .01)
+        config = train.Config(f'{package}:{name}', lr=lr, epochs=6, batch_size=32, schedule='constant')
+        net = models.SmallCNN(in_channels=1, input_size=8)
+        return train.fit(net, data.load('digits').subset(400, 50), config, 'cpu', **kw)
+    whole = fit()
+    path = tmp_path/'run.safetensors'
     assert whole.curves[-1]['loss'] < .7*whole.curves[0]['loss']
     class Killed(Exception): pass
     def kill(model, curves):
@@ -249,7 +272,8 @@ def test_sam_of_pytorch_optimizer_in_a_function(tmp_path, monkeypatch):
     (tmp_path/'sam_lab.py').write_text('import torch\nfrom pytorch_optimizer import SAM\n'
                                        'def sam(params, lr): return SAM(params, torch.optim.SGD, lr=lr, momentum=.9)\n')
     monkeypatch.syspath_prepend(str(tmp_path))
-    whole, path = trained('sam_lab:sam', epochs=4), tmp_path/'run.safetensors'
+    whole = trained('sam_lab:sam', epochs=4)
+    path = tmp_path/'run.safetensors'
     class Killed(Exception): pass
     def kill(model, curves):
         if len(curves) == 2: raise Killed
@@ -278,7 +302,8 @@ def test_networks_of_ones_own_are_called_with_what_they_take(lab):
     assert models.create(f'{lab}:Wide', 5, 3, 16, width=4, norm='none')(torch.rand(2, 3, 16, 16)).shape == (2, 5)
     assert models.create(f'{lab}:fixed', 10, 1, 8)(torch.rand(2, 1, 8, 8)).shape == (2, 10)
     for name, options, why in ('Wide', dict(norm='batch'), 'norm'), ('number', {}, 'int'), ('digits', {}, 'gives Data'):
-        with pytest.raises(ValueError, match=why): models.create(f'{lab}:{name}', 10, 1, 8, **options)
+        with pytest.raises(ValueError, match=why):
+            models.create(f'{lab}:{name}', 10, 1, 8, **options)
 
 
 def test_networks_of_timm():
@@ -290,7 +315,8 @@ def test_no_weights_file_runs_code(lab, tmp_path):
     net = models.create(f'{lab}:Wide', 5, 1, 8)
     models.save(net, tmp_path/'net.safetensors')
     sys.modules.pop(lab)
-    with pytest.raises(ValueError, match='code that only a file names is not run'): models.load(tmp_path/'net.safetensors')
+    with pytest.raises(ValueError, match='code that only a file names is not run'):
+        models.load(tmp_path/'net.safetensors')
     assert lab not in sys.modules
     assert isinstance(models.load(tmp_path/'net.safetensors', f'{lab}:Wide'), torch.nn.Sequential)
 
@@ -298,7 +324,8 @@ def test_no_weights_file_runs_code(lab, tmp_path):
 def test_a_sweep_of_ones_own_runs_resumes_and_knows_edits(lab, tmp_path):
     def read():
         (tmp_path/'my.toml').write_text(
-            f'experiment = "fig01_robustness"\n[fixed]\ndataset = "{lab}:digits"\nmodel = "{lab}:Wide"\nepochs = 2\nconditions = []\n'
+            f'experiment = "fig01_robustness"\n[fixed]\ndataset = "{lab}:digits"\nmodel = "{lab}:Wide"\n'
+            'epochs = 2\nconditions = []\n'
             f'[axes]\noptimizer = ["adam", "{lab}:Sharp"]')
         return sweep.read_sweep(tmp_path/'my.toml')
     def do(): return sweep.run_sweep(read(), tmp_path/'runs', tmp_path/'none', workers=2)
@@ -319,7 +346,8 @@ def ids(tmp_path):
     "Function (folder) -> ids of the runs of its own.toml, with its modules, in a process of its own."
     (tmp_path/'empty').mkdir()
     def read(folder):
-        code = f'from robustnb.sweep import read_sweep; print(*[r.id for r in read_sweep({str(folder/"own.toml")!r}).runs])'
+        code = ('from robustnb.sweep import read_sweep; '
+                f'print(*[r.id for r in read_sweep({str(folder/"own.toml")!r}).runs])')
         done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path/'empty', capture_output=True, text=True,
                               env={**os.environ, 'PYTHONPATH': f'{ROOT}{os.pathsep}{folder}'})
         assert done.returncode == 0, done.stderr
@@ -329,17 +357,21 @@ def ids(tmp_path):
 
 STEP = 'import torch\ndef rate(lr): return lr/2\n'
 
-@pytest.mark.parametrize('importing', ['from .deep.step import rate', 'from . import deep\nfrom mylab.deep import step\nrate = step.rate',
-                                       'import mylab.deep.step as step\nrate = step.rate', 'from mystep import rate'])
+@pytest.mark.parametrize('importing', [
+    'from .deep.step import rate', 'from . import deep\nfrom mylab.deep import step\nrate = step.rate',
+    'import mylab.deep.step as step\nrate = step.rate', 'from mystep import rate'])
 def test_what_a_module_imports_belongs_to_its_runs(importing, ids, tmp_path):
-    lab, step = tmp_path/'at', tmp_path/'at'/('mystep.py' if 'mystep' in importing else 'mylab/deep/step.py')
+    lab = tmp_path/'at'
+    step = lab/('mystep.py' if 'mystep' in importing else 'mylab/deep/step.py')
     (lab/'mylab'/'deep').mkdir(parents=True)
     (lab/'mylab'/'__init__.py').touch()
     (lab/'mylab'/'opt.py').write_text('import torch\nfrom .tools import make\n')
-    (lab/'mylab'/'tools.py').write_text(f'import torch\n{importing}\ndef make(params, lr): return torch.optim.SGD(params, rate(lr))\n')
+    (lab/'mylab'/'tools.py').write_text(f'import torch\n{importing}\n'
+                                        'def make(params, lr): return torch.optim.SGD(params, rate(lr))\n')
     (lab/'mylab'/'other.py').write_text('1/0')
     step.write_text(STEP)
-    (lab/'own.toml').write_text('experiment = "fig01_robustness"\n[fixed]\nconditions = []\noptimizer = "mylab.opt:make"\n')
+    (lab/'own.toml').write_text('experiment = "fig01_robustness"\n[fixed]\nconditions = []\n'
+                                'optimizer = "mylab.opt:make"\n')
     first = ids(lab)
     step.write_text(STEP + '# a comment\n')
     (lab/'mylab'/'other.py').write_text('2/0')  # which nobody imports
@@ -350,20 +382,25 @@ def test_what_a_module_imports_belongs_to_its_runs(importing, ids, tmp_path):
 
 
 def test_a_lone_module_keeps_the_digest_of_its_file(lab):
-    assert sweep.read_experiment(sweep.find_experiment('fig01_robustness')).run(dict(optimizer=f'{lab}:halved')).outside == {f'{lab}:halved': code_digest(MODULE)}
+    experiment = sweep.read_experiment(sweep.find_experiment('fig01_robustness'))
+    run = experiment.run(dict(optimizer=f'{lab}:halved'))
+    assert run.outside == {f'{lab}:halved': code_digest(MODULE)}
 
 
 def test_photos_beside_the_sweep_file(tmp_path, robustnb):
     data.save(data.load('digits').subset(60, 20), tmp_path/'at'/'photos')
-    (tmp_path/'at'/'my.toml').write_text('experiment = "fig01_robustness"\n[fixed]\nepochs = 1\nconditions = []\ndataset = "./photos"')
+    (tmp_path/'at'/'my.toml').write_text('experiment = "fig01_robustness"\n[fixed]\nepochs = 1\nconditions = []\n'
+                                         'dataset = "./photos"')
     here = sweep.read_sweep(tmp_path/'at'/'my.toml').runs
     out, err = robustnb('sweep', 'at/my.toml', '--workers', 1).communicate()
     assert '1 done now' in out, err
     (tmp_path/'at').rename(tmp_path/'moved')
     moved = sweep.read_sweep(tmp_path/'moved'/'my.toml').runs
-    assert [r.id for r in moved] == [r.id for r in here] and moved[0].config['dataset'] == str(tmp_path/'moved'/'photos')
+    assert [r.id for r in moved] == [r.id for r in here]
+    assert moved[0].config['dataset'] == str(tmp_path/'moved'/'photos')
     (tmp_path/'moved'/'my.toml').write_text('experiment = "fig01_robustness"\n[fixed]\ndataset = "./foto"')
-    with pytest.raises(ValueError, match=r'my.toml:3: dataset: got .*moved/foto.*a folder or .npz of your own \("./photos" beside the sweep file'):
+    said = r'my.toml:3: dataset: got .*moved/foto.*a folder or .npz of your own \("./photos" beside the sweep file'
+    with pytest.raises(ValueError, match=said):
         sweep.read_sweep(tmp_path/'moved'/'my.toml')
 
 
@@ -381,9 +418,12 @@ def test_photos_that_cannot_be_trained_on_are_one_line_with_its_place(tmp_path):
     photos(tmp_path/'broken', n=3)
     (tmp_path/'broken'/'light'/'1.png').write_text('no image')
     (tmp_path/'empty').mkdir()
-    for name, why in dict(one='images of 1 class; wanted 2', broken='light/1.png: cannot be read as an image', empty='wanted a folder of images for each class').items():
+    wrong = dict(one='images of 1 class; wanted 2', broken='light/1.png: cannot be read as an image',
+                 empty='wanted a folder of images for each class')
+    for name, why in wrong.items():
         (tmp_path/'my.toml').write_text(f'experiment = "fig01_robustness"\n[fixed]\ndataset = "./{name}"')
-        with pytest.raises(ValueError, match=f'my.toml:3: .*{why}') as error: sweep.read_sweep(tmp_path/'my.toml')
+        with pytest.raises(ValueError, match=f'my.toml:3: .*{why}') as error:
+            sweep.read_sweep(tmp_path/'my.toml')
         assert '\n' not in str(error.value)
     photos(tmp_path/'broken', n=3)
     (tmp_path/'my.toml').write_text('experiment = "fig01_robustness"\n[fixed]\ndataset = "./broken"')
@@ -415,22 +455,33 @@ def test_conditions_that_cannot_judge_are_one_line_with_its_place(tmp_path, monk
     (tmp_path/'judges_lab.py').write_text(CONDITIONS)
     monkeypatch.syspath_prepend(str(tmp_path))
     for name in 'Silent', 'Short':
-        (tmp_path/'my.toml').write_text(f'experiment = "fig01_robustness"\n[fixed]\nconditions = [{{kind = "judges_lab:{name}"}}]')
-        with pytest.raises(ValueError, match=f"my.toml:3: kind: got 'judges_lab:{name}', whose hits cannot be called") as error: sweep.read_sweep(tmp_path/'my.toml')
+        (tmp_path/'my.toml').write_text('experiment = "fig01_robustness"\n[fixed]\n'
+                                        f'conditions = [{{kind = "judges_lab:{name}"}}]')
+        said = f"my.toml:3: kind: got 'judges_lab:{name}', whose hits cannot be called"
+        with pytest.raises(ValueError, match=said) as error: sweep.read_sweep(tmp_path/'my.toml')
         assert '\n' not in str(error.value)
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
-    with torch.no_grad(): net[1].weight.zero_().add_(torch.tensor([[1.], [0]]))  # of two classes always the first
-    def measured_under(name): return conditions.measure(net, torch.ones(3, 1, 2, 2), torch.tensor([0, 1, 0]), [dict(kind=f'judges_lab:{name}')])
+    # of two classes always the first
+    with torch.no_grad(): net[1].weight.zero_().add_(torch.tensor([[1.], [0]]))
+    x, y = torch.ones(3, 1, 2, 2), torch.tensor([0, 1, 0])
+    def measured_under(name): return conditions.measure(net, x, y, [dict(kind=f'judges_lab:{name}')])
     assert measured_under('Demanding')[1]['value'] == 2/3
-    with pytest.raises(ValueError, match=r'Counting.hits: got torch.int64 of shape \(\), accepted: torch.bool of shape \(3,\)'): measured_under('Counting')
+    said = r'Counting.hits: got torch.int64 of shape \(\), accepted: torch.bool of shape \(3,\)'
+    with pytest.raises(ValueError, match=said): measured_under('Counting')
 
 
 def test_networks_that_do_not_fit_the_images_are_one_line(tmp_path, monkeypatch):
-    (tmp_path/'nets_lab.py').write_text('from torch import nn\ndef shape(n_classes): return nn.Sequential(nn.Flatten(), nn.Linear(5, n_classes))\n'
-                                        'def few(n_classes): return nn.Sequential(nn.Flatten(), nn.Linear(64, 2))\ndef fails(): raise KeyError(3)')
+    (tmp_path/'nets_lab.py').write_text(
+        'from torch import nn\n'
+        'def shape(n_classes): return nn.Sequential(nn.Flatten(), nn.Linear(5, n_classes))\n'
+        'def few(n_classes): return nn.Sequential(nn.Flatten(), nn.Linear(64, 2))\n'
+        'def fails(): raise KeyError(3)')
     monkeypatch.syspath_prepend(str(tmp_path))
-    for name, why in dict(shape=r'does not take images of shape \(1, 8, 8\)', few=r'gives \(2, 2\) for 2 images', fails='raises KeyError: 3').items():
-        with pytest.raises(ValueError, match=f"model: got 'nets_lab:{name}', which {why}") as error: models.create(f'nets_lab:{name}', 3, 1, 8)
+    wrong = dict(shape=r'does not take images of shape \(1, 8, 8\)', few=r'gives \(2, 2\) for 2 images',
+                 fails='raises KeyError: 3')
+    for name, why in wrong.items():
+        with pytest.raises(ValueError, match=f"model: got 'nets_lab:{name}', which {why}") as error:
+            models.create(f'nets_lab:{name}', 3, 1, 8)
         assert '\n' not in str(error.value)
 
 
@@ -445,7 +496,8 @@ def measured(process):
 
 def test_runs_of_ones_own_are_measured_again_with_and_without_weights(tmp_path, robustnb):
     (tmp_path/'own_lab.py').write_text(MODULE)
-    (tmp_path/'my.toml').write_text('experiment = "fig01_robustness"\nkeep_weights = true\n[fixed]\ndataset = "own_lab:digits"\nmodel = "own_lab:Wide"\n'
+    (tmp_path/'my.toml').write_text('experiment = "fig01_robustness"\nkeep_weights = true\n[fixed]\n'
+                                    'dataset = "own_lab:digits"\nmodel = "own_lab:Wide"\n'
                                     'optimizer = "own_lab:Sharp"\nepochs = 1\nconditions = []\n')
     (tmp_path/'more.toml').write_text('conditions = [{kind = "gaussian", var = 0.1}]')
     measured(robustnb('sweep', 'my.toml', '--workers', 1))
@@ -453,7 +505,10 @@ def test_runs_of_ones_own_are_measured_again_with_and_without_weights(tmp_path, 
     for names in [], ['--own', 'own_lab:Sharp', 'own_lab:digits']:
         process = robustnb(*measure, *names)
         out, err = process.communicate()
-        assert process.returncode == 2 and 'code that only a result names is not run, accepted: one that you name, too: --own own_lab:' in err and err.count('\n') == 1, err
+        said = 'code that only a result names is not run, accepted: one that you name, too: --own own_lab:'
+        assert process.returncode == 2, err
+        assert said in err, err
+        assert err.count('\n') == 1, err
     assert '1 done now' in measured(robustnb(*measure, '--own', 'own_lab:Wide', 'own_lab:digits'))
     first, = (results.load(p) for p in results.find(tmp_path/'runs'/'measure'))
     weights, = (tmp_path/'runs'/'fig01_robustness').glob('*/model.safetensors')
