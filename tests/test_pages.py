@@ -1,4 +1,6 @@
-"Every shell line and every Python block that stands on a page or in README runs as it is printed, in a folder that holds what the page speaks of."
+"""Every shell line and every Python block that stands on a page or in README runs as it is printed.
+
+It runs in a folder that holds what the page speaks of."""
 import os, re, subprocess, sys
 from pathlib import Path
 
@@ -21,11 +23,14 @@ ELSEWHERE = {
     'CUDA_VISIBLE_DEVICES=$k': 'needs four GPUs',
 }
 # blocks that take longer than half a minute, by a part of their text
-LONG = ['--arch preactresnet18', 'robustnb sweep demo', 'robustnb sweep my.toml --dry-run', 'sweeps/demo.toml --set dataset', 'attacks_spectra.ipynb', 'lipschitz.ipynb']
+LONG = ['--arch preactresnet18', 'robustnb sweep demo', 'robustnb sweep my.toml --dry-run',
+        'sweeps/demo.toml --set dataset', 'attacks_spectra.ipynb', 'lipschitz.ipynb']
 # what a Python block takes for granted, by a part of its text
 GIVEN = {
-    'filter_freq(part': 'import torch\nfrom robustnb.spectrum import filter_freq\nx, p = torch.zeros(20, 1, 8, 8, dtype=torch.uint8), 50\n',
-    'torch.export.save': ('import torch\nfrom robustnb import models\nnet, images = models.SmallCNN(), torch.rand(20, 1, 8, 8)\n'
+    'filter_freq(part': ('import torch\nfrom robustnb.spectrum import filter_freq\n'
+                         'x, p = torch.zeros(20, 1, 8, 8, dtype=torch.uint8), 50\n'),
+    'torch.export.save': ('import torch\nfrom robustnb import models\n'
+                          'net, images = models.SmallCNN(), torch.rand(20, 1, 8, 8)\n'
                           'pixels, labels = (255*images[:, 0]).byte().numpy(), torch.arange(20).numpy() % 10\n'),
 }
 
@@ -41,7 +46,8 @@ def blocks():
 
 def named(place, text, among): return next((part for part in among if part in text), None)
 
-BLOCKS = [(place, language, text) for place, language, text in blocks() if language in ('bash', 'python') and not named(place, text, ELSEWHERE)]
+runs = lambda place, language, text: language in ('bash', 'python') and not named(place, text, ELSEWHERE)
+BLOCKS = [block for block in blocks() if runs(*block)]
 
 
 def case(place, language, text):
@@ -67,9 +73,12 @@ def give_model(project, text):
         net = models.create(arch[1], 10, 1, 32 if '--size 32' in text else 8)
         save_file(net.state_dict(), project/'model.safetensors')
     elif 'model.pt2' in text:
-        net, batch = models.SmallCNN().eval(), torch.export.Dim('batch')
-        torch.export.save(torch.export.export(net, (torch.rand(2, 1, 8, 8),), dynamic_shapes=({0: batch},)), project/'model.pt2')
-        pixels, labels = (255*torch.rand(20, 8, 8)).byte().numpy(), torch.arange(20).numpy() % 10
+        net = models.SmallCNN().eval()
+        batch = torch.export.Dim('batch')
+        program = torch.export.export(net, (torch.rand(2, 1, 8, 8),), dynamic_shapes=({0: batch},))
+        torch.export.save(program, project/'model.pt2')
+        pixels = (255*torch.rand(20, 8, 8)).byte().numpy()
+        labels = torch.arange(20).numpy() % 10
         np.savez(project/'test.npz', images=pixels, labels=labels)
 
 

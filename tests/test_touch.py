@@ -13,16 +13,18 @@ from robustnb.spectrum import filter_energy, filter_freq
 from robustnb.trajectories import by_epoch
 
 TOUCH = Path(__file__).parents[1]/'nbs/touch'
-BROWSER = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+BROWSER = next(filter(None, map(shutil.which, ['chromium', 'chromium-browser', 'google-chrome'])), None)
 
 
 def told(tmp_path, page, script):
     "What the script passes to `tell` in a browser that shows the page, as JSON; it may do so later."
     if not BROWSER: pytest.skip('no Chromium')
-    tell = 'const tell = found => document.body.append(Object.assign(document.createElement("pre"), {id: "found", textContent: JSON.stringify(found)}));'
-    (tmp_path/'page.html').write_text(f'<!doctype html><meta charset="utf-8"><body>{page}<script>{tell}\n{script}</script>')
-    command = [BROWSER, '--headless', '--no-sandbox', '--disable-gpu', '--virtual-time-budget=20000', f'--user-data-dir={tmp_path/"profile"}',
-               '--dump-dom', (tmp_path/'page.html').as_uri()]
+    tell = ('const tell = found => document.body.append('
+            'Object.assign(document.createElement("pre"), {id: "found", textContent: JSON.stringify(found)}));')
+    text = f'<!doctype html><meta charset="utf-8"><body>{page}<script>{tell}\n{script}</script>'
+    (tmp_path/'page.html').write_text(text)
+    command = [BROWSER, '--headless', '--no-sandbox', '--disable-gpu', '--virtual-time-budget=20000',
+               f'--user-data-dir={tmp_path/"profile"}', '--dump-dom', (tmp_path/'page.html').as_uri()]
     out = subprocess.run(command, capture_output=True, text=True).stdout
     return json.loads(html.unescape(out.split('<pre id="found">')[1].split('</pre>')[0]))
 
@@ -39,7 +41,8 @@ def problems(n):
     for k in range(n):
         sigma = rng.uniform(0, .2, 3)*[1, 1, k % 3 > 0]
         steps = int(10**rng.uniform(1, 4))
-        yield dict(star=[5, 10, 0], sigma=sigma.tolist(), start=rng.uniform(-12, 12, 3).tolist(), rate=10**rng.uniform(-3, 0),
+        start = rng.uniform(-12, 12, 3)
+        yield dict(star=[5, 10, 0], sigma=sigma.tolist(), start=start.tolist(), rate=10**rng.uniform(-3, 0),
                    steps=steps, record=[0, steps//3, steps])
 
 
@@ -66,7 +69,10 @@ def test_their_risks_are_too(tmp_path):
 def test_the_filters_are_those_of_the_module(tmp_path, side):
     x = torch.rand(side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(side))
     shares = [0, 1, 30, 50, 70.5, 90, 99, 100]
-    expression = 'given.shares.map(p => { const f = twoFilters.filters(given.x, p); return [f.freq, f.energy].map(x => x.map(row => [...row])); })'
+    expression = '''given.shares.map(p => {
+        const f = twoFilters.filters(given.x, p);
+        return [f.freq, f.energy].map(x => x.map(row => [...row]));
+    })'''
     found = computed(tmp_path, 'filters', expression, dict(x=x.tolist(), shares=shares))
     for p, (freq, energy) in zip(shares, found):
         np.testing.assert_allclose(freq, filter_freq(x, p), rtol=0, atol=1e-6)
@@ -76,7 +82,9 @@ def test_the_filters_are_those_of_the_module(tmp_path, side):
 def test_the_trainings_are_those_of_the_results(tmp_path):
     vl_convert = pytest.importorskip('vl_convert')
     cells = json.loads((TOUCH.parent/'touch.ipynb').read_text())['cells']
-    shown = next(page for cell in cells for out in cell.get('outputs', []) if 'along-spec' in (page := ''.join(out['data']['text/html'])))
+    outs = [out for cell in cells for out in cell.get('outputs', [])]
+    pages = (''.join(out['data']['text/html']) for out in outs)
+    shown = next(page for page in pages if 'along-spec' in page)
     (tmp_path/'vega.js').write_text(vl_convert.javascript_bundle())
     ask = '''drawn.then(async ({view}) => {
         const rows = () => view.data(Object.keys(view.getState({data: name => name.startsWith('data_')}).data)[0]);
@@ -89,7 +97,9 @@ def test_the_trainings_are_those_of_the_results(tmp_path):
     fog = by_epoch(runs[runs.trajectory > 0], [Clean(), Corruption('fog', 5)]).reset_index()
     fog = fog[(fog.optimizer == 'sgd') & (fog.epoch == fog.epoch.max())]
     ours = [row for row in found['rows'] if row['optimizer'] == 'sgd' and row['epoch'] == fog.epoch.iloc[0]]
-    assert found['marks'] and len(ours) == 1 and {row['shown'] for row in found['rows']} == {'FashionMNIST, two-layer CNN: fog 5'}
+    assert found['marks']
+    assert len(ours) == 1
+    assert {row['shown'] for row in found['rows']} == {'FashionMNIST, two-layer CNN: fog 5'}
     for name, column in ('standard', Clean().label), ('robust', Corruption('fog', 5).label):
         np.testing.assert_allclose(ours[0][name], 100*fog[column].mean(), rtol=0, atol=1e-3)
 
@@ -99,7 +109,8 @@ def test_a_table_is_sorted_and_searched(tmp_path):
     table = ('<table><thead><tr><th>who</th><th>how</th></tr></thead><tbody>'
              + ''.join(f'<tr><td>{a}</td><td>{b}</td></tr>' for a, b in rows) + '</tbody></table>')
     ask = '''
-        const found = {}, see = name => { found[name] = [...document.querySelectorAll('tbody tr')].filter(row => !row.hidden).map(row => row.cells[0].textContent); };
+        const found = {}, rows = () => [...document.querySelectorAll('tbody tr')].filter(row => !row.hidden);
+        const see = name => { found[name] = rows().map(row => row.cells[0].textContent); };
         const [who, how] = document.querySelectorAll('th'), field = document.querySelector('input');
         how.click(); see('falling');
         how.click(); see('rising');
@@ -108,5 +119,8 @@ def test_a_table_is_sorted_and_searched(tmp_path):
         found.count = document.querySelector('.count').textContent;
         tell(found);'''
     found = told(tmp_path, (TOUCH/'sortable.html').read_text().replace('TABLE', table), ask)
-    assert found['falling'] == ['adam', 'lion', 'sgd', 'rmsprop'] and found['rising'] == ['sgd', 'lion', 'adam', 'rmsprop']
-    assert found['alphabetical'] == ['adam', 'lion', 'rmsprop', 'sgd'] and found['searched'] == ['adam'] and found['count'] == '1 of 4 lines'
+    assert found['falling'] == ['adam', 'lion', 'sgd', 'rmsprop']
+    assert found['rising'] == ['sgd', 'lion', 'adam', 'rmsprop']
+    assert found['alphabetical'] == ['adam', 'lion', 'rmsprop', 'sgd']
+    assert found['searched'] == ['adam']
+    assert found['count'] == '1 of 4 lines'
