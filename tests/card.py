@@ -1,8 +1,9 @@
 """A pretended card: a device that is no CPU, with real numbers, for machines without a GPU.
 
-Inside `with card.plugged_in():` tensors can lie on the device `CARD`. As on a GPU they do not meet those of the CPU; what would wait for the
-card is counted in `card.waits`. A step can be captured there and replayed as CUDA does it: the same kernels on the same memory, nothing of
-Python between them. What computes is the CPU, so results agree to the last bit or two.
+Inside `with card.plugged_in():` tensors can lie on the device `CARD`. As on a GPU they do not meet those of the CPU;
+what would wait for the card is counted in `card.waits`. A step can be captured there and replayed as CUDA does it:
+the same kernels on the same memory, nothing of Python between them. What computes is the CPU, so results agree
+to the last bit or two.
 """
 import sys
 from contextlib import contextmanager, nullcontext
@@ -18,8 +19,8 @@ from robustnb import core
 aten = torch.ops.aten
 CARD = torch.device('lazy')  # the one device of torch that no machine has and whose gradients are computed without it
 COPIES = {aten._to_copy.default, aten.copy_.default}
-WAITS = {aten._local_scalar_dense.default, aten.is_nonzero.default, aten.item.default, aten.nonzero.default, aten.masked_select.default, aten.equal.default,
-         aten._unique2.default, aten.unique_dim.default}
+WAITS = {aten._local_scalar_dense.default, aten.is_nonzero.default, aten.item.default, aten.nonzero.default,
+         aten.masked_select.default, aten.equal.default, aten._unique2.default, aten.unique_dim.default}
 waits = []    # what waited for the card, by the name of the operation
 _tape = None  # what records the operations of a capture
 
@@ -33,7 +34,8 @@ class OnCard(torch.Tensor):
     def __init__(self, inner): self.inner = inner
     def __repr__(self): return f'OnCard({self.inner})'
     @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None): return _run(func, args, kwargs or {})
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        return _run(func, args, kwargs or {})
     def tolist(self): return self.cpu().tolist()  # torch's own looks at the memory
     def __format__(self, spec): return format(self.cpu(), spec)
     @property
@@ -45,14 +47,16 @@ class OnCard(torch.Tensor):
 
 
 class _Mode(TorchDispatchMode):
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None): return _run(func, args, kwargs or {})
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return _run(func, args, kwargs or {})
 
 
 class _Makers(TorchFunctionMode):
     "torch.tensor and its like make their numbers on the CPU, out of reach of `_Mode`."
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
-        if func is torch.Tensor.new_tensor and isinstance(args[0], OnCard): return torch.tensor(args[1], dtype=args[0].dtype).to(CARD)
+        if func is torch.Tensor.new_tensor and isinstance(args[0], OnCard):
+            return torch.tensor(args[1], dtype=args[0].dtype).to(CARD)
         if func not in (torch.tensor, torch.as_tensor, torch.asarray): return func(*args, **kwargs)
         device = kwargs.pop('device', None)
         made = func(*args, **kwargs)
@@ -73,8 +77,10 @@ def _check_meeting(func, on, off, target, kwargs):
 def _waits(func, args, on, target):
     "Does this wait for the card, or bring numbers to it, neither of which a capture can hold?"
     if func in WAITS: return bool(on)
-    if func is aten._to_copy.default: return target is not None and (target == CARD.type) != bool(on)
-    if func is aten.copy_.default: return isinstance(args[0], OnCard) != isinstance(args[1], OnCard) and args[1].ndim > 0
+    if func is aten._to_copy.default:
+        return target is not None and (target == CARD.type) != bool(on)
+    if func is aten.copy_.default:
+        return isinstance(args[0], OnCard) != isinstance(args[1], OnCard) and args[1].ndim > 0
     if func in (aten.index.Tensor, aten.index_put_.default, aten._index_put_impl_.default):
         return bool(on) and any(t is not None and t.dtype == torch.bool for t in args[1])
     return False
@@ -111,7 +117,8 @@ class Tape:
     def capture(self, work, family=()):
         "Note what `work` asks for; as with CUDA nothing is changed by that."
         global _tape
-        self.calls, self._before = [], []
+        self.calls = []
+        self._before = []
         _tape = self
         try: work()
         finally:
@@ -124,7 +131,8 @@ class Tape:
         for argument in func._schema.arguments:
             writes = argument.alias_info is not None and argument.alias_info.is_write
             if writes and argument.name in kwargs: self._keep(kwargs[argument.name])
-        if 'batch_norm' in func._schema.name: self._keep(args)  # it writes its running means without saying so
+        if 'batch_norm' in func._schema.name:  # it writes its running means without saying so
+            self._keep(args)
         out = func(*args, **kwargs)
         given = {_memory(t) for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
         fresh = [isinstance(t, torch.Tensor) and _memory(t) not in given for t in tree_leaves(out)]
@@ -145,7 +153,8 @@ def _with_card(function): return lambda *args, **kw: [*function(*args, **kw), CA
 
 class _Autocast(torch.autocast):
     "torch's own, which does not know the card."
-    def __init__(self, device_type, *args, **kw): super().__init__('cpu' if device_type == CARD.type else device_type, *args, **kw)
+    def __init__(self, device_type, *args, **kw):
+        super().__init__('cpu' if device_type == CARD.type else device_type, *args, **kw)
 
 
 @contextmanager
@@ -167,11 +176,13 @@ def plugged_in(replays=True):
     torchs = [m for name, m in list(sys.modules.items()) if name.startswith(('torch.optim', 'torch.utils._foreach'))]
     patches = []
     for kind in 'fused', 'foreach', 'capturable':
-        supported = f'_get_{kind}_kernels_supported_devices' if kind != 'capturable' else '_get_capturable_supported_devices'
-        patches += [mock.patch.object(m, supported, _with_card(getattr(m, supported))) for m in torchs if hasattr(m, supported)]
+        name = f'_get_{kind}_kernels_supported_devices' if kind != 'capturable' else '_get_capturable_supported_devices'
+        having = [m for m in torchs if hasattr(m, name)]
+        patches += [mock.patch.object(m, name, _with_card(getattr(m, name))) for m in having]
     patches += [mock.patch.object(torch, 'autocast', _Autocast)]
     pick = lambda name='auto': CARD if str(name) in ('auto', 'card', CARD.type) else core.device(name)
-    patches += _everywhere(ours, pick_device=pick, replays=lambda device: replays and torch.device(device) == CARD, Graph=Tape,
+    replayed = lambda device: replays and torch.device(device) == CARD
+    patches += _everywhere(ours, pick_device=pick, replays=replayed, Graph=Tape,
                            _aside=lambda device: nullcontext(), _told_of_waits=_told_of_waits)
     for patch in patches: patch.start()
     waits.clear()

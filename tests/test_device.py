@@ -21,7 +21,8 @@ def net(seed=0, **kw):
     return models.SmallCNN(in_channels=1, input_size=8, **kw)
 
 
-def weights(model): return torch.cat([v.detach().cpu().double().flatten() for v in model.state_dict().values()])
+def weights(model):
+    return torch.cat([v.detach().cpu().double().flatten() for v in model.state_dict().values()])
 
 
 # What the pretended card promises
@@ -29,10 +30,15 @@ def weights(model): return torch.cat([v.detach().cpu().double().flatten() for v 
 def test_the_card_refuses_the_cpu():
     with card.plugged_in():
         a = torch.arange(3.).to(card.CARD)
-        for meet in lambda: a + torch.ones(3), lambda: torch.ones(3)[a.long()], lambda: a[torch.tensor([0])], lambda: torch.nn.Linear(3, 1)(a):
+        meetings = (lambda: a + torch.ones(3), lambda: torch.ones(3)[a.long()],
+                    lambda: a[torch.tensor([0])], lambda: torch.nn.Linear(3, 1)(a))
+        for meet in meetings:
             with pytest.raises(RuntimeError, match='meet those on the card'): meet()
-        with pytest.raises(RuntimeError, match='generator'): torch.rand(3, generator=torch.Generator(), device=card.CARD)
-        assert (a + 1).device == card.CARD and (a*2).tolist() == [0, 2, 4] and (a + torch.tensor(1.)).sum().item() == 6
+        with pytest.raises(RuntimeError, match='generator'):
+            torch.rand(3, generator=torch.Generator(), device=card.CARD)
+        assert (a + 1).device == card.CARD
+        assert (a*2).tolist() == [0, 2, 4]
+        assert (a + torch.tensor(1.)).sum().item() == 6
         with pytest.raises((TypeError, RuntimeError)): a.numpy()
 
 
@@ -60,7 +66,8 @@ def test_a_tape_repeats_kernels_and_nothing_else():
         assert a.tolist() == [0, 0], 'a capture does nothing'
         for _ in range(3): tape.replay()
         assert a.tolist() == [3, 3] and python == [1], 'the number was written down as it was'
-        with pytest.raises(RuntimeError, match='not permitted'): tape.capture(lambda: a.sum().item())
+        with pytest.raises(RuntimeError, match='not permitted'):
+            tape.capture(lambda: a.sum().item())
 
 
 # Replays
@@ -73,12 +80,15 @@ def test_work_that_waits_is_never_captured(device):
     step = replay.Replay(work, device, 'this step')
     with pytest.warns(UserWarning, match='this step is launched kernel by kernel'):
         for _ in range(6): step()
-    assert total.item() == 6 and step.graph is None and step.why_not
+    assert total.item() == 6
+    assert step.graph is None
+    assert step.why_not
 
 
 def test_work_that_cannot_be_captured_is_done_plainly(device, monkeypatch):
     class Fails:
-        def capture(self, work, family): raise RuntimeError('operation not permitted when stream is capturing')
+        def capture(self, work, family):
+            raise RuntimeError('operation not permitted when stream is capturing')
     monkeypatch.setattr(replay, 'Graph', Fails)
     total = torch.zeros((), device=device)
     step = replay.Replay(lambda: total.add_(1), device)
@@ -89,27 +99,33 @@ def test_work_that_cannot_be_captured_is_done_plainly(device, monkeypatch):
 
 # Training
 
-def trained(device, digits, config, **kw): return train.fit(net(**kw), digits, config, device=device)
+def trained(device, digits, config, **kw):
+    return train.fit(net(**kw), digits, config, device=device)
 
 
 def same_course(ours, theirs):
-    """The same training but for rounding: sums in another order, and rates of 24 bits, move a step by 1e-7 of its length; what twenty steps make
-    of that stays far below a hundredth."""
+    """The same training but for rounding: sums in another order, and rates of 24 bits.
+
+    They move a step by 1e-7 of its length; what twenty steps make of that stays far below a hundredth."""
     assert len(ours.curves) == len(theirs.curves)
     for a, b in zip(ours.curves, theirs.curves):
-        assert a['lr'] == b['lr'] and abs(a['loss'] - b['loss']) < .01*b['loss'] and abs(a['accuracy'] - b['accuracy']) < .02
+        assert a['lr'] == b['lr']
+        assert abs(a['loss'] - b['loss']) < .01*b['loss']
+        assert abs(a['accuracy'] - b['accuracy']) < .02
     assert (weights(ours.model) - weights(theirs.model)).norm() < .01*weights(theirs.model).norm()
 
 
 def same_steps(device, ours, theirs):
     "The same kernels on the same numbers; a real card may add them up in another order."
-    if device == card.CARD: assert torch.equal(weights(ours.model), weights(theirs.model)) and ours.curves == theirs.curves
-    else: same_course(ours, theirs)
+    if device != card.CARD: return same_course(ours, theirs)
+    assert torch.equal(weights(ours.model), weights(theirs.model))
+    assert ours.curves == theirs.curves
 
 
 @pytest.mark.parametrize('name', REPLAYED)
 def test_replayed_training_is_the_same_training(device, digits, name, monkeypatch):
-    config = train.Config(name, optim.default_grid(name)[1], 3, batch_size=64, augment='flip+crop', schedule='cosine', warmup=1.)
+    lr = optim.default_grid(name)[1]
+    config = train.Config(name, lr, 3, batch_size=64, augment='flip+crop', schedule='cosine', warmup=1.)
     ours = trained(device, digits, config)
     assert ours.eager == ''
     same_course(ours, trained('cpu', digits, config))
@@ -138,7 +154,8 @@ def test_dropout_replays(device, digits):
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(.9), torch.nn.Linear(64, 10))
     for p in model.parameters(): p.data.zero_()
     fit = train.fit(model, digits, train.Config('sgd', .5, 5, batch_size=64, schedule='constant'), device=device)
-    assert not fit.eager and (weights(model)[:640].view(10, 64).abs().sum(0) > 0).sum() >= 50, 'pixels of ink have learned'
+    assert not fit.eager
+    assert (weights(model)[:640].view(10, 64).abs().sum(0) > 0).sum() >= 50, 'pixels of ink have learned'
 
 
 @pytest.mark.parametrize('batch_size', [50, 64, 299, 1000])
@@ -157,7 +174,8 @@ def test_a_run_goes_on_on_another_device(digits, name, first, tmp_path):
     with card.plugged_in():
         path = tmp_path/'a.safetensors'
         second = 'cpu' if first == 'card' else 'card'
-        with pytest.raises(KeyboardInterrupt): train.fit(net(), digits, config, device=first, checkpoint=path, on_epoch=interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train.fit(net(), digits, config, device=first, checkpoint=path, on_epoch=interrupt)
         same_course(train.fit(net(7), digits, config, device=second, checkpoint=path), whole)
 
 
@@ -171,17 +189,20 @@ def many(device, digits, names):
 @pytest.mark.parametrize('names', [['sgd', 'sgd', 'adam'], ['momentum', 'nesterov', 'rmsprop', 'adagrad', 'adadelta'],
                                    ['amsgrad', 'adamw', 'nadam', 'lion', 'signsgd', 'muon']], ids=' '.join)
 def test_many_models_in_one_graph(device, digits, names, monkeypatch):
-    ours, plain = many(device, digits, names), many('cpu', digits, names)
+    ours = many(device, digits, names)
+    plain = many('cpu', digits, names)
     assert not any(fit.eager for fit in ours)
     for a, b in zip(ours, plain):
         same_course(a, b)
-        if device == card.CARD: assert_close(weights(a.model), weights(b.model), rtol=1e-3, atol=1e-5)
+        if device == card.CARD:
+            assert_close(weights(a.model), weights(b.model), rtol=1e-3, atol=1e-5)
     monkeypatch.setattr(replay.Replay, 'plain', 10**9)
     for a, b in zip(ours, many(device, digits, names)): same_steps(device, a, b)
 
 
 def test_soap_counts_in_python(device, digits):
-    ours, plain = many(device, digits, ['sgd', 'soap']), many('cpu', digits, ['sgd', 'soap'])
+    ours = many(device, digits, ['sgd', 'soap'])
+    plain = many('cpu', digits, ['sgd', 'soap'])
     assert ours[0].eager == 'soap looks at its count'
     for a, b in zip(ours, plain): same_course(a, b)
 
@@ -201,16 +222,19 @@ def test_a_batch_without_room_names_one_that_fits(digits):
     class Crowded(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.net, self.asked = net(), 0
+            self.net = net()
+            self.asked = 0
         def forward(self, x):
             self.asked += 1
-            if len(x) > 40 and self.asked > 4: raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB')
+            if len(x) > 40 and self.asked > 4:
+                raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB')
             return self.net(x)
     config = train.Config('sgd', .1, 2, batch_size=64)
     with pytest.raises(ValueError, match='batch_size: got 64, .*CUDA out of memory.*accepted: at most 32'):
         train.fit(Crowded(), digits, config, device='cpu')
     def ask(model, curves): raise torch.OutOfMemoryError('of another')
-    with pytest.raises(torch.OutOfMemoryError, match='of another'): train.fit(net(), digits, config, device='cpu', on_epoch=ask)
+    with pytest.raises(torch.OutOfMemoryError, match='of another'):
+        train.fit(net(), digits, config, device='cpu', on_epoch=ask)
 
 
 def test_a_model_that_looks_at_its_numbers_trains_eagerly(device, digits):
@@ -228,42 +252,55 @@ def test_a_model_that_looks_at_its_numbers_trains_eagerly(device, digits):
 # Attacks
 
 @pytest.fixture(scope='module')
-def victim(digits): return train.fit(net(), digits, train.Config('adam', 3e-3, 6, batch_size=64), device='cpu').model
+def victim(digits):
+    return train.fit(net(), digits, train.Config('adam', 3e-3, 6, batch_size=64), device='cpu').model
 
 
 @pytest.fixture
 def images(digits): return digits.x_test[:24].float()/255, digits.y_test[:24]
 
 
-def quick(model, x, y, norm, eps): return attacks.autoattack(model, x[:5], y[:5], norm, eps, 'quick', progress=False, batch_size=8)
+def quick(model, x, y, norm, eps):
+    return attacks.autoattack(model, x[:5], y[:5], norm, eps, 'quick', progress=False, batch_size=8)
 def apgd(model, x, y, norm, eps): return attacks.apgd(model, x, y, norm, eps, steps=20)
-def apgd_dlr(model, x, y, norm, eps): return attacks.apgd(model, x, y, norm, eps, 'dlr', steps=12, runs=2)
+def apgd_dlr(model, x, y, norm, eps):
+    return attacks.apgd(model, x, y, norm, eps, 'dlr', steps=12, runs=2)
 def deepfool(model, x, y, norm, eps): return attacks.deepfool(model, x, y, norm, eps, steps=5)
-def apgd_targeted(model, x, y, norm, eps): return attacks.apgd(model, x, y, norm, eps, 'dlr-targeted', steps=14, runs=2)
+def apgd_targeted(model, x, y, norm, eps):
+    return attacks.apgd(model, x, y, norm, eps, 'dlr-targeted', steps=14, runs=2)
 def fab(model, x, y, norm, eps): return attacks.fab(model, x, y, norm, eps, targets=2, steps=14)
-def fab_anywhere(model, x, y, norm, eps): return attacks.fab(model, x[:12], y[:12], norm, targets=2, steps=14)
-def square(model, x, y, norm, eps): return attacks.square(model, x, y, norm, eps, queries=60, batch_size=13)
-def nearest(model, x, y, norm, eps): return attacks.minimal_norm(model, x[:4], y[:4], norm, rounds=1, steps=10)
-def in_portions(model, x, y, norm, eps): return attacks.pgd(model, x, y, norm, eps, restarts=2, steps=8, batch_size=13)
+def fab_anywhere(model, x, y, norm, eps):
+    return attacks.fab(model, x[:12], y[:12], norm, targets=2, steps=14)
+def square(model, x, y, norm, eps):
+    return attacks.square(model, x, y, norm, eps, queries=60, batch_size=13)
+def nearest(model, x, y, norm, eps):
+    return attacks.minimal_norm(model, x[:4], y[:4], norm, rounds=1, steps=10)
+def in_portions(model, x, y, norm, eps):
+    return attacks.pgd(model, x, y, norm, eps, restarts=2, steps=8, batch_size=13)
 
 
-ATTACKS = [attacks.fgsm, attacks.pgd, apgd, deepfool, apgd_dlr, apgd_targeted, fab, fab_anywhere, square, quick, nearest, in_portions]
+ATTACKS = [attacks.fgsm, attacks.pgd, apgd, deepfool, apgd_dlr, apgd_targeted, fab, fab_anywhere, square, quick,
+           nearest, in_portions]
 
 
 def found_by(attack, model, x, y, norm):
     found = attack(model, x, y, norm, .1 if norm == 'linf' else .6)
-    hit = found.robust if hasattr(found, 'robust') else found.radius if hasattr(found, 'radius') else found.fooled
-    return found.x_adv, hit
+    name = next(name for name in ('robust', 'radius', 'fooled') if hasattr(found, name))
+    return found.x_adv, getattr(found, name)
 
 
 def agree(ours, theirs, device):
-    "All but one image in 200 have the same verdict; paths part where a sign hangs on the last bit, which on the pretended card is rare."
-    (x_adv, hit), (x_cpu, hit_cpu) = ours, theirs
-    hit, x_adv = hit.cpu(), x_adv.cpu()
+    """All but one image in 200 have the same verdict.
+
+    Paths part where a sign hangs on the last bit, which on the pretended card is rare."""
+    x_adv, hit = (found.cpu() for found in ours)
+    x_cpu, hit_cpu = theirs
     if hit.dtype == torch.bool: assert (hit != hit_cpu).sum() <= max(1, len(hit)/200)
     else: assert ((hit - hit_cpu).abs() <= .05*hit_cpu).all()
     assert x_adv.shape == x_cpu.shape
-    if device == card.CARD: assert ((x_adv - x_cpu).flatten(1).abs().amax(1) < .01).float().mean() > .8
+    if device == card.CARD:
+        near = (x_adv - x_cpu).flatten(1).abs().amax(1) < .01
+        assert near.float().mean() > .8
 
 
 @pytest.mark.parametrize('norm', ['linf', 'l2'])

@@ -10,7 +10,8 @@ import card
 import robustnb
 from robustnb import (
     attacks, audit, audit_page, bands, bases, budget, certify, conditions, conv_norm, corruptions, data, dct, evaluate,
-    interop, kernels, layers, linear, lip_bounds, lip_exact, lip_lower, lipschitz, models, spectrum, train, trajectories)
+    interop, kernels, layers, linear, lip_bounds, lip_exact, lip_lower, lipschitz, models, spectrum, train,
+    trajectories)
 from robustnb.core import seed_all
 
 N = 40  # images
@@ -48,7 +49,8 @@ def given():
 # The table: name -> (function of a Given, where its tensors lie: 'cpu', or the device of the 'model' or the 'images')
 
 VAR = .05
-CONDITIONS = [conditions.Gaussian(VAR, draws=2), conditions.Band(VAR, 2, 4), conditions.Attack('quick', 'linf', .2, n=4), conditions.Corruption('frost', 3),
+CONDITIONS = [conditions.Gaussian(VAR, draws=2), conditions.Band(VAR, 2, 4),
+              conditions.Attack('quick', 'linf', .2, n=4), conditions.Corruption('frost', 3),
               conditions.Proof('linf', .01, n=20), conditions.Proof('l2', .05, n=20)]
 STILL = dict(seconds=0)  # no proof that depends on how fast the machine is
 
@@ -56,7 +58,9 @@ STILL = dict(seconds=0)  # no proof that depends on how fast the machine is
 def chain(g): return [(g.mlp[i].weight.detach(), g.mlp[i].bias.detach()) for i in (0, 2)]
 
 
-def small_chain(g): return [(W.double()[:, :2] if i == 0 else W.double(), b.double()) for i, (W, b) in enumerate(chain(g))]
+def small_chain(g):
+    (W, b), *others = [(W.double(), b.double()) for W, b in chain(g)]
+    return [(W[:, :2], b), *others]
 
 
 def matrices(g): return [W.double() for W, _ in chain(g)]
@@ -65,7 +69,8 @@ def matrices(g): return [W.double() for W, _ in chain(g)]
 def jacobian(g): return lip_lower.jacobians(g.model, g.x[:3])
 
 
-def table_of(t): return t.drop(columns='cpu_s').astype(object).where(t.notna(), 'none').values.tolist()
+def table_of(t):
+    return t.drop(columns='cpu_s').astype(object).where(t.notna(), 'none').values.tolist()
 
 
 def program(g):
@@ -76,7 +81,11 @@ def program(g):
 def direction(J): return lip_lower.worst_direction(J[0])
 
 
-def attack(name, **kw): return lambda g: (lambda a: (a.x_adv, a.fooled))(getattr(attacks, name)(g.model, g.x[:6], g.y[:6], eps=.08, **kw))
+def attack(name, **kw):
+    def run(g):
+        found = getattr(attacks, name)(g.model, g.x[:6], g.y[:6], eps=.08, **kw)
+        return found.x_adv, found.fooled
+    return run
 
 
 def crown(g):
@@ -101,7 +110,8 @@ CASES = {
     'evaluate.plain_tensor': (lambda g: evaluate.plain_tensor(g.x), 'images'),
     'evaluate.image_keys': (lambda g: evaluate.image_keys(g.x), 'cpu'),
     # corruptions: a number that falls between two bytes may fall to the other on a real card
-    **{f'corruptions.corrupt {name}': (lambda g, name=name: corruptions.corrupt(g.x[:8], name, 3), 'images') for name in corruptions.NAMES},
+    **{f'corruptions.corrupt {name}': (lambda g, name=name: corruptions.corrupt(g.x[:8], name, 3), 'images')
+       for name in corruptions.NAMES},
     'corruptions.corrupt of bytes': (lambda g: corruptions.corrupt((255*g.x).byte(), 'fog', 5), 'images'),
     'corruptions.band_energy': (lambda g: corruptions.band_energy(g.x), 'cpu'),
     # bands
@@ -111,7 +121,8 @@ CASES = {
     # spectra
     **{f'dct.{f}': (lambda g, f=f: getattr(dct, f)(g.x), 'images') for f in ('dct', 'idct', 'dct2', 'idct2')},
     'dct.check_float': (lambda g: dct.check_float(g.x.half(), 2), 'images'),
-    'dct.sandwich': (lambda g: dct.sandwich(*(m.to(g.x.device) for m in (torch.ones(2, 8), g.x, torch.ones(8, 3)))), 'images'),
+    'dct.sandwich': (lambda g: dct.sandwich(*(m.to(g.x.device) for m in (torch.ones(2, 8), g.x, torch.ones(8, 3)))),
+                     'images'),
     'spectrum.confine': (lambda g: spectrum.confine(g.x, spectrum.band_masks(8)[1]), 'images'),
     'spectrum.keep': (lambda g: spectrum.keep(g.x, spectrum.band_masks(8)[3]), 'images'),
     'spectrum.filter_freq': (lambda g: spectrum.filter_freq(g.x, 30.), 'images'),
@@ -123,20 +134,26 @@ CASES = {
     'certify.plain_layers': (lambda g: len(certify.plain_layers(g.model)), 'cpu'),
     'certify.Crown': (crown, 'model'),
     'certify.certify_batch': (lambda g: certify.certify_batch(g.model, g.x, g.y, 'l2', .1), 'model'),
-    'certify.certify': (lambda g: [certify.certify(g.model, g.x, g.y, *ball) for ball in (('linf', .01), ('l2', .1))], 'cpu'),
+    'certify.certify': (lambda g: [certify.certify(g.model, g.x, g.y, *ball)
+                                   for ball in (('linf', .01), ('l2', .1))], 'cpu'),
     'conditions.measure': (lambda g: conditions.measure(g.model, g.x, g.y, CONDITIONS), 'cpu'),
-    'trajectories.Trajectory': (lambda g: _on_the_way(g)(g.model, [dict(loss=1., weight_norm=1.)])['trajectory'], 'cpu'),
+    'trajectories.Trajectory': (lambda g: _on_the_way(g)(g.model, [dict(loss=1., weight_norm=1.)])['trajectory'],
+                                'cpu'),
     'conditions.Condition.hits': (lambda g: [c.hits(g.model, g.x[:9], g.y[:9]) for c in CONDITIONS[:2]], 'cpu'),
     # layers and bounds of them
-    'conv_norm.conv_norm_reshaped': (lambda g: [conv_norm.conv_norm_reshaped(g.first, ord) for ord in (1, 2, math.inf)], 'cpu'),
+    'conv_norm.conv_norm_reshaped': (lambda g: [conv_norm.conv_norm_reshaped(g.first, ord) for ord in (1, 2, math.inf)],
+                                     'cpu'),
     'conv_norm.certified_psd': (lambda g: conv_norm.certified_psd(torch.eye(3).double().to(g.first.device)), 'model'),
     'conv_norm.largest_eigenvalue': (lambda g: conv_norm.largest_eigenvalue(matrices(g)[0]@matrices(g)[0].T), 'cpu'),
-    'conv_norm.matrix_norm': (lambda g: [conv_norm.matrix_norm(g.first.flatten(1), ord) for ord in (1, 2, math.inf)], 'cpu'),
-    'conv_norm.Convolution': (lambda g: conv_norm.conv_geometry(g.first, 8, 2, 1).forward(g.x.to(g.first), g.first), 'model'),
+    'conv_norm.matrix_norm': (lambda g: [conv_norm.matrix_norm(g.first.flatten(1), ord) for ord in (1, 2, math.inf)],
+                              'cpu'),
+    'conv_norm.Convolution': (lambda g: conv_norm.conv_geometry(g.first, 8, 2, 1).forward(g.x.to(g.first), g.first),
+                              'model'),
     'conv_norm.conv_geometry': (lambda g: list(conv_norm.conv_geometry(g.first, 8, 2, 1)), 'model'),
     'conv_norm.conv_matrix': (lambda g: conv_norm.conv_matrix(g.first, 6, 2, 1), 'model'),
     'conv_norm.conv_norm_circulant': (lambda g: conv_norm.conv_norm_circulant(g.first, 8, 1, 1), 'cpu'),
-    'conv_norm.conv_norm_band': (lambda g: [conv_norm.conv_norm_band(g.first, 8, 1, 1, guess) for guess in (.1, 100.)], 'cpu'),
+    'conv_norm.conv_norm_band': (lambda g: [conv_norm.conv_norm_band(g.first, 8, 1, 1, guess) for guess in (.1, 100.)],
+                                 'cpu'),
     'conv_norm.conv_norm_certified': (lambda g: conv_norm.conv_norm_certified(g.first, 8, 1, 1), 'cpu'),
     'conv_norm.conv_norm': (lambda g: [conv_norm.conv_norm(g.first, 8, 1, 1, ord) for ord in (1, 2, math.inf)], 'cpu'),
     'conv_norm.conv_norm proven': (lambda g: conv_norm.conv_norm(g.first, 8, 1, 1, certify=True), 'cpu'),
@@ -165,30 +182,42 @@ CASES = {
         (unit := lip_bounds.unit_weights(matrices(g))[0]), *lip_bounds.sdp_taus(unit, rounds=5)), 'cpu'),
     # points
     'lip_lower.chain_module': (lambda g: [p.detach() for p in lip_lower.chain_module(chain(g)).parameters()], 'cpu'),
-    'lip_lower.jacobians': (lambda g: [lip_lower.jacobians(g.model, g.x[:5], out) for out in (None, 2, (0, 1))], 'model'),
-    'lip_lower.jacobian_norms': (lambda g: [lip_lower.jacobian_norms(jacobian(g), ord) for ord in (1, 2, math.inf)], 'model'),
-    'lip_lower.worst_direction': (lambda g: [lip_lower.worst_direction(jacobian(g)[0], ord) for ord in (1, math.inf)], 'model'),
-    'lip_lower.quotient': (lambda g: lip_lower.quotient(g.model, g.x[0], direction(jacobian(g)), box=(0., 1.)), 'model'),
+    'lip_lower.jacobians': (lambda g: [lip_lower.jacobians(g.model, g.x[:5], out) for out in (None, 2, (0, 1))],
+                            'model'),
+    'lip_lower.jacobian_norms': (lambda g: [lip_lower.jacobian_norms(jacobian(g), ord) for ord in (1, 2, math.inf)],
+                                 'model'),
+    'lip_lower.worst_direction': (lambda g: [lip_lower.worst_direction(jacobian(g)[0], ord) for ord in (1, math.inf)],
+                                  'model'),
+    'lip_lower.quotient': (lambda g: lip_lower.quotient(g.model, g.x[0], direction(jacobian(g)), box=(0., 1.)),
+                           'model'),
     'lip_lower.lip_lower': (lambda g: [lip_lower.lip_lower(g.model, g.x[:8], ord, box=(0., 1.), rounds=1)
                                        for ord in (1, 2, math.inf)], 'model'),
-    'lip_lower.lip_lower in a ball': (lambda g: [lip_lower.lip_lower(g.model, g.x[:1], 2, (0, 1), ball=(g.x[0], .1, norm), rounds=1)
+    'lip_lower.lip_lower in a ball': (lambda g: [lip_lower.lip_lower(g.model, g.x[:1], 2, (0, 1),
+                                                                     ball=(g.x[0], .1, norm), rounds=1)
                                                  for norm in ('l2', 'linf')], 'model'),
     'lip_lower.stretches': (lambda g: lip_lower.stretches(g.mlp, g.flat), 'model'),
     'lip_lower.out_width': (lambda g: lip_lower.out_width(g.mlp, g.flat[0].to(evaluate.takes(g.mlp)[0])), 'cpu'),
-    'lip_exact.lip_exact': (lambda g: [lip_exact.lip_exact(small_chain(g), (0., 1.), ord, **STILL) for ord in (2, math.inf)], 'cpu'),
-    'lip_exact.lip_exact_shallow': (lambda g: [lip_exact.lip_exact_shallow(g.mlp, ord=ord) for ord in (1, 2, math.inf)], 'cpu'),
-    'lipschitz.lip_box': (lambda g: [lipschitz.lip_box(g.model, g.x[0], g.x[0] + .01, ord) for ord in (1, 2, math.inf)], 'cpu'),
-    'lipschitz.lip_local': (lambda g: [lipschitz.lip_local(g.mlp, g.flat[0], .01, norm=norm, **STILL) for norm in ('linf', 'l2')], 'model'),
+    'lip_exact.lip_exact': (lambda g: [lip_exact.lip_exact(small_chain(g), (0., 1.), ord, **STILL)
+                                       for ord in (2, math.inf)], 'cpu'),
+    'lip_exact.lip_exact_shallow': (lambda g: [lip_exact.lip_exact_shallow(g.mlp, ord=ord) for ord in (1, 2, math.inf)],
+                                    'cpu'),
+    'lipschitz.lip_box': (lambda g: [lipschitz.lip_box(g.model, g.x[0], g.x[0] + .01, ord) for ord in (1, 2, math.inf)],
+                          'cpu'),
+    'lipschitz.lip_local': (lambda g: [lipschitz.lip_local(g.mlp, g.flat[0], .01, norm=norm, **STILL)
+                                       for norm in ('linf', 'l2')], 'model'),
     'lipschitz.sandwich': (lambda g: table_of(lipschitz.sandwich(g.mlp, g.flat[:5], **STILL)), 'cpu'),
     # models and images
     'models.behaves_as': (lambda g: models.behaves_as(g.model[0], torch.nn.Conv2d), 'cpu'),
     'bases.first_layer': (lambda g: bases.first_layer(g.model).weight, 'model'),
-    'bases.in_basis': (lambda g: evaluate.logits(bases.in_basis(copy.deepcopy(g.model), bases.basis('dct', 3, 3)), g.x), 'cpu'),
+    'bases.in_basis': (lambda g: evaluate.logits(
+        bases.in_basis(copy.deepcopy(g.model), bases.basis('dct', 3, 3)), g.x), 'cpu'),
     'bases.in_pixels': (lambda g: bases.first_layer(bases.in_pixels(bases.in_basis(
         copy.deepcopy(g.model), bases.basis('random', 3, 3)))).weight.detach(), 'model'),
-    'kernels.tangent_kernel': (lambda g: kernels.tangent_kernel(g.model, g.x[:5], parameter_numbers(g.model), batch_size=3), 'cpu'),
+    'kernels.tangent_kernel': (lambda g: kernels.tangent_kernel(
+        g.model, g.x[:5], parameter_numbers(g.model), batch_size=3), 'cpu'),
     'kernels.adam_weights': (lambda g: after_adam(g), 'cpu'),
-    **{f'kernels.by_band {part}': (lambda g, part=part: kernels.by_band(g.model, g.x[:5], 3, parameter_numbers(g.model), part, 3), 'cpu')
+    **{f'kernels.by_band {part}': (lambda g, part=part: kernels.by_band(
+        g.model, g.x[:5], 3, parameter_numbers(g.model), part, 3), 'cpu')
        for part in kernels.PARTS},
     'kernels.step_by_band': (lambda g: kernels.step_by_band(g.model, g.x[:5], parameter_numbers(g.model), 3), 'cpu'),
     'models.save': (lambda g: saved(g), 'cpu'),
@@ -237,12 +266,14 @@ def saved(g):
         return list(models.load(f'{folder}/a.safetensors').state_dict().values())
 
 
-def parameter_numbers(model): return torch.linspace(.1, 1, sum(p.numel() for p in model.parameters()))
+def parameter_numbers(model):
+    return torch.linspace(.1, 1, sum(p.numel() for p in model.parameters()))
 
 
 def after_adam(g):
     "Adam's weights after a step."
-    net, where = copy.deepcopy(g.model), evaluate.takes(g.model)
+    net = copy.deepcopy(g.model)
+    where = evaluate.takes(g.model)
     opt = torch.optim.Adam(net.parameters())
     with torch.enable_grad(): net(g.x[:9].to(*where)).square().mean().backward()
     opt.step()
@@ -258,7 +289,8 @@ def leaves(found):
     "Tensors, numbers and texts of an answer, but for times."
     if isinstance(found, torch.Tensor) or found is None: return [found]
     if isinstance(found, np.ndarray): return [torch.from_numpy(found)]
-    if is_dataclass(found): return leaves([getattr(found, f.name) for f in fields(found) if f.name not in SECONDS])
+    if is_dataclass(found):
+        return leaves([getattr(found, f.name) for f in fields(found) if f.name not in SECONDS])
     if isinstance(found, dict): return leaves([v for item in found.items() for v in item])
     if isinstance(found, (list, tuple)): return [leaf for part in found for leaf in leaves(part)]
     return [found]
@@ -268,8 +300,10 @@ def numbers(leaf): return torch.as_tensor(leaf).detach().cpu().double()
 
 
 def close(a, b, real):
-    """Equal on the pretended card but for the order of some sums; on a real one sums of a few hundred float32 (2^-24 each) differ by up to
-    1e-5 of the largest, and a decision, or a search after one, may fall otherwise for a few: half of the numbers are asked for."""
+    """Are two answers equal on the pretended card but for the order of some sums?
+
+    On a real one sums of a few hundred float32 (2^-24 each) differ by up to 1e-5 of the largest, and a decision,
+    or a search after one, may fall otherwise for a few: half of the numbers are asked for."""
     if isinstance(a, (str, type(None))): return a == b
     a, b = numbers(a), numbers(b)
     if a.shape != b.shape: return False
@@ -318,17 +352,28 @@ def test_any_device(given, name, expected, device, moved):
 TAKEN = {'model', 'net', 'x', 'X', 'images', 'image', 'module', 'layer', 'weight', 'weights', 'matrix', 'J', 'points'}
 ELSEWHERE = dict(
     train='test_device.py', train_many='test_device.py', optim='test_device.py: its steps are those of training',
-    threat='parts of attacks, which see images on the model\'s device only', oracle='likewise', pgd='likewise', fab='likewise',
+    threat='parts of attacks, which see images on the model\'s device only',
+    oracle='likewise', pgd='likewise', fab='likewise',
     square='likewise', march='likewise', cascade='likewise', sweep='no tensors', cli='no tensors')
 EXCEPT = {
-    'attacks.minimal_norm': 'made of fab and apgd, which are in the table; it takes half a minute on the pretended card',
+    'attacks.minimal_norm': 'made of fab and apgd, which are in the table; '
+                            'it takes half a minute on the pretended card',
     'audit.audit': 'a test of its own',
-    'core.leads_on': 'a module of Python', 'linear.log_steps': 'a number of points', 'lip_bounds.Factor': 'what `factor` makes',
-    **{f'lip_exact.{name}': 'matrices of the search, which is on the CPU' for name in ('envelope', 'open_piece', 'piece_maps')},
-    'data.Labelled': 'what a file holds', 'dynamics.fit_path': 'NumPy, no images', 'dynamics.nearest_interpolator': 'likewise',
+    'core.leads_on': 'a module of Python',
+    'linear.log_steps': 'a number of points',
+    'lip_bounds.Factor': 'what `factor` makes',
+    **{f'lip_exact.{name}': 'matrices of the search, which is on the CPU'
+       for name in ('envelope', 'open_piece', 'piece_maps')},
+    'data.Labelled': 'what a file holds',
+    'dynamics.fit_path': 'NumPy, no images',
+    'dynamics.nearest_interpolator': 'likewise',
     'evaluate.eval_mode': 'changes no place',
-    'evaluate.takes': 'says the place', 'interop.Images': 'what a file holds', 'certify.interval': 'one layer, where it and its input are',
-    'layers.refuse': 'raises an error', 'trajectories.log_spread': 'a number of points', 'stats.Estimate': 'a number of images',
+    'evaluate.takes': 'says the place',
+    'interop.Images': 'what a file holds',
+    'certify.interval': 'one layer, where it and its input are',
+    'layers.refuse': 'raises an error',
+    'trajectories.log_spread': 'a number of points',
+    'stats.Estimate': 'a number of images',
     'budget.attack_seconds': 'a number of images'}
 
 
@@ -373,8 +418,10 @@ def files(given, folder):
 @pytest.fixture
 def by_no_clock(monkeypatch):
     "Bounds in an audit that do the same work on a slow machine."
-    monkeypatch.setattr(audit, 'lip_lower', lambda *args, rounds, seconds, **how: lip_lower.lip_lower(*args, rounds=2, **how))
-    monkeypatch.setattr(audit, 'lip_product', lambda *args, seconds, **how: lip_bounds.lip_product(*args, seconds=0, **how))
+    def lower(*args, rounds, seconds, **how): return lip_lower.lip_lower(*args, rounds=2, **how)
+    def product(*args, seconds, **how): return lip_bounds.lip_product(*args, seconds=0, **how)
+    monkeypatch.setattr(audit, 'lip_lower', lower)
+    monkeypatch.setattr(audit, 'lip_product', product)
 
 
 def audited(path, name, options, given, where):
@@ -404,7 +451,8 @@ def test_products_are_exact_where_numbers_are_made(given):
             seen.append(torch.backends.cudnn.conv.fp32_precision)
             return x.flatten(1)[:, :10]*3
     before = torch.backends.cudnn.conv.fp32_precision
-    model, x, y = Looks().eval(), given.x[:2], given.y[:2]
+    model = Looks().eval()
+    x, y = given.x[:2], given.y[:2]
     evaluate.logits(model, x)
     bands.band_accuracy(model, x, y, VAR, 1, 1)
     lip_lower.jacobians(model, x)
