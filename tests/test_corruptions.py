@@ -1,4 +1,6 @@
-"""Corruptions against plain references for one image, which have the published constants typed in anew, and against imagecorruptions."""
+"""Corruptions against plain references for one image, and against imagecorruptions.
+
+The references have the published constants typed in anew."""
 import colorsys, importlib.util, io, math, sys, types
 from itertools import product
 from pathlib import Path
@@ -54,7 +56,8 @@ def impulse_noise(x, draws, severity, side):
 
 
 def defocus_blur(x, draws, severity, side):
-    r, alias = pick(side, severity, [(.3, .4), (.4, .5), (.5, .6), (1, .2), (1.5, .1)], [(3, .1), (4, .5), (6, .5), (8, .5), (10, .5)])
+    r, alias = pick(side, severity, [(.3, .4), (.4, .5), (.5, .6), (1, .2), (1.5, .1)],
+                    [(3, .1), (4, .5), (6, .5), (8, .5), (10, .5)])
     grid = np.arange(-max(8, r), max(8, r) + 1)
     disk = (grid[:, None]**2 + grid**2 <= r**2).astype(float)
     disk = ndi.gaussian_filter(disk/disk.sum(), alias, mode='mirror', radius=1 if r <= 8 else 2)
@@ -76,13 +79,17 @@ def streak(x, angle, radius, sd):
     places = np.indices(x.shape[:2])
     total = 0
     for i, weight in enumerate(weights/weights.sum()):
-        down, right = math.ceil(i*math.sin(angle) - .5), math.ceil(i*math.cos(angle) - .5)
-        total = total + weight*x[np.clip(places[0] + down, 0, x.shape[0] - 1), np.clip(places[1] + right, 0, x.shape[1] - 1)]
+        down = math.ceil(i*math.sin(angle) - .5)
+        right = math.ceil(i*math.cos(angle) - .5)
+        rows = np.clip(places[0] + down, 0, x.shape[0] - 1)
+        columns = np.clip(places[1] + right, 0, x.shape[1] - 1)
+        total = total + weight*x[rows, columns]
     return total
 
 
 def motion_blur(x, draws, severity, side):
-    r, sd = pick(side, severity, [(6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)], [(10, 3), (15, 5), (15, 8), (15, 12), (20, 15)])
+    r, sd = pick(side, severity, [(6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)],
+                 [(10, 3), (15, 5), (15, 8), (15, 12), (20, 15)])
     return streak(x, math.radians(90*float(draws(torch.rand, 1, purpose='angle')[0]) - 45), r, sd)
 
 
@@ -94,8 +101,10 @@ def zoomed(x, zoom):
 
 
 def zoom_blur(x, draws, severity, side):
-    zooms = pick(side, severity, [np.arange(1, 1.06, .01), np.arange(1, 1.11, .01), np.arange(1, 1.16, .01), np.arange(1, 1.21, .01), np.arange(1, 1.26, .01)],
-                 [np.arange(1, 1.11, .01), np.arange(1, 1.16, .01), np.arange(1, 1.21, .02), np.arange(1, 1.26, .02), np.arange(1, 1.31, .03)])
+    ends = [(1.06, .01), (1.11, .01), (1.16, .01), (1.21, .01), (1.26, .01)]
+    ends_224 = [(1.11, .01), (1.16, .01), (1.21, .02), (1.26, .02), (1.31, .03)]
+    end, step = pick(side, severity, ends, ends_224)
+    zooms = np.arange(1, end, step)
     return (x + sum(zoomed(x, zoom)[:side, :side] for zoom in zooms))/(len(zooms) + 1)
 
 
@@ -105,18 +114,22 @@ def grey(x): return (x@[.299, .587, .114])[..., None]
 def snow(x, draws, severity, side):
     mean, sd, zoom, least, r, blur, share = pick(
         side, severity,
-        [(.1, .2, 1, .6, 8, 3, .95), (.1, .2, 1, .5, 10, 4, .9), (.15, .3, 1.75, .55, 10, 4, .9), (.25, .3, 2.25, .6, 12, 6, .85), (.3, .3, 1.25, .65, 14, 12, .8)],
-        [(.1, .3, 3, .5, 10, 4, .8), (.2, .3, 2, .5, 12, 4, .7), (.55, .3, 4, .9, 12, 8, .7), (.55, .3, 4.5, .85, 12, 8, .65), (.55, .3, 2.5, .85, 12, 12, .55)])
+        [(.1, .2, 1, .6, 8, 3, .95), (.1, .2, 1, .5, 10, 4, .9), (.15, .3, 1.75, .55, 10, 4, .9),
+         (.25, .3, 2.25, .6, 12, 6, .85), (.3, .3, 1.25, .65, 14, 12, .8)],
+        [(.1, .3, 3, .5, 10, 4, .8), (.2, .3, 2, .5, 12, 4, .7), (.55, .3, 4, .9, 12, 8, .7),
+         (.55, .3, 4.5, .85, 12, 8, .65), (.55, .3, 2.5, .85, 12, 12, .55)])
     flakes = zoomed(mean + sd*draws(torch.randn, 1, side, side).transpose(1, 2, 0), zoom)
     trim = (len(flakes) - side)//2
     flakes = flakes[trim:trim + side, trim:trim + side]
     flakes = np.clip(np.where(flakes < least, 0, flakes), 0, 1)
-    fallen = np.round(255*streak(flakes, math.radians(90*float(draws(torch.rand, 1, purpose='angle')[0]) - 135), r, blur))/255
+    angle = math.radians(90*float(draws(torch.rand, 1, purpose='angle')[0]) - 135)
+    fallen = np.round(255*streak(flakes, angle, r, blur))/255
     return share*x + (1 - share)*np.maximum(x, grey(x)*1.5 + .5) + fallen + np.rot90(fallen, 2)
 
 
 def frost(x, draws, severity, side):
-    image, share = pick(side, severity, [(1, .2), (1, .3), (.9, .4), (.85, .4), (.75, .45)], [(1, .4), (.8, .6), (.7, .7), (.65, .7), (.6, .75)])
+    image, share = pick(side, severity, [(1, .2), (1, .3), (.9, .4), (.85, .4), (.75, .45)],
+                        [(1, .4), (.8, .6), (.7, .7), (.65, .7), (.6, .75)])
     falls = 1.2 if side == 32 else 1.7
     f = np.hypot(*np.indices((side, side)))
     f[0, 0] = np.inf
@@ -128,23 +141,30 @@ def frost(x, draws, severity, side):
 
 def plasma(u, side, decay):
     "As published: wibble is halved in its square, rows and columns are filled one by one."
-    height, wibble, step, u = np.zeros((side, side)), 100., side, iter(u)
+    height = np.zeros((side, side))
+    wibble, step = 100., side
+    u = iter(u)
     at = lambda i, j: height[i % side, j % side]
     while step >= 2:
         half = step//2
         centres = [(i + half, j + half) for i, j in product(range(0, side, step), repeat=2)]
         across = [(i, j + half) for i, j in product(range(0, side, step), repeat=2)]
         along = [(i + half, j) for i, j in product(range(0, side, step), repeat=2)]
-        for points, around in ((centres, [(-half, -half), (half, half), (-half, half), (half, -half)]), (across, None), (along, None)):
-            around = around or [(-half, 0), (half, 0), (0, half), (0, -half)]
-            for i, j in points: height[i, j] = sum(at(i + a, j + b) for a, b in around)/4 + wibble*wibble*next(u)
-        step, wibble = half, wibble/decay
+        diagonal = [(-half, -half), (half, half), (-half, half), (half, -half)]
+        straight = [(-half, 0), (half, 0), (0, half), (0, -half)]
+        for points, around in (centres, diagonal), (across, straight), (along, straight):
+            for i, j in points:
+                mean = sum(at(i + a, j + b) for a, b in around)/4
+                height[i, j] = mean + wibble*wibble*next(u)
+        step = half
+        wibble /= decay
     height -= height.min()
     return height/height.max()
 
 
 def fog(x, draws, severity, side):
-    strength, decay = pick(side, severity, [(.2, 3), (.5, 3), (.75, 2.5), (1, 2), (1.5, 1.75)], [(1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4)])
+    strength, decay = pick(side, severity, [(.2, 3), (.5, 3), (.75, 2.5), (1, 2), (1.5, 1.75)],
+                           [(1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4)])
     size = 32 if side == 32 else 256
     land = plasma(2*draws(torch.rand, size**2) - 1, size, decay)[:side, :side, None]
     return np.clip((x + strength*land)*x.max()/(x.max() + strength), 0, 1)
@@ -163,21 +183,26 @@ def contrast(x, draws, severity, side):
     return x.mean((0, 1)) + share*(x - x.mean((0, 1)))
 
 
-def read_at(x, rows, columns, mode): return np.stack([ndi.map_coordinates(x[..., c], [rows, columns], order=1, mode=mode) for c in range(3)], -1)
+def read_at(x, rows, columns, mode):
+    read = lambda channel: ndi.map_coordinates(channel, [rows, columns], order=1, mode=mode)
+    return np.stack([read(x[..., c]) for c in range(3)], -1)
 
 
 def elastic_transform(x, draws, severity, side):
-    shift, sd, affine = pick(side, severity, [(0, 0, .08), (.05, .2, .07), (.08, .06, .06), (.1, .04, .05), (.1, .03, .03)],
+    shift, sd, affine = pick(side, severity,
+                             [(0, 0, .08), (.05, .2, .07), (.08, .06, .06), (.1, .04, .05), (.1, .03, .03)],
                              [(250*.005*a, .01, 0) for a in (.05, .065, .085, .1, .12)])
     u = 2*draws(torch.rand, 6 + 2*side*side).astype(float) - 1
-    square, middle = side//3, side//2
+    square = side//3
+    middle = side//2
     source = np.array([[middle + square]*2, [middle + square, middle - square], [middle - square]*2], float)
     target = source + affine*side*u[:6].reshape(3, 2)
     matrix = np.linalg.solve(np.c_[source, np.ones(3)], target)  # (x, y, 1) @ matrix is where a point goes
     rows, columns = np.indices((side, side))
     back = (np.stack([columns, rows], -1) - matrix[2])@np.linalg.inv(matrix[:2])
     x = read_at(x, back[..., 1], back[..., 0], 'mirror')
-    down, right = (side*shift*ndi.gaussian_filter(f, side*sd, mode='reflect', truncate=3) for f in u[6:].reshape(2, side, side))
+    smooth = lambda f: side*shift*ndi.gaussian_filter(f, side*sd, mode='reflect', truncate=3)
+    down, right = map(smooth, u[6:].reshape(2, side, side))
     return read_at(x, rows + down, columns + right, 'reflect')
 
 
@@ -189,7 +214,8 @@ def pixelate(x, draws, severity, side):
 
 def jpeg_compression(x, draws, severity, side):
     file = io.BytesIO()
-    Image.fromarray(np.uint8(np.round(x*255))).save(file, 'JPEG', quality=pick(side, severity, [80, 65, 58, 50, 40], [25, 18, 15, 10, 7]))
+    quality = pick(side, severity, [80, 65, 58, 50, 40], [25, 18, 15, 10, 7])
+    Image.fromarray(np.uint8(np.round(x*255))).save(file, 'JPEG', quality=quality)
     return np.asarray(Image.open(file))/255
 
 
@@ -224,20 +250,24 @@ def test_published(name, side):
 @pytest.mark.parametrize('severity', SEVERITIES)
 def test_noise_has_its_moments(severity):
     "Of cut bytes, so half a level below."
-    level, n = 102/255, 3*32*32*40
+    n = 3*32*32*40
     flat = torch.full((40, 3, 32, 32), 102, dtype=torch.uint8)
-    flat += torch.arange(40, dtype=torch.uint8).remainder(2)[:, None, None, None]  # equal images have equal noise: two differ
+    # equal images have equal noise: two differ
+    flat += torch.arange(40, dtype=torch.uint8).remainder(2)[:, None, None, None]
     flat[:, 0, 0, 0] = torch.arange(40, dtype=torch.uint8)
     sd = [.04, .06, .08, .09, .10][severity - 1]
     photons = [500, 250, 100, 75, 50][severity - 1]
     share = [.01, .02, .03, .05, .07][severity - 1]
     level = flat.double()/255
-    expected = dict(gaussian_noise=sd**2, shot_noise=level.mean()/photons, impulse_noise=share/2*(level**2 + (1 - level)**2).mean())
+    flips = (level**2 + (1 - level)**2).mean()
+    expected = dict(gaussian_noise=sd**2, shot_noise=level.mean()/photons, impulse_noise=share/2*flips)
     for name, variance in expected.items():
         found = to_float(corrupt(flat, name, severity)).double() - level
         if name != 'impulse_noise': found += .5/255
-        assert abs(found.mean().item() - (share*.1 if name == 'impulse_noise' else 0)) < 4*math.sqrt(variance/n)
-        assert found.square().mean().item() == pytest.approx(float(variance), rel=.05 if name != 'impulse_noise' else 4/math.sqrt(share*n))
+        mean = share*.1 if name == 'impulse_noise' else 0
+        rel = 4/math.sqrt(share*n) if name == 'impulse_noise' else .05
+        assert abs(found.mean().item() - mean) < 4*math.sqrt(variance/n)
+        assert found.square().mean().item() == pytest.approx(float(variance), rel=rel)
 
 
 def test_noise_is_white():
@@ -245,7 +275,8 @@ def test_noise_is_white():
     x = torch.full((200, 1, 32, 32), 120, dtype=torch.uint8)
     x[:, 0, 0] = torch.arange(32, dtype=torch.uint8) + torch.arange(200, dtype=torch.uint8)[:, None] % 100
     bands = band_energy(to_float(corrupt(x, 'gaussian_noise', 1)) - to_float(x) + .5/255)
-    assert bands.numpy() == pytest.approx(.04**2/10, rel=4*math.sqrt(2/20_000) + .03)  # a band has a tenth of them within 2%
+    # a band has a tenth of them within 2%
+    assert bands.numpy() == pytest.approx(.04**2/10, rel=4*math.sqrt(2/20_000) + .03)
 
 
 def test_frost_has_the_spectrum_that_it_says():
@@ -278,10 +309,12 @@ def test_an_image_is_corrupted_alike_in_any_company(name):
 
 def test_a_grey_image_is_the_colour_image_of_equal_channels():
     x = pictures(32, 2, 1)
-    for name in ('defocus_blur', 'motion_blur', 'zoom_blur', 'snow', 'fog', 'brightness', 'contrast', 'elastic_transform', 'pixelate'):
+    names = ('defocus_blur', 'motion_blur', 'zoom_blur', 'snow', 'fog', 'brightness', 'contrast', 'elastic_transform',
+             'pixelate')
+    drawing = 'motion_blur', 'snow', 'fog', 'elastic_transform'  # other images, other draws
+    for name in names:
         one, three = (corrupt(images, name, 3).int() for images in (x, x.expand(-1, 3, -1, -1)))
-        if name in ('motion_blur', 'snow', 'fog', 'elastic_transform'): continue  # other images, other draws
-        assert (one - three).abs().max() <= 1, name
+        if name not in drawing: assert (one - three).abs().max() <= 1, name
 
 
 def test_images_that_are_not_square():
@@ -292,7 +325,10 @@ def test_images_that_are_not_square():
 
 def test_lengths_scale_with_the_side():
     "The disk of radius 1 is one of 2 on 64 pixels; on 112 half of 224's 8; below 32 it stays."
-    dot = lambda side: torch.zeros(1, 1, side, side, dtype=torch.uint8).index_put_((*torch.tensor([[0], [0], [side//2], [side//2]]),), torch.tensor(255).byte())
+    def dot(side):
+        x = torch.zeros(1, 1, side, side, dtype=torch.uint8)
+        x[0, 0, side//2, side//2] = 255
+        return x
     lit = lambda side, severity: int((corrupt(dot(side), 'defocus_blur', severity) > 1).sum())
     assert [lit(side, 4) for side in (8, 28, 32)] == [5, 5, 5]
     assert lit(64, 4) == 13  # pixels within 2
@@ -310,7 +346,8 @@ def package():
     found = importlib.util.find_spec('imagecorruptions')
     if not found: pytest.skip('imagecorruptions is not installed')
     folder = Path(found.origin).parent
-    resources, interpolation = types.ModuleType('pkg_resources'), types.ModuleType('scipy.ndimage.interpolation')
+    resources = types.ModuleType('pkg_resources')
+    interpolation = types.ModuleType('scipy.ndimage.interpolation')
     resources.resource_filename = lambda _, name: str(folder/name)
     interpolation.map_coordinates = ndi.map_coordinates
     sys.modules.setdefault('pkg_resources', resources)
@@ -318,40 +355,54 @@ def package():
     if not hasattr(np, 'float_'): np.float_ = np.float64
     from imagecorruptions import corruptions as module
     smooth = importlib.import_module('skimage.filters').gaussian
-    module.gaussian = lambda x, sigma, multichannel=False, **how: smooth(x, sigma, channel_axis=-1 if multichannel else None, **how)
+    def gaussian(x, sigma, multichannel=False, **how):
+        return smooth(x, sigma, channel_axis=-1 if multichannel else None, **how)
+    module.gaussian = gaussian
     return module
 
 
 def fed(image, name):
     "What each corruption is to draw from numpy.random, so that it draws as ours does."
-    draws, side = draws_of(image, name), image.shape[-1]
+    draws = draws_of(image, name)
+    side = image.shape[-1]
     last = lambda x: x.transpose(1, 2, 0)
     angle = lambda low, high: low + (high - low)*float(draws(torch.rand, 1, purpose='angle')[0])
-    if name == 'gaussian_noise': return Fed(normal=lambda size, scale: scale*last(draws(torch.randn, 3, side, side)))
+    if name == 'gaussian_noise':
+        return Fed(normal=lambda size, scale: scale*last(draws(torch.randn, 3, side, side)))
     if name == 'shot_noise':
-        count = lambda rates: (lambda shape, generator: torch.poisson(torch.from_numpy(rates.transpose(2, 0, 1)).float(), generator=generator))
+        def count(rates):
+            rates = torch.from_numpy(rates.transpose(2, 0, 1)).float()
+            return lambda shape, generator: torch.poisson(rates, generator=generator)
         return Fed(poisson=lambda rates: last(draws(count(rates))))
     if name == 'motion_blur': return Fed(uniform=angle)
-    if name == 'snow': return Fed(normal=lambda size, loc, scale: loc + scale*draws(torch.randn, 1, side, side)[0], uniform=angle)
+    if name == 'snow':
+        normal = lambda size, loc, scale: loc + scale*draws(torch.randn, 1, side, side)[0]
+        return Fed(normal=normal, uniform=angle)
     if name == 'fog':
         u = iter(2*draws(torch.rand, 256**2).astype(float) - 1)
-        return Fed(uniform=lambda low, high, shape: high*np.fromiter(u, float, math.prod(shape)).reshape(shape) if math.prod(shape) > 0 else None)
+        def uniform(low, high, shape):
+            n = math.prod(shape)
+            return high*np.fromiter(u, float, n).reshape(shape) if n > 0 else None
+        return Fed(uniform=uniform)
     if name == 'elastic_transform':
         fields = iter(2*draws(torch.rand, 6 + 2*side*side)[6:].astype(float).reshape(2, side, side)[::-1] - 1)
         return Fed(uniform=lambda low, high, size: high*next(fields))
     return None
 
 
-ORACLE = [name for name in NAMES if name not in ('impulse_noise', 'glass_blur', 'frost')]  # those draw otherwise; glass_blur below
+# the others draw otherwise; glass_blur below
+ORACLE = [name for name in NAMES if name not in ('impulse_noise', 'glass_blur', 'frost')]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ORACLE)
 def test_equals_imagecorruptions(name, monkeypatch):
-    module, image = package(), IMAGES[224][0]
+    module = package()
+    image = IMAGES[224][0]
     for severity in SEVERITIES:
         feed = fed(image, name)
-        if feed: monkeypatch.setattr(module, 'np', types.SimpleNamespace(**{**vars(np), 'random': feed}))
+        if feed:
+            monkeypatch.setattr(module, 'np', types.SimpleNamespace(**{**vars(np), 'random': feed}))
         expected = np.uint8(getattr(module, name)(Image.fromarray(image.permute(1, 2, 0).numpy()), severity))
         ours = corrupt(image[None], name, severity)[0].permute(1, 2, 0).numpy()
         differ = np.abs(ours.astype(int) - expected.astype(int))
@@ -361,7 +412,8 @@ def test_equals_imagecorruptions(name, monkeypatch):
 @pytest.mark.slow
 def test_glass_blur_equals_imagecorruptions(monkeypatch):
     "Whose loop draws pixel by pixel."
-    module, image = package(), IMAGES[224][0]
+    module = package()
+    image = IMAGES[224][0]
     for severity, (_, reach, rounds) in zip(SEVERITIES, CONSTANTS['glass_blur'][224]):
         steps = np.floor(draws_of(image, 'glass_blur')(torch.rand, rounds, 2, 224, 224)*2*reach).astype(int) - reach
         inside = slice(224 - reach, reach, -1)
@@ -376,7 +428,8 @@ def test_glass_blur_equals_imagecorruptions(monkeypatch):
 @pytest.mark.slow
 def test_salt_and_pepper_as_imagecorruptions(monkeypatch):
     "Its share, and that both are alike often."
-    module, image = package(), IMAGES[224][0]
+    module = package()
+    image = IMAGES[224][0]
     for severity in SEVERITIES:
         theirs = np.uint8(module.impulse_noise(Image.fromarray(image.permute(1, 2, 0).numpy()), severity))
         ours = corrupt(image[None], 'impulse_noise', severity)[0].permute(1, 2, 0).numpy()
@@ -390,11 +443,13 @@ def test_salt_and_pepper_as_imagecorruptions(monkeypatch):
 def test_corruptions_in_a_sweep_and_for_kept_weights(tmp_path, robustnb):
     (tmp_path/'mine.toml').write_text(
         'experiment = "fig01_robustness"\nkeep_weights = true\n[fixed]\nepochs = 2\nn_train = 200\nn_test = 60\n'
-        'conditions = [{kind = "corruption", name = ["fog", "snow"], severity = [1, 5]}]\n[axes]\noptimizer = ["sgd", "adam"]')
+        'conditions = [{kind = "corruption", name = ["fog", "snow"], severity = [1, 5]}]\n'
+        '[axes]\noptimizer = ["sgd", "adam"]')
     out, err = robustnb('sweep', 'mine.toml', '--workers', 1).communicate()
     assert '2 done now' in out, err
     done = [results.load(p) for p in results.find(tmp_path/'runs'/'fig01_robustness')]
-    assert [c for c in done[0]['config']['conditions']] == [dict(kind='corruption', name=['fog', 'snow'], severity=[1, 5])]
+    listed = [dict(kind='corruption', name=['fog', 'snow'], severity=[1, 5])]
+    assert [c for c in done[0]['config']['conditions']] == listed
     asked = [(r.get('corruption'), r.get('severity')) for r in done[0]['metrics'] if r['metric'] == 'accuracy']
     assert asked == [(None, None), ('fog', 1), ('fog', 5), ('snow', 1), ('snow', 5)]
     means = mean_corruption(results.table(done))
@@ -402,11 +457,13 @@ def test_corruptions_in_a_sweep_and_for_kept_weights(tmp_path, robustnb):
     page = next((tmp_path/'runs'/'reports').glob('*/report.html')).read_text(encoding='utf-8')
     assert 'Accuracy under corruptions, mean over severities 1, 5 and over 1 seed, 60 test images.' in page
     assert 'fog 5' not in page  # the map alone
-    (tmp_path/'more.toml').write_text('conditions = [{kind = "corruption", severity = 5}, {kind = "corruption", name = "fog", severity = 1}]')
+    (tmp_path/'more.toml').write_text(
+        'conditions = [{kind = "corruption", severity = 5}, {kind = "corruption", name = "fog", severity = 1}]')
     out, err = robustnb('measure', 'runs/fig01_robustness', '--conditions', 'more.toml', '--workers', 1).communicate()
     assert '2 done now' in out, err
     again = results.table(results.find(tmp_path/'runs'/'measure'))
     assert list(mean_corruption(again).conditions) == [16, 16]
     for optimizer in 'sgd', 'adam':  # the same model, images and draws
-        same = [select(t[t.optimizer == optimizer], Corruption('fog', 1)).hits.item() for t in (results.table(done), again)]
+        hits = lambda t: select(t[t.optimizer == optimizer], Corruption('fog', 1)).hits.item()
+        same = [hits(t) for t in (results.table(done), again)]
         assert same[0] == same[1]
