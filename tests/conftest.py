@@ -34,7 +34,8 @@ def experiment(tmp_path):
     def make(body='value = lr', name='toy'):
         params = nbformat.v4.new_code_cell("lr = .1\nseed = 0\nout = ''", metadata={'tags': ['parameters']})
         run = nbformat.v4.new_code_cell(
-            f"{body}\nfrom robustnb import results\nresults.save(out, '{name}', dict(lr=lr, seed=seed), [results.row('accuracy', value)])")
+            f"{body}\nfrom robustnb import results\n"
+            f"results.save(out, '{name}', dict(lr=lr, seed=seed), [results.row('accuracy', value)])")
         meta = {'kernelspec': {'name': 'python3', 'display_name': 'Python 3', 'language': 'python'}}
         nbformat.write(nbformat.v4.new_notebook(cells=[params, run], metadata=meta), tmp_path/f'{name}.ipynb')
         return tmp_path/f'{name}.ipynb'
@@ -43,12 +44,16 @@ def experiment(tmp_path):
 
 @pytest.fixture
 def robustnb(tmp_path):
-    "Function (*args, before: a command that runs it, **Popen options) -> running process of the command line, in an empty folder and a process group of its own."
+    """Function (*args, before: a command that runs it, **Popen options) -> running process of the command line.
+
+    It runs in an empty folder and in a process group of its own."""
+    main = 'import sys; from robustnb.cli import main; sys.exit(main())'
     def start(*args, preexec_fn=lambda: None, before=(), **kw):
         def child():
-            for number in signal.SIGINT, signal.SIGHUP: signal.signal(number, signal.SIG_DFL)  # a background shell lets its children ignore them
+            # a background shell lets its children ignore them
+            for number in signal.SIGINT, signal.SIGHUP: signal.signal(number, signal.SIG_DFL)
             preexec_fn()
-        return subprocess.Popen([*before, sys.executable, '-c', 'import sys; from robustnb.cli import main; sys.exit(main())', *map(str, args)], cwd=tmp_path,
+        return subprocess.Popen([*before, sys.executable, '-c', main, *map(str, args)], cwd=tmp_path,
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
                                 preexec_fn=child, env={**os.environ, 'PYTHONPATH': str(ROOT)}, **kw)
     return start

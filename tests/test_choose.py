@@ -9,7 +9,8 @@ from robustnb.cli import main
 PARAMETERS = "optimizer = 'sgd'\nlr = .1\nepochs = 5\nseed = 0\nholdout = 0\nout = ''"
 RUN = """from robustnb import results
 config = dict(optimizer=optimizer, lr=lr, epochs=epochs, seed=seed, holdout=holdout)
-results.save(out, 'scored', config, [results.row('accuracy', VALUE, 400, 'holdout' if holdout else 'test', kind='clean')])"""
+split = 'holdout' if holdout else 'test'
+results.save(out, 'scored', config, [results.row('accuracy', VALUE, 400, split, kind='clean')])"""
 
 SWEEP = """experiment = "scored.ipynb"
 [axes]
@@ -49,7 +50,8 @@ def test_one_command_chooses_and_does_the_rest(folder, capsys):
     assert (code, plan['to_do']) == (0, 6)
     code, said = sweep(folder, capsys, '--publish')
     assert (code, said['runs'], said['done_now']) == (0, 6 + 2*2, 10)
-    assert [text.split(', with')[0] for text in said['chosen']] == ['chosen: adam: lr 0.3 epochs 5', 'chosen: sgd: lr 0.3 epochs 5']
+    chosen = [text.split(', with')[0] for text in said['chosen']]
+    assert chosen == ['chosen: adam: lr 0.3 epochs 5', 'chosen: sgd: lr 0.3 epochs 5']
     assert all('at the edge of its grid: highest lr' in text for text in said['chosen'])
     assert len(results.find(folder/'results')) == 10
     code, plan = sweep(folder, capsys, '--dry-run')
@@ -115,5 +117,6 @@ def test_a_rate_at_which_some_seeds_do_not_train_is_not_chosen(folder, capsys):
     notebook(folder, 'lr if lr < .3 or seed == 0 else 0.')
     code, said = sweep(folder, capsys)
     assert (code, said['runs']) == (0, 3*6 + 2*2)
-    assert [t.split(' held-out')[0] for t in said['chosen']] == [f'chosen: {name}: lr 0.2 epochs 5, with 20.00% of 400' for name in ('adam', 'sgd')]
+    chosen = [text.split(' held-out')[0] for text in said['chosen']]
+    assert chosen == [f'chosen: {name}: lr 0.2 epochs 5, with 20.00% of 400' for name in ('adam', 'sgd')]
     assert all('held-out images, mean of 3 seeds' in t for t in said['chosen'])

@@ -76,9 +76,12 @@ def test_wrong_files_are_refused_before_anything_runs(tmp_path, experiment, robu
 
 
 def test_a_reader_that_leaves_early_is_no_error():
-    command = f'{sys.executable} -c "import sys; from robustnb.cli import main; sys.exit(main())" run fig01_robustness --parameters | head -n 1; exit ${{PIPESTATUS[0]}}'
+    main = '"import sys; from robustnb.cli import main; sys.exit(main())"'
+    command = f'{sys.executable} -c {main} run fig01_robustness --parameters | head -n 1; exit ${{PIPESTATUS[0]}}'
     done = subprocess.run(['bash', '-c', command], capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.count('\n') == 1 and not done.stderr
+    assert done.returncode == 0
+    assert done.stdout.count('\n') == 1
+    assert not done.stderr
 
 
 def test_own_images_by_name(tmp_path, monkeypatch):
@@ -90,14 +93,17 @@ def test_own_images_by_name(tmp_path, monkeypatch):
 
 
 def test_help_does_not_import_torch():
-    code = "import sys; sys.argv = ['robustnb', '--help']\nfrom robustnb.cli import main\ntry: main()\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
+    code = ("import sys; sys.argv = ['robustnb', '--help']\nfrom robustnb.cli import main\n"
+            "try: main()\nexcept SystemExit: pass\nprint('torch' in sys.modules)")
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == 'False' and 'sweep' in done.stdout
 
 
 def test_the_package_itself_imports_no_more_than_torch():
-    code = "import torch, sys; before = set(sys.modules); import robustnb; print(sorted(m for m in set(sys.modules) - before if not m.startswith('robustnb')))"
-    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip() == '[]'
+    code = ("import torch, sys; before = set(sys.modules); import robustnb; new = set(sys.modules) - before; "
+            "print(sorted(m for m in new if not m.startswith('robustnb')))")
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.stdout.strip() == '[]'
 
 
 @dataclass
@@ -117,8 +123,9 @@ def wait_for_the_others(job, folder, n):
 
 
 def test_a_long_run_holds_up_no_other(tmp_path):
+    jobs = [Job(str(i)) for i in range(12)]
     with cluster(2) as client:
-        assert all(future.result() for _, future in dispatch(client, wait_for_the_others, [Job(str(i)) for i in range(12)], str(tmp_path), 12))
+        assert all(future.result() for _, future in dispatch(client, wait_for_the_others, jobs, str(tmp_path), 12))
 
 
 def test_a_relative_data_folder_is_the_one_of_whoever_starts_the_sweep(tmp_path, experiment, robustnb, monkeypatch):
@@ -135,8 +142,10 @@ def test_a_relative_data_folder_is_the_one_of_whoever_starts_the_sweep(tmp_path,
 
 @pytest.mark.parametrize('text, said', [
     ('experiment = "fig01_robustness"\n[grid]\nlr = 0.1', r'sweep.toml:2: grid: got .*accepted: tables \[\[grid\]\]'),
-    ('experiment = "fig01_robustness"\ngrid = []', 'sweep.toml:2: grid: got'), ('experiment = "fig01_robustness"\ngrid = [1, 2]', 'sweep.toml:2: grid: got'),
-    ('experiment = "fig01_robustness"\nfixed = 3', r'sweep.toml:2: fixed: got 3, accepted: a table \[fixed\]'), ('experiment = 5', 'sweep.toml:1: experiment: got 5'),
+    ('experiment = "fig01_robustness"\ngrid = []', 'sweep.toml:2: grid: got'),
+    ('experiment = "fig01_robustness"\ngrid = [1, 2]', 'sweep.toml:2: grid: got'),
+    ('experiment = "fig01_robustness"\nfixed = 3', r'sweep.toml:2: fixed: got 3, accepted: a table \[fixed\]'),
+    ('experiment = 5', 'sweep.toml:1: experiment: got 5'),
     ('experiment = "fig01_robustness"\n[axes]\nlr = []', r'sweep.toml:3: lr: got \[\], accepted: at least one value'),
     ('experiment = "fig01_robustness"\n[fixed]\nlr = "1/0"', 'sweep.toml:3: lr: got .1/0., accepted: float')])
 def test_every_mistake_in_a_file_names_its_line(tmp_path, text, said):
@@ -145,14 +154,16 @@ def test_every_mistake_in_a_file_names_its_line(tmp_path, text, said):
 
 def test_a_file_in_another_encoding(tmp_path):
     (tmp_path/'sweep.toml').write_bytes('# Stärke\nexperiment = "fig01_robustness"'.encode('latin-1'))
-    with pytest.raises(ValueError, match='sweep.toml:1: not valid TOML'): read_sweep(tmp_path/'sweep.toml')
+    with pytest.raises(ValueError, match='sweep.toml:1: not valid TOML'):
+        read_sweep(tmp_path/'sweep.toml')
 
 
 # --- what a driver carries
 
 def test_a_driver_without_gpus_does_without_torch():
     "Torch takes seconds and half a GiB, which only the runs need."
-    if any(any(Path('/dev').glob(driver)) for driver in DRIVERS): pytest.skip('this machine has a driver of GPUs')
+    found = [path for driver in DRIVERS for path in Path('/dev').glob(driver)]
+    if found: pytest.skip('this machine has a driver of GPUs')
     code = "import sys; from robustnb import cli, sweep; print(sweep.gpus(), sweep.seats(2), 'torch' in sys.modules)"
     out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
     assert out == '[] [{}, {}] False\n'
@@ -230,8 +241,12 @@ def watched(tmp_path, experiment, robustnb, before, *more):
     out, err = process.communicate()
     assert process.returncode == 1 and '5 done now, 0 done before, 1 failed' in out, err
     runs = [path.read_text().split() for path in there.glob('0.*')]
-    meeting = lambda run: [gpu for gpu, start, end in runs if float(start) <= float(run[1]) < float(end)]
-    return {gpu: max(meeting(run).count(gpu) for run in runs) for gpu in sorted({run[0] for run in runs})}
+    def meeting(run):
+        "GPUs of the runs that were under way when this one began."
+        begun = float(run[1])
+        return [gpu for gpu, start, end in runs if float(start) <= begun < float(end)]
+    most = lambda gpu: max(meeting(run).count(gpu) for run in runs)
+    return {gpu: most(gpu) for gpu in sorted({run[0] for run in runs})}
 
 
 @pytest.mark.parametrize('given, at_a_time', [
@@ -288,7 +303,9 @@ def test_a_limit_that_is_over_before_the_first_run_begins_none(tmp_path, experim
     (tmp_path/'toy.toml').write_text(SWEEP)
     process = robustnb('sweep', 'toy.toml', '--workers', '2', '--limit', '1s')
     out, err = process.communicate()
-    assert process.returncode == 124 and '0 of 6 runs are done, 6 left' in err and '0 failed' in out, err
+    assert process.returncode == 124, err
+    assert '0 of 6 runs are done, 6 left' in err, err
+    assert '0 failed' in out, err
     assert not list(tmp_path.glob('runs/toy/[!.]*')) and not list(tmp_path.glob('runs/toy/.robustnb/work/*'))
 
 
@@ -300,14 +317,18 @@ def test_a_limit_ends_the_wait_for_a_scheduler(tmp_path, experiment, robustnb):
     for file in 'toy.toml', 'auto.toml':  # which asks the workers while it plans
         process = robustnb('sweep', file, *nobody)
         _, err = process.communicate()
-        assert process.returncode == 124 and 'the time limit of 5s is over' in err and 'Traceback' not in err, err
+        assert process.returncode == 124, err
+        assert 'the time limit of 5s is over' in err, err
+        assert 'Traceback' not in err, err
 
 
 def test_a_limit_from_python(tmp_path, experiment):
     "It is over once the first run is done, whatever that takes here."
     experiment('import time; time.sleep(1 if seed else 600); value = lr')
     (tmp_path/'toy.toml').write_text('experiment = "toy.ipynb"\n[[grid]]\nseed = [1, 0]\n')
-    sweep, statuses, limit = read_sweep(tmp_path/'toy.toml'), [], Limit('1h')
+    sweep = read_sweep(tmp_path/'toy.toml')
+    statuses = []
+    limit = Limit('1h')
     def each(status):
         statuses.append(status)
         limit.end = time.monotonic()
