@@ -39,13 +39,16 @@ def files(digits, tmp_path, monkeypatch):
     save_file(digits[0].state_dict(), 'net.safetensors')
     return tmp_path
 
-COMMAND = 'audit net.safetensors --arch smallcnn --option width=4 --images digits --n 50 --lipschitz 0 --device cpu'.split()
+COMMAND = ('audit net.safetensors --arch smallcnn --option width=4 --images digits --n 50 --lipschitz 0 '
+           '--device cpu').split()
 
 def mine(text):
     with open('mine.toml', 'w') as f: f.write(text)
     return [*COMMAND, '--conditions', 'mine.toml']
 
-def pick(found, metric, **fields): return [r for r in found.rows if r['metric'] == metric and all(r.get(k) == v for k, v in fields.items())]
+def pick(found, metric, **fields):
+    fits = lambda r: r['metric'] == metric and all(r.get(k) == v for k, v in fields.items())
+    return [r for r in found.rows if fits(r)]
 
 
 # --- what is kept
@@ -53,34 +56,47 @@ def pick(found, metric, **fields): return [r for r in found.rows if r['metric'] 
 def test_everything_that_changes_a_number_is_kept(digits, tmp_path):
     net, x, y = digits
     asked = [Gaussian(.1, n=40), Band(.1, 3, 5), Attack('quick', 'linf', .05, n=20), Proof('linf', .05, n=20)]
-    found = audit.audit(net, x, y, 'mine', '0123456789', asked, 1, 3, 16, 'cpu', 'digits', progress=False, mapped=True, prepared=dict(mean=[.5]))
+    found = audit.audit(net, x, y, 'mine', '0123456789', asked, 1, 3, 16, 'cpu', 'digits', progress=False, mapped=True,
+                        prepared=dict(mean=[.5]))
     audit_page.save(found, tmp_path)
     kept = results.load(tmp_path/'audit.json')['config']
-    tensors, words = {'model', 'images', 'labels'}, {'progress', 'notes', 'dry_run', 'say'}  # notes stand beside the config
+    tensors = {'model', 'images', 'labels'}
+    words = {'progress', 'notes', 'dry_run', 'say'}  # notes stand beside the config
     assert set(inspect.signature(audit.audit).parameters) - tensors - words <= set(kept)
     assert conditions.parse(kept['conditions']) == asked
-    assert kept['n_images'] == 60 and kept['shape'] == [1, 8, 8] and kept['outputs'] == 10 and kept['classes'] == [*'0123456789']
-    assert (kept['lipschitz'], kept['seed'], kept['batch_size'], kept['device'], kept['source']) == (1, 3, 16, 'cpu', 'digits')
-    assert kept['mapped'] is True and kept['prepared'] == {'mean': [.5]} and '"mean": [0.5]' in audit_page._how(kept)
+    assert kept['n_images'] == 60
+    assert kept['shape'] == [1, 8, 8]
+    assert kept['outputs'] == 10
+    assert kept['classes'] == [*'0123456789']
+    assert (kept['lipschitz'], kept['seed'], kept['batch_size']) == (1, 3, 16)
+    assert (kept['device'], kept['source']) == ('cpu', 'digits')
+    assert kept['mapped'] is True
+    assert kept['prepared'] == {'mean': [.5]}
+    assert '"mean": [0.5]' in audit_page._how(kept)
 
 def test_the_command_keeps_what_it_did_to_images_and_model(files, capsys):
     (files/'map.json').write_text(json.dumps([*map(str, range(10))]))
-    options = '--mean .1 --std .9 --size 8 --label-map map.json --ground black --split test --variances .1 --bands 0 --linf 8/255 --n-attack 9 --seed 2'
+    options = ('--mean .1 --std .9 --size 8 --label-map map.json --ground black --split test --variances .1 --bands 0 '
+               '--linf 8/255 --n-attack 9 --seed 2')
     assert main([*COMMAND, *options.split(), '--json']) == 0
     said = json.loads(capsys.readouterr().out)['config']
     kept = results.load('audit/audit.json')['config']
     assert said == kept
     assert kept['prepared'] == dict(arch='smallcnn', options=dict(width=4), size=8, channels=None, mean=[.1], std=[.9],
                                     label_map=[*map(str, range(10))], ground='black', split='test')
-    assert kept['n_images'] == 50 and kept['seed'] == 2 and kept['mapped'] is True
-    assert conditions.parse(kept['conditions']) == [Gaussian(.1), Attack('quick', 'linf', 8/255, n=9), Proof('linf', 8/255, n=9)]
+    assert kept['n_images'] == 50
+    assert kept['seed'] == 2
+    assert kept['mapped'] is True
+    asked = [Gaussian(.1), Attack('quick', 'linf', 8/255, n=9), Proof('linf', 8/255, n=9)]
+    assert conditions.parse(kept['conditions']) == asked
 
 def test_the_usual_conditions_are_those_of_the_command_line(files, digits):
     assert main(COMMAND + ['--n-attack', '5', '--attack', 'none']) == 0
     kept = results.load('audit/audit.json')['config']
     assert conditions.parse(kept['conditions']) == conditions.usual(1, attack='none')
     net, x, y = digits
-    assert conditions.parse(audit.audit(net, x[:8], y[:8], lipschitz=0, progress=False).config['conditions']) == conditions.usual(1)
+    kept = audit.audit(net, x[:8], y[:8], lipschitz=0, progress=False).config
+    assert conditions.parse(kept['conditions']) == conditions.usual(1)
 
 
 # --- which images
@@ -96,11 +112,15 @@ def test_clean_hits_begin_with_those_of_the_attacked_images(digits):
     np.testing.assert_array_equal(audit.hits_of(clean), right)
     np.testing.assert_array_equal(audit.hits_of(clean, 25), right[:25])
     assert (audit.hits_of(attacked) <= right[:25]).all() and (audit.hits_of(proved) <= right[:25]).all()
-    assert [r['metric'] for r in found.rows] == ['accuracy', 'accuracy', 'accuracy_loss', 'accuracy', 'certified_accuracy']
+    metrics = ['accuracy', 'accuracy', 'accuracy_loss', 'accuracy', 'certified_accuracy']
+    assert [r['metric'] for r in found.rows] == metrics
     assert lost['n'] == 30 and lost['value'] == pytest.approx((right[:30] - audit.hits_of(noisy)).mean())
-    for r in found.rows: assert r['lower'] <= r['value'] <= r['upper'] and ('hits' in r) == (r['metric'] != 'accuracy_loss')
+    for r in found.rows:
+        assert r['lower'] <= r['value'] <= r['upper']
+        assert ('hits' in r) == (r['metric'] != 'accuracy_loss')
     assert not any(r.get('eps') == 0 for r in found.rows)
-    assert f'Of 25 images {right[:25].mean():.1%} are right unattacked' in dict(audit_page.sentences(found))['Attack, linf']
+    said = dict(audit_page.sentences(found))['Attack, linf']
+    assert f'Of 25 images {right[:25].mean():.1%} are right unattacked' in said
 
 def test_noise_drawn_several_times_is_compared_with_its_mean(digits):
     net, x, y = digits
@@ -116,7 +136,8 @@ def test_what_cannot_be_proved_is_said_and_the_rest_measured(digits):
         def forward(self, x): return self.net(x) + x.flatten(1)[:, :10]
     net, x, y = digits
     asked = [Attack('quick', 'l2', .1, n=9), Proof('l2', .1, n=9)]
-    plain, other = (audit.audit(model, x, y, conditions=asked, lipschitz=0, progress=False) for model in (net, Sum(net).eval()))
+    audited = lambda model: audit.audit(model, x, y, conditions=asked, lipschitz=0, progress=False)
+    plain, other = audited(net), audited(Sum(net).eval())
     assert pick(plain, 'certified_accuracy') and not plain.notes
     assert not pick(other, 'certified_accuracy') and 'no image is proved robust' in other.notes[0]
     assert pick(other, 'accuracy', kind='attack')
@@ -124,7 +145,8 @@ def test_what_cannot_be_proved_is_said_and_the_rest_measured(digits):
 @pytest.mark.filterwarnings('ignore')
 def test_few_classes_are_no_standard_attack(tmp_path):
     torch.manual_seed(0)
-    net, x = models.SmallCNN(3, 1, 8, 4).eval(), torch.rand(12, 1, 8, 8)
+    net = models.SmallCNN(3, 1, 8, 4).eval()
+    x = torch.rand(12, 1, 8, 8)
     with torch.no_grad(): y = net(x).argmax(1)
     asked = [Attack('autoattack', 'linf', .01, n=3)]
     found = audit.audit(net, x, y, conditions=asked, lipschitz=0, progress=False)
@@ -150,7 +172,8 @@ def test_a_condition_from_outside_is_on_the_page(files, monkeypatch, capsys):
     assert main([*mine('conditions = [{kind = "mylab_conditions:Blur", side = [1, 3]}]'), '--json']) == 0
     said = json.loads(capsys.readouterr().out)
     blurred = [r for r in said['metrics'] if r['metric'] == 'accuracy' and r['kind'] == 'mylab-blur']
-    assert [r['strength'] for r in blurred] == [1, 3] and blurred[0]['value'] == said['metrics'][0]['value']  # one pixel: nothing
+    assert [r['strength'] for r in blurred] == [1, 3]
+    assert blurred[0]['value'] == said['metrics'][0]['value']  # one pixel: nothing
     assert said['sentences']['mylab-blur'].startswith('Under mylab-blur side 1 it is right on ')
     assert 'under mylab-blur side 3, on ' in said['sentences']['mylab-blur']
     page, words = ((files/'audit'/name).read_text() for name in ('audit.html', 'audit.md'))
@@ -163,17 +186,23 @@ def test_a_condition_from_outside_is_on_the_page(files, monkeypatch, capsys):
 
 def test_a_field_named_like_what_is_kept_is_refused(digits, monkeypatch):
     import dataclasses
-    Odd = dataclasses.make_dataclass('Odd', [('seed', float)], bases=(conditions.Condition,), frozen=True, namespace=dict(
-        kind='odd', hits=lambda self, model, x, y: evaluate.correct(model, x, y)))
+    namespace = dict(kind='odd', hits=lambda self, model, x, y: evaluate.correct(model, x, y))
+    Odd = dataclasses.make_dataclass('Odd', [('seed', float)], bases=(conditions.Condition,), frozen=True,
+                                     namespace=namespace)
     net, x, y = digits
-    with pytest.raises(ValueError, match="'seed', which names what an audit keeps"): audit.audit(net, x, y, conditions=[Odd(.1)], lipschitz=0)
+    with pytest.raises(ValueError, match="'seed', which names what an audit keeps"):
+        audit.audit(net, x, y, conditions=[Odd(.1)], lipschitz=0)
     conditions.KINDS.pop('odd', None)
 
 @pytest.mark.parametrize('text, message', [
-    ('conditions = [\n  {kind = "clean"},\n  {kind = "gaussian", variance = 0.1}]', 'mine.toml:3: variance: no field of gaussian, accepted: n, var, draws'),
-    ('conditions = [{kind = "hail"}]', "mine.toml:1: kind: got 'hail', accepted: 'clean', 'gaussian', 'band', 'attack', 'proof'"),
-    ('[[conditions]]\nkind = "attack"\nattack = "quick"\nnorm = "l1"\neps = 1', "mine.toml:4: norm: got 'l1', accepted: 'linf', 'l2'"),
-    ('# var = 1\n[[conditions]]\nkind = "band"\nvar = 0.1\n\n[[conditions]]\nkind = "gaussian"\nvar = [0.1, -1]', 'mine.toml:8: var: got -1, accepted: a finite number > 0'),
+    ('conditions = [\n  {kind = "clean"},\n  {kind = "gaussian", variance = 0.1}]',
+     'mine.toml:3: variance: no field of gaussian, accepted: n, var, draws'),
+    ('conditions = [{kind = "hail"}]',
+     "mine.toml:1: kind: got 'hail', accepted: 'clean', 'gaussian', 'band', 'attack', 'proof'"),
+    ('[[conditions]]\nkind = "attack"\nattack = "quick"\nnorm = "l1"\neps = 1',
+     "mine.toml:4: norm: got 'l1', accepted: 'linf', 'l2'"),
+    ('# var = 1\n[[conditions]]\nkind = "band"\nvar = 0.1\n\n[[conditions]]\nkind = "gaussian"\nvar = [0.1, -1]',
+     'mine.toml:8: var: got -1, accepted: a finite number > 0'),
     ('conditions = [{kind = "gaussian"}]', 'mine.toml:1: var: missing for gaussian'),
     ('conditions = [{kind = "nowhere:Fog"}]', 'mine.toml:1: kind: got'),
     ('\nconditions = "clean"', 'mine.toml:2: conditions: got'),
@@ -191,10 +220,13 @@ def test_a_file_of_conditions_is_measured(files, capsys):
                   {kind = "attack", attack = "quick", norm = "l2", eps = [0.1], n = 7}]'''
     assert main(mine(text)) == 0
     kept = results.load('audit/audit.json')
-    assert [(r['kind'], r['n']) for r in kept['metrics'] if r['metric'] == 'accuracy'] == [('clean', 50), ('gaussian', 50), ('gaussian', 50), ('attack', 7)]
-    assert conditions.parse(kept['config']['conditions']) == [Gaussian(.01), Gaussian(.1), Attack('quick', 'l2', .1, n=7)]
+    measured = [(r['kind'], r['n']) for r in kept['metrics'] if r['metric'] == 'accuracy']
+    assert measured == [('clean', 50), ('gaussian', 50), ('gaussian', 50), ('attack', 7)]
+    asked = [Gaussian(.01), Gaussian(.1), Attack('quick', 'l2', .1, n=7)]
+    assert conditions.parse(kept['config']['conditions']) == asked
 
-@pytest.mark.parametrize('option', ['--variances', '--bands 3', '--band-var .1', '--attack none', '--linf 8/255', '--l2 1', '--n-attack 9'])
+@pytest.mark.parametrize('option', [
+    '--variances', '--bands 3', '--band-var .1', '--attack none', '--linf 8/255', '--l2 1', '--n-attack 9'])
 def test_a_file_and_options_that_say_the_same_are_refused(files, capsys, option):
     assert main([*mine('conditions = [{kind = "clean"}]'), *option.split()]) == 2
     error = capsys.readouterr().err
@@ -211,7 +243,9 @@ def test_a_file_that_is_not_there(files, capsys):
 def test_a_dry_run_says_the_cost_and_leaves_nothing(files, capsys):
     code = main('audit net.safetensors --arch smallcnn --option width=4 --images digits --dry-run --to page'.split())
     said = capsys.readouterr().out
-    assert code == 0 and 'This audit takes up to' in said and not (files/'page').exists()
+    assert code == 0
+    assert 'This audit takes up to' in said
+    assert not (files/'page').exists()
 
 
 def test_a_budget_takes_fewer_images_and_says_so(digits):
@@ -242,7 +276,8 @@ def test_normalisation_in_forward_keeps_the_proofs(digits):
         "The digits' net as people write networks."
         def __init__(self, net):
             super().__init__()
-            self.conv, self.last = net[0], net[-1]
+            self.conv = net[0]
+            self.last = net[-1]
             self.between = torch.nn.Sequential(*list(net)[1:-1])
         def forward(self, x): return self.last(self.between(self.conv((x - .1)/.9)))
     net, x, y = digits
@@ -258,10 +293,12 @@ def test_normalisation_in_forward_keeps_the_proofs(digits):
 def test_a_model_of_a_thousand_outputs_has_a_lower_bound():
     "Without a thousand backward passes an image."
     torch.manual_seed(0)
-    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.SiLU(), torch.nn.Flatten(), torch.nn.Linear(3600, 1000)).eval()
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.SiLU(), torch.nn.Flatten(),
+                              torch.nn.Linear(3600, 1000)).eval()
     passes = []
     net.register_forward_hook(lambda *_: passes.append(1))
-    x, y = torch.rand(64, 3, 32, 32), torch.arange(64) % 10
+    x = torch.rand(64, 3, 32, 32)
+    y = torch.arange(64) % 10
     found = lip_lower.lip_lower(net, x, rounds=0)
     steepest = lip_lower.jacobian_norms(lip_lower.jacobians(net, x[:2])).min().item()
     assert found.lower > .8*steepest and len(passes) < 200

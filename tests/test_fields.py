@@ -23,7 +23,8 @@ def run(optimizer, lr, clean, foggy):
     config = dict(dataset='mine', model='net', optimizer=optimizer, lr=lr, seed=0)
     return results.save('', 'fig', config, rows)
 
-FOGGY = [run('sgd', .1, .9, {.1: .8, .2: .6}), run('sgd', .3, .8, {.1: .85, .2: .8}), run('sgd', 1., .5, {.1: .5, .2: .4}),
+FOGGY = [run('sgd', .1, .9, {.1: .8, .2: .6}), run('sgd', .3, .8, {.1: .85, .2: .8}),
+         run('sgd', 1., .5, {.1: .5, .2: .4}),
          run('adam', .1, .8, {.1: .7, .2: .3}), run('adam', .3, .9, {.1: .7, .2: .2})]
 
 @pytest.fixture
@@ -32,9 +33,11 @@ def tidy(): return results.table(FOGGY)
 
 def test_a_condition_of_anothers_is_measured_and_found_again():
     seed_all(0)
-    net, x = models.SmallCNN(width=4).eval(), torch.rand(20, 1, 8, 8)
+    net = models.SmallCNN(width=4).eval()
+    x = torch.rand(20, 1, 8, 8)
     clean, half, white = measure(net, x, torch.arange(20) % 10, [Fog(.5), Fog(1.)])
-    assert (half['kind'], half['label'], half['strength']) == ('fog', 'fog share 0.5', .5) and white['value'] in (.1, .0)
+    assert (half['kind'], half['label'], half['strength']) == ('fog', 'fog share 0.5', .5)
+    assert white['value'] in (.1, .0)
     found = condition_of(half)
     assert (found.panel, found.strength) == ('fog', .5)
     table = pd.DataFrame([clean, half, white])
@@ -53,15 +56,18 @@ def test_a_disturbed_accuracy_does_not_choose_the_rate():
 
 def test_it_stands_in_tables(tidy):
     shown = plots.comparison(tidy).set_index('optimizer')
-    assert shown.loc['sgd', ['lr', 'standard', 'fog share 0.1', 'fog share 0.2']].tolist() == ['0.1 (edge)', '90.0', '80.0', '60.0']
+    columns = ['lr', 'standard', 'fog share 0.1', 'fog share 0.2']
+    assert shown.loc['sgd', columns].tolist() == ['0.1 (edge)', '90.0', '80.0', '60.0']
     gaps = plots.contrasts(tidy)
-    assert gaps[['kind', 'panel', 'strength']].values.tolist() == [['clean', 'clean', 0.], ['fog', 'fog', .1], ['fog', 'fog', .2]]
+    fields = gaps[['kind', 'panel', 'strength']].values.tolist()
+    assert fields == [['clean', 'clean', 0.], ['fog', 'fog', .1], ['fog', 'fog', .2]]
     np.testing.assert_allclose(gaps.difference, [0, 10, 40], atol=1e-9)
 
 def test_it_is_drawn_in_a_panel_of_its_own(tidy):
     bars = plots.bar_panel(tidy, 'fog')
     np.testing.assert_allclose([p.get_height() for p in bars.patches], [80, 60, 70, 20])
-    assert bars.get_title() == 'fog' and [t.get_text() for t in bars.get_xticklabels()] == ['fog share 0.1', 'fog share 0.2']
+    assert bars.get_title() == 'fog'
+    assert [t.get_text() for t in bars.get_xticklabels()] == ['fog share 0.1', 'fog share 0.2']
     curves = plots.strength_curves(tidy, 'fog')
     drawn = {line[0].get_color(): line[0].get_xydata() for line in curves.containers}
     np.testing.assert_allclose(drawn[plots.colour('sgd')], [[0, 90], [.1, 80], [.2, 60]])
@@ -72,7 +78,8 @@ def test_it_is_drawn_in_a_panel_of_its_own(tidy):
 
 def test_it_stands_on_the_report_page(tidy, tmp_path):
     page = report.report(report.gather(*FOGGY, failed=[]), tmp_path).read_text()
-    for said in 'fog: accuracy at each best rate', 'fog: accuracy against strength', 'accuracy under fog share 0.2', '<th>fog share 0.1</th>':
+    for said in ('fog: accuracy at each best rate', 'fog: accuracy against strength', 'accuracy under fog share 0.2',
+                 '<th>fog share 0.1</th>'):
         assert said in page, said
     assert 'fog share 0.1' in (tmp_path/'table.md').read_text()
 
@@ -81,18 +88,23 @@ def test_kinds_that_say_little_are_shown_too(tmp_path):
     made = []
     for optimizer in 'sgd', 'adam':
         rows = [results.row('accuracy', .9, 100), results.row('accuracy', .5, 100, kind='bare')]
-        rows += [results.row('accuracy', .4, 100, kind='twin', label=label, strength=1) for label in ('twin a', 'twin b')]
+        twin = lambda label: results.row('accuracy', .4, 100, kind='twin', label=label, strength=1)
+        rows += [twin('twin a'), twin('twin b')]
         rows.append(results.row('accuracy', .1, 100, kind='attack', norm='linf', eps=.1, attack='mine'))
         made.append(results.save('', 'fig', dict(dataset='d', model='m', optimizer=optimizer, lr=.1, seed=0), rows))
     page = report.report(report.gather(*made, failed=[]), tmp_path).read_text()
-    for said in '<th>bare</th>', '<th>twin b</th>', '<th>attack mine linf eps 0.1</th>': assert said in page, said
+    for said in '<th>bare</th>', '<th>twin b</th>', '<th>attack mine linf eps 0.1</th>':
+        assert said in page, said
     assert 'against strength' not in page
-    with pytest.raises(ValueError, match='several conditions have the strength 1'): plots.strength_curves(results.table(made), 'twin')
-    with pytest.raises(ValueError, match='do not say how strong'): plots.strength_curves(results.table(made), 'bare')
+    with pytest.raises(ValueError, match='several conditions have the strength 1'):
+        plots.strength_curves(results.table(made), 'twin')
+    with pytest.raises(ValueError, match='do not say how strong'):
+        plots.strength_curves(results.table(made), 'bare')
 
 def test_what_was_not_measured_is_refused(tidy):
     for wrong in Gaussian(.1), Attack('quick', 'linf', .1), 'standard', 3:
-        with pytest.raises(ValueError, match='condition: got .*accepted: '): plots.rate_curves(tidy, wrong)
+        with pytest.raises(ValueError, match='condition: got .*accepted: '):
+            plots.rate_curves(tidy, wrong)
     assert plots.rate_curves(tidy, Clean()).get_title() == plots.rate_curves(tidy).get_title() == 'standard, 1 seed'
 
 def test_an_edge_is_a_fact():
@@ -105,7 +117,9 @@ def test_an_edge_is_a_fact():
 
 # --- the pages
 
-def cells(name): return [c for c in nbformat.read(ROOT/'nbs'/f'{name}.ipynb', 4).cells if c.cell_type == 'code']
+def cells(name):
+    nb = nbformat.read(ROOT/'nbs'/f'{name}.ipynb', 4)
+    return [c for c in nb.cells if c.cell_type == 'code']
 
 def test_the_claim_map_selects_by_fields():
     "The labels say nothing here; what a line is about stands in its fields."
@@ -115,14 +129,22 @@ def test_the_claim_map_selects_by_fields():
     facts = [('clean', 'clean', 0., None), ('gaussian', 'gaussian', .1, None), ('gaussian', 'gaussian', .01, None),
              ('attack', 'linf', .03, 'quick'), ('attack', 'linf', .01, 'autoattack'), ('attack', 'l2', .7, 'quick'),
              ('attack', 'l2', .1, 'quick'), ('attack', 'l2', .9, 'quick')]
-    contrasts = pd.DataFrame([dict(condition='?', kind=k, panel=p, strength=s, attack=a, against='adam', paper=1.) for k, p, s, a in facts])
+    names = 'kind', 'panel', 'strength', 'attack'
+    rows = [dict(zip(names, fact), condition='?', against='adam', paper=1.) for fact in facts]
+    contrasts = pd.DataFrame(rows)
     contrasts.loc[7, 'paper'] = np.nan  # a radius that the paper does not have
     assert list(space['strongest'](contrasts).index) == [0, 1, 4, 5]
 
 PARSED = {  # what a decision made from a text looks like
-    'the first word of a label': r'\.split\(\)\[0\]', 'words of a column of texts': r'\.str\.split\(', 'a label cut': r'removeprefix\((kind|panel)\)',
-    'a mark in a table': r"'\(edge\)' in", 'a help text': r'\bin \w+\.(help|meaning)\b', 'where images came from': r"'[^']*split with[^']*' in ",
-    'a title': r'get_title\(\)\.', 'a label searched': r'condition\.str\.', 'labels as names': r"(condition|kind|panel)s? [!=]= '(standard|noise)'",
+    'the first word of a label': r'\.split\(\)\[0\]',
+    'words of a column of texts': r'\.str\.split\(',
+    'a label cut': r'removeprefix\((kind|panel)\)',
+    'a mark in a table': r"'\(edge\)' in",
+    'a help text': r'\bin \w+\.(help|meaning)\b',
+    'where images came from': r"'[^']*split with[^']*' in ",
+    'a title': r'get_title\(\)\.',
+    'a label searched': r'condition\.str\.',
+    'labels as names': r"(condition|kind|panel)s? [!=]= '(standard|noise)'",
     'a kind of schema 1': r"(\.noise\b|\['noise'\]|noise='(gaussian|band)')"}
 
 SOURCES = [*sorted((ROOT/'robustnb').glob('*.py')), *sorted((ROOT/'nbs').rglob('*.ipynb'))]
@@ -132,5 +154,6 @@ def test_nothing_parses_labels_help_texts_or_tables(path):
     if path.suffix == '.py': text = path.read_text()
     elif path.name[0].isdigit(): pytest.skip('a chapter: its module is looked at')
     else: text = '\n'.join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == 'code')
-    found = [f'{what}: {line.strip()[:100]}' for line in text.splitlines() for what, form in PARSED.items() if re.search(form, line)]
+    found = [f'{what}: {line.strip()[:100]}'
+             for line in text.splitlines() for what, form in PARSED.items() if re.search(form, line)]
     assert not found, found
