@@ -18,7 +18,8 @@ def random_problems(seed, d=7, n=N):
     return Problem(rng.standard_normal((n, d)), sigma, rng.standard_normal((n, d)), np.eye(d)), rng
 
 
-def one_of(problems, i): return Problem(problems.w_star[i], problems.sigma[i], problems.w0[i], problems.basis)
+def one_of(problems, i):
+    return Problem(problems.w_star[i], problems.sigma[i], problems.w0[i], problems.basis)
 
 
 @pytest.mark.parametrize('k', [0., .5, 1, 2])
@@ -44,14 +45,18 @@ def test_sign_descent_moves_all_alike():
 
 def test_the_mean_square_of_a_batch():
     problems, rng = random_problems(2, d=3)
-    batch, noise, draws = 3, .5, 4000
+    batch, noise = 3, .5
+    draws = 4000
     x = rng.standard_normal((draws, N, batch, 3), dtype=np.float32)*problems.sigma[:, None].astype(np.float32)
     error = (problems.w0 - problems.w_star).astype(np.float32)
     r = np.einsum('tnbd,nd->tnb', x, error) - noise*rng.standard_normal((draws, N, batch), dtype=np.float32)
     g = np.einsum('tnbd,tnb->tnd', x, r)/batch
     square = g.astype(float)**2
     z = (square.mean(0) - gradient_square(problems, problems.w0, batch, noise))/(square.std(0)/draws**.5)
-    assert abs(z).max() < 7 and abs(z.mean()) < .2 and .8 < z.std() < 1.3  # squares are skewed, z nearly normal
+    # squares are skewed, z nearly normal
+    assert abs(z).max() < 7
+    assert abs(z.mean()) < .2
+    assert .8 < z.std() < 1.3
 
 
 def test_adam_is_never_faster_than_a_sign_and_the_dial_has_its_threshold():
@@ -70,7 +75,8 @@ def test_adam_is_never_faster_than_a_sign_and_the_dial_has_its_threshold():
 def test_the_flow_follows_the_speed():
     problems, rng = random_problems(4, n=20)
     for i in range(20):
-        problem, batch, noise = one_of(problems, i), rng.integers(1, 300), rng.uniform(0, 2)
+        problem = one_of(problems, i)
+        batch, noise = rng.integers(1, 300), rng.uniform(0, 2)
         tau, w = adam_flow(problem, [1., 1. + 1e-4], batch, noise)
         change = (w[1] - w[0])/(tau[1] - tau[0])
         np.testing.assert_allclose(change, adam_speed(problem, w[0], batch, noise), rtol=2e-3, atol=2e-5)
@@ -86,7 +92,8 @@ def test_nothing_is_smaller_than_the_front():
         other = (best - problem.w_star)*np.exp(rng.uniform(.01, 1)*rng.standard_normal(7))
         other = problem.w_star + other*math.sqrt(risk/standard_risk(problem.w_star + other, problem))
         assert np.linalg.norm(other) > np.linalg.norm(best)
-        for eps in .1, 2.: assert adversarial_risk(other, problem, eps) > adversarial_risk(best, problem, eps)
+        for eps in .1, 2.:
+            assert adversarial_risk(other, problem, eps) > adversarial_risk(best, problem, eps)
 
 
 def price(problems, u):
@@ -112,20 +119,24 @@ def test_a_fixed_preconditioner_ends_at_the_nearest_interpolator():
     rng = np.random.default_rng(7)
     for _ in range(N):
         n, d = rng.integers(1, 6), rng.integers(6, 12)
-        X, y, w0 = rng.standard_normal((n, d)), rng.standard_normal(n), rng.standard_normal(d)
+        X = rng.standard_normal((n, d))
+        y = rng.standard_normal(n)
+        w0 = rng.standard_normal(d)
         P = np.exp(rng.uniform(-1, 1, d))
         w = nearest_interpolator(X, y, w0, P)
         free = rng.standard_normal(d)
         free -= np.linalg.pinv(X) @ (X @ free)
         np.testing.assert_allclose(X @ w, y, rtol=0, atol=1e-8)
-        for other in w + free, w - 1e-3*free: assert ((other - w0)**2/P).sum() > ((w - w0)**2/P).sum()
+        length = lambda w: ((w - w0)**2/P).sum()
+        for other in w + free, w - 1e-3*free: assert length(other) > length(w)
         np.testing.assert_allclose(fit_path(X, y, 1e12, w0, P), w, rtol=0, atol=1e-7)
 
 
 def test_noise_enters_by_the_weak_frequencies():
     rng = np.random.default_rng(8)
     for _ in range(N):
-        d, n, k, s = rng.integers(2, 6), 12, rng.uniform(.2, 2), rng.uniform(.1, 9)
+        d, n = rng.integers(2, 6), 12
+        k, s = rng.uniform(.2, 2), rng.uniform(.1, 9)
         problem = power_law(int(d), rng.uniform(.5, 2), w_star=rng.standard_normal(d), w0=rng.standard_normal(d))
         X = np.linalg.qr(rng.standard_normal((n, d)))[0]*problem.sigma*n**.5
         # a path is affine in the labels: each basis vector of the noise gives its part of the mean

@@ -6,7 +6,8 @@ from hypothesis import given, settings, strategies as st
 
 from robustnb import optim
 from robustnb.limits import gd_limit, sign_limit, sign_shift, sign_velocity
-from robustnb.linear import OPTIMIZERS, Problem, adversarial_risk, gd_errors, paper_problem, simulate, stable_rate, standard_risk
+from robustnb.linear import (
+    OPTIMIZERS, Problem, adversarial_risk, gd_errors, paper_problem, simulate, stable_rate, standard_risk)
 
 few = settings(max_examples=20, deadline=None, derandomize=True)
 ELEMENTWISE = sorted(optim.OPTIMIZERS.keys() - {'lbfgs', 'muon', 'soap'})
@@ -23,9 +24,11 @@ def random_problem(seed, d, batch=()):
 @given(st.sampled_from(sorted(optim.OPTIMIZERS.keys() - {'lbfgs'})), st.integers(0, 10**6), st.sampled_from([0., .1]))
 def test_stacked_models_move_as_single_ones(name, seed, weight_decay):
     rng = np.random.default_rng(seed)
-    w, lr = torch.as_tensor(rng.standard_normal((3, 4, 5))), torch.as_tensor(10**rng.uniform(-3, -1, 3))
+    w = torch.as_tensor(rng.standard_normal((3, 4, 5)))
+    lr = torch.as_tensor(10**rng.uniform(-3, -1, 3))
     g = torch.as_tensor(rng.standard_normal((6, 3, 4, 5)))
-    together, state, single, states = w, {}, list(w), [{} for _ in w]
+    together, state = w, {}
+    single, states = list(w), [{} for _ in w]
     for step in g:
         together = optim.update(name, together, step, state, lr.reshape(3, 1, 1), weight_decay, stacked=1)
         single = [optim.update(name, p, q, s, r.item(), weight_decay) for p, q, s, r in zip(single, step, states, lr)]
@@ -34,8 +37,11 @@ def test_stacked_models_move_as_single_ones(name, seed, weight_decay):
 @pytest.mark.parametrize('name', ELEMENTWISE)
 def test_numpy_and_torch_agree(name):
     g = np.random.default_rng(0).standard_normal((50, 7))
-    a, b, s, z = np.ones(7), torch.ones(7, dtype=torch.float64), {}, {}
-    for step in g: a, b = optim.update(name, a, step, s, .01, .1), optim.update(name, b, torch.as_tensor(step), z, .01, .1)
+    a, s = np.ones(7), {}
+    b, z = torch.ones(7, dtype=torch.float64), {}
+    for step in g:
+        a = optim.update(name, a, step, s, .01, .1)
+        b = optim.update(name, b, torch.as_tensor(step), z, .01, .1)
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-13)
 
 @pytest.mark.parametrize('name', sorted(optim.OPTIMIZERS.keys() - {'lbfgs'}))
@@ -76,7 +82,8 @@ def test_absurd_rates_diverge_without_an_exception(name, lr):
 
 def test_a_step_before_the_first_gradient_and_closures():
     for name in optim.OPTIMIZERS.keys() - {'lbfgs'}:
-        p, idle = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
+        p = torch.nn.Parameter(torch.ones(2))
+        idle = torch.nn.Parameter(torch.ones(2))
         optimizer = optim.create(name, [dict(params=[p], lr=.5), dict(params=[idle])], .1)
         optimizer.step()
         assert torch.equal(p, torch.ones(2))
@@ -84,7 +91,9 @@ def test_a_step_before_the_first_gradient_and_closures():
             optimizer.zero_grad()
             (loss := (p**2).sum()).backward()
             return loss
-        assert optimizer.step(closure).item() == 2 and not torch.equal(p, torch.ones(2)) and torch.equal(idle, torch.ones(2)), name
+        assert optimizer.step(closure).item() == 2, name
+        assert not torch.equal(p, torch.ones(2)), name
+        assert torch.equal(idle, torch.ones(2)), name
 
 
 # --- linear analysis
@@ -105,7 +114,9 @@ def test_irrelevant_weights_stand_still_under_gd_only(d, seed):
         for name in 'gd', 'momentum', 'nesterov':
             end = simulate(problem, name, .05, 300, mode, n=50).w_final
             np.testing.assert_allclose(end[problem.irrelevant], problem.w0[problem.irrelevant], rtol=0, atol=1e-10)
-    if d > 2: assert abs(simulate(problem, 'signgd', .01, 300).w_final - problem.w0)[problem.irrelevant].max() > 1e-6
+    if d > 2:
+        moved = abs(simulate(problem, 'signgd', .01, 300).w_final - problem.w0)
+        assert moved[problem.irrelevant].max() > 1e-6
 
 @few
 @given(st.integers(0, 10**6), st.floats(-2, 2), st.floats(-1.5, 1.5))
@@ -131,8 +142,10 @@ def test_velocity_is_one_step(d, seed):
     np.testing.assert_allclose(np.linalg.norm(step, axis=-1), .1*d**.5, rtol=1e-9)
 
 def test_adversary_in_five_dimensions():
-    problem, rng = random_problem(1, 5), np.random.default_rng(2)
-    w, x = rng.standard_normal(5), rng.standard_normal((50_000, 5))*problem.sigma @ problem.basis
+    problem = random_problem(1, 5)
+    rng = np.random.default_rng(2)
+    w = rng.standard_normal(5)
+    x = rng.standard_normal((50_000, 5))*problem.sigma @ problem.basis
     corners = .2*np.array(list(itertools.product([-1, 1], repeat=5)))
     worst = ((x @ (problem.basis.T @ (w - problem.w_star)))[:, None] + corners @ (problem.basis.T @ w))
     worst = .5*(worst**2).max(1)
@@ -141,7 +154,8 @@ def test_adversary_in_five_dimensions():
 def test_another_basis_permutes_nothing_for_gd():
     basis = np.kron(*[np.linalg.qr(np.random.default_rng(0).standard_normal((3, 3)))[0]]*2)
     image = Problem(np.ones(9), np.linspace(0, 1, 9), np.zeros(9), basis)
-    np.testing.assert_allclose(simulate(image, 'momentum', .1, 50, momentum=0.).w_final - 1, gd_errors(image, .1, 50), rtol=0, atol=1e-12)
+    errors = simulate(image, 'momentum', .1, 50, momentum=0.).w_final - 1
+    np.testing.assert_allclose(errors, gd_errors(image, .1, 50), rtol=0, atol=1e-12)
     assert adversarial_risk(np.ones(9), image, 1, 'linf') == pytest.approx(.5*abs(basis.T @ np.ones(9)).sum()**2)
 
 @pytest.mark.parametrize('name', ['signgd', 'adam'])
@@ -149,14 +163,18 @@ def test_samples_depend_on_the_seed_and_nothing_else(name):
     problem = paper_problem()
     run = lambda **options: simulate(problem, name, .01, 1500, 'sample', n=20, **options)
     whole = run(seed=3)
-    assert np.array_equal(whole.w_final, run(seed=3, record=5).w_final) and not np.array_equal(whole.w_final, run(seed=4).w_final)
+    assert np.array_equal(whole.w_final, run(seed=3, record=5).w_final)
+    assert not np.array_equal(whole.w_final, run(seed=4).w_final)
     both = run(seed=[4, 3])
     np.testing.assert_allclose(both.w[:, 1], whole.w, rtol=0, atol=1e-10)
     short = simulate(problem, name, .01, 700, 'sample', n=20, seed=3)
     np.testing.assert_allclose(short.w_final, run(seed=3, record=[700]).w[0], rtol=0, atol=0)
 
 def test_samples_spread_like_one_over_root_n():
-    spread = [simulate(paper_problem(), 'gd', 1., 2000, 'sample', n=n, seed=range(200), record=2).w_final[:, 0].std() for n in (100, 10_000)]
+    def spread_of(n):
+        w = simulate(paper_problem(), 'gd', 1., 2000, 'sample', n=n, seed=range(200), record=2).w_final
+        return w[:, 0].std()
+    spread = [spread_of(n) for n in (100, 10_000)]
     assert 7 < spread[0]/spread[1] < 14
 
 def test_memory_does_not_grow_with_steps():

@@ -57,7 +57,8 @@ def test_steepest_descent_keeps_its_guarantee(norm):
     Z = np.stack([separable(rng) for _ in range(N)])
     widest = np.array([margin(separator(z, norm), z, norm) for z in Z])
     rho = size(Z, DUAL[norm]).max(1)
-    w, first, second = np.zeros((N, 4)), np.zeros(N), np.zeros(N)
+    w = np.zeros((N, 4))
+    first, second = np.zeros(N), np.zeros(N)
     rate = widest/rho**2*np.exp(rng.uniform(-1, .5, N))  # of the order that the guarantee likes
     told = 0
     for t in range(1, 401):
@@ -65,7 +66,8 @@ def test_steepest_descent_keeps_its_guarantee(norm):
         scores = np.einsum('knd,kd->kn', Z, w)
         alpha = np.exp(scores.min(1, keepdims=True) - scores)
         w = w + step[:, None]*steepest(np.einsum('kn,knd->kd', alpha, Z), norm)
-        first, second = first + step, second + step**2
+        first = first + step
+        second = second + step**2
         if t % 100: continue
         scores = np.einsum('knd,kd->kn', Z, w).min(1)
         bound = widest - (np.log(6) + rho**2*second/2)/first

@@ -1,4 +1,6 @@
-"Training: what a notebook can't show, such as a process killed while it writes a checkpoint, and every optimizer at rates that no one would choose."
+"""Training: what a notebook can't show.
+
+That is a process killed while it writes a checkpoint, and every optimizer at rates that no one would choose."""
 import copy, json, math, os, subprocess, sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -36,41 +38,53 @@ def dies_in_its_third(tensors, path, meta):
         os._exit(9)
 train.save_file = dies_in_its_third
 seed_all(0)
-train.fit(models.MLP(width=8), data.load('digits').subset(300, 1), train.Config('adam', 1e-3, 4), device='cpu', checkpoint=sys.argv[1])
+digits = data.load('digits').subset(300, 1)
+train.fit(models.MLP(width=8), digits, train.Config('adam', 1e-3, 4), device='cpu', checkpoint=sys.argv[1])
 """
 
 def test_killed_while_it_writes_a_checkpoint_the_one_before_counts(tmp_path):
-    path, config = tmp_path/'model.safetensors', train.Config('adam', 1e-3, 4)
-    assert subprocess.run([sys.executable, '-c', KILLED, str(path)], env={**os.environ, 'OMP_NUM_THREADS': str(torch.get_num_threads())}).returncode == 9
+    path = tmp_path/'model.safetensors'
+    config = train.Config('adam', 1e-3, 4)
+    env = {**os.environ, 'OMP_NUM_THREADS': str(torch.get_num_threads())}
+    assert subprocess.run([sys.executable, '-c', KILLED, str(path)], env=env).returncode == 9
     seen = []
-    resumed = train.fit(net(5), DIGITS, config, device='cpu', checkpoint=path, on_epoch=lambda model, curves: seen.append(len(curves)))
+    def note(model, curves): seen.append(len(curves))
+    resumed = train.fit(net(5), DIGITS, config, device='cpu', checkpoint=path, on_epoch=note)
     assert seen == [3, 4], 'epochs 1 and 2 come from the file'
     whole = train.fit(net(), DIGITS, config, device='cpu')
     assert torch.equal(weights(resumed.model), weights(whole.model)) and resumed.curves == whole.curves
 
 @pytest.mark.parametrize('optimizer', sorted(optim.OPTIMIZERS))
 def test_every_optimizer_resumes_to_the_bit(tmp_path, optimizer):
-    config = train.Config(optimizer, optim.default_grid(optimizer)[2], 3, batch_size=300 if optimizer == 'lbfgs' else 128)
+    lr = optim.default_grid(optimizer)[2]
+    config = train.Config(optimizer, lr, 3, batch_size=300 if optimizer == 'lbfgs' else 128)
     def stop(model, curves):
         if len(curves) == 1: raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt): train.fit(net(), DIGITS, config, device='cpu', checkpoint=tmp_path/'a.safetensors', on_epoch=stop)
+    with pytest.raises(KeyboardInterrupt):
+        train.fit(net(), DIGITS, config, device='cpu', checkpoint=tmp_path/'a.safetensors', on_epoch=stop)
     resumed = train.fit(net(5), DIGITS, config, device='cpu', checkpoint=tmp_path/'a.safetensors')
     whole = train.fit(net(), DIGITS, config, device='cpu')
     assert torch.equal(weights(resumed.model), weights(whole.model)) and resumed.curves == whole.curves
 
 def test_a_diverged_run_stays_so_when_resumed(tmp_path):
     config = train.Config('sgd', 1e9, 3)
-    first, second = (train.fit(net(), DIGITS, config, device='cpu', checkpoint=tmp_path/'a.safetensors') for _ in range(2))
-    assert first.diverged and second.diverged and len(first.curves) == len(second.curves)
+    run = lambda: train.fit(net(), DIGITS, config, device='cpu', checkpoint=tmp_path/'a.safetensors')
+    first, second = run(), run()
+    assert first.diverged
+    assert second.diverged
+    assert len(first.curves) == len(second.curves)
 
 def test_shared_weights_and_numpys_numbers_go_into_a_checkpoint(tmp_path):
     class Tied(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.a, self.b, self.out = torch.nn.Linear(64, 64), torch.nn.Linear(64, 64), torch.nn.Linear(64, 10)
+            self.a = torch.nn.Linear(64, 64)
+            self.b = torch.nn.Linear(64, 64)
+            self.out = torch.nn.Linear(64, 10)
             self.b.weight = self.a.weight
         def forward(self, x): return self.out(torch.relu(self.b(torch.relu(self.a(x.flatten(1))))))
-    config, path = train.Config('adam', np.float64(1e-3), np.int64(2), seed=np.int64(3)), tmp_path/'a.safetensors'
+    config = train.Config('adam', np.float64(1e-3), np.int64(2), seed=np.int64(3))
+    path = tmp_path/'a.safetensors'
     first, second = (train.fit(Tied(), DIGITS, config, device='cpu', checkpoint=path) for _ in range(2))
     assert first.curves == second.curves and second.model.a.weight is second.model.b.weight
 
@@ -82,7 +96,8 @@ def changed(path, tensors=lambda t: t, meta=lambda m: m):
     from safetensors import safe_open
     from safetensors.torch import save_file
     with safe_open(path, 'pt') as f:
-        old, text = {k: f.get_tensor(k) for k in f.keys()}, f.metadata()
+        old = {k: f.get_tensor(k) for k in f.keys()}
+        text = f.metadata()
     new = meta(json.loads(text['robustnb']))
     save_file(tensors(old), path, {'robustnb': new if isinstance(new, str) else json.dumps(new)})
 
@@ -113,7 +128,8 @@ def checkpoint(tmp_path_factory):
     path = tmp_path_factory.mktemp('run')/'run.safetensors'
     def stop(model, curves):
         if len(curves) == 1: raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt): train.fit(net(), DIGITS, TWO, device='cpu', checkpoint=path, on_epoch=stop)
+    with pytest.raises(KeyboardInterrupt):
+        train.fit(net(), DIGITS, TWO, device='cpu', checkpoint=path, on_epoch=stop)
     return path
 
 TWO = train.Config('adam', 1e-3, 2)
@@ -208,7 +224,8 @@ def test_a_rate_of_a_billion_is_a_result(optimizer):
     assert fit.diverged or last['weight_norm'] > 1e3, 'either it diverged or the weights are far away'
 
 def test_in_one_pass_a_rate_of_a_billion_is_a_result_too():
-    configs = [train.Config(o, lr, 2) for o in optim.OPTIMIZERS if o != 'lbfgs' for lr in (1e9, optim.default_grid(o)[2])]
+    rates = lambda optimizer: (1e9, optim.default_grid(optimizer)[2])
+    configs = [train.Config(o, lr, 2) for o in optim.OPTIMIZERS if o != 'lbfgs' for lr in rates(o)]
     fits = fit_many([net() for _ in configs], DIGITS, configs, device='cpu')
     assert not any(f.diverged for f in fits[1::2])
     for f in fits[::2]: assert f.diverged or f.curves[-1]['weight_norm'] > 1e3, f.config.optimizer
@@ -220,15 +237,20 @@ def test_rates_that_are_none(bad):
 @pytest.mark.parametrize('optimizer', ['sgd', 'adam', 'muon', 'soap', 'lbfgs'])
 def test_a_batch_larger_than_the_data_is_the_data(optimizer):
     rate = optim.default_grid(optimizer)[1]
-    large, exact = (train.fit(net(), DIGITS, train.Config(optimizer, rate, 3, batch_size=b), device='cpu') for b in (10**9, len(DIGITS.x_train)))
-    assert torch.equal(weights(large.model), weights(exact.model)) and large.curves[-1]['loss'] < large.curves[0]['loss']
+    run = lambda n: train.fit(net(), DIGITS, train.Config(optimizer, rate, 3, batch_size=n), device='cpu')
+    large, exact = run(10**9), run(len(DIGITS.x_train))
+    assert torch.equal(weights(large.model), weights(exact.model))
+    assert large.curves[-1]['loss'] < large.curves[0]['loss']
 
 @pytest.mark.parametrize('optimizer', sorted(optim.OPTIMIZERS))
 def test_data_of_one_class(optimizer):
-    fit = train.fit(net(), ONE_CLASS, train.Config(optimizer, optim.default_grid(optimizer)[2], 4), device='cpu')
+    lr = optim.default_grid(optimizer)[2]
+    fit = train.fit(net(), ONE_CLASS, train.Config(optimizer, lr, 4), device='cpu')
     assert not fit.diverged and fit.curves[-1]['loss'] < fit.curves[0]['loss']
-    single = train.fit(net(n_classes=1), ONE_CLASS, train.Config(optimizer, optim.default_grid(optimizer)[2], 2), device='cpu')
-    assert not single.diverged and single.curves[-1]['loss'] == 0 and single.curves[-1]['accuracy'] == 1
+    single = train.fit(net(n_classes=1), ONE_CLASS, train.Config(optimizer, lr, 2), device='cpu')
+    assert not single.diverged
+    assert single.curves[-1]['loss'] == 0
+    assert single.curves[-1]['accuracy'] == 1
 
 def test_images_and_labels_must_match():
     with pytest.raises(ValueError, match=r'300 training images and labels of shape \(299,\)'):
