@@ -34,7 +34,8 @@ def defaults(parameter, things):
     for place, made in things:
         try: given = inspect.signature(made).parameters.get(parameter)
         except ValueError: continue
-        if given is not None and given.default is not inspect.Parameter.empty: found[place] = given.default
+        if given is None or given.default is inspect.Parameter.empty: continue
+        found[place] = given.default
     return found
 
 
@@ -66,7 +67,8 @@ def test_a_third_default_is_seen():
         @staticmethod
         def judge(x, batch_size=64): pass
     things = [('one', one), *methods('two', Two)]
-    assert defaults('batch_size', things) == {'one': 512, 'two.judge': 64} and defaults('progress', things) == {'one': True}
+    assert defaults('batch_size', things) == {'one': 512, 'two.judge': 64}
+    assert defaults('progress', things) == {'one': True}
 
 
 def test_no_name_is_defined_twice_in_a_module():

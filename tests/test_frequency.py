@@ -9,9 +9,11 @@ from hypothesis import given, settings, strategies as st
 
 from robustnb.core import generator
 from robustnb.dct import dct, dct2, dct_matrix, idct, idct2, rounding
-from robustnb.spectrum import band_edges, band_masks, band_noise, energy, filter_energy, filter_freq, keep, mask_energy, mask_freq, radius
+from robustnb.spectrum import (
+    band_edges, band_masks, band_noise, energy, filter_energy, filter_freq, keep, mask_energy, mask_freq, radius)
 
-SIDES, SEEDS = st.integers(1, 64), st.integers(0, 10**6)
+SIDES = st.integers(1, 64)
+SEEDS = st.integers(0, 10**6)
 PERCENT = st.one_of(st.floats(0, 100), st.sampled_from([0, 10, 30, 50, 70, 90, 100]))
 many = settings(max_examples=150, deadline=None, derandomize=True)
 
@@ -31,14 +33,16 @@ def test_dct2_equals_scipy(h, w, seed, dtype):
     limit = rounding(h, w, dtype=dtype)*np.linalg.norm(expected, axis=(-2, -1))
     assert (np.linalg.norm(dct2(x).numpy() - expected, axis=(-2, -1)) <= limit).all()
     back = idct2(torch.from_numpy(expected).to(dtype))
-    assert (np.linalg.norm(back.numpy() - x.numpy(), axis=(-2, -1)) <= 2*limit).all()  # twice: SciPy's coefficients are rounded, too
+    # twice: SciPy's coefficients are rounded, too
+    assert (np.linalg.norm(back.numpy() - x.numpy(), axis=(-2, -1)) <= 2*limit).all()
 
 
 @many
 @given(SIDES, SIDES, SEEDS, st.sampled_from([torch.float32, torch.float64]))
 def test_round_trip_and_parseval(h, w, seed, dtype):
     x, y = images(seed, 2, 2, h, w, dtype=dtype)
-    eps, wide = rounding(h, w, dtype=dtype), lambda a: a.double()  # sums of squares in float64
+    eps = rounding(h, w, dtype=dtype)
+    wide = lambda a: a.double()  # sums of squares in float64
     for there_and_back in idct2(dct2(x)), dct2(idct2(x)), idct(dct(x, 1), 1):
         assert wide(there_and_back - x).norm() <= 2*eps*wide(x).norm()
     difference = (wide(dct2(x))*wide(dct2(y))).sum() - (wide(x)*wide(y)).sum()
@@ -48,7 +52,8 @@ def test_round_trip_and_parseval(h, w, seed, dtype):
 @pytest.mark.parametrize('n', [512, 1000, 2048])
 def test_large_matrices_stay_orthonormal(n):
     C = dct_matrix(n, torch.float64)
-    # a sum of n products whose absolute values add up to 1 or less, of entries that are exact within 30 roundings: C is far more exact than `rounding` says
+    # a sum of n products whose absolute values add up to 1 or less, of entries that are exact within 30 roundings:
+    # C is far more exact than `rounding` says
     torch.testing.assert_close(C @ C.T, torch.eye(n, dtype=torch.float64), rtol=0, atol=(n + 100)*2**-53)
     x = np.random.default_rng(0).normal(size=n)
     difference = dct(torch.tensor(x)).numpy() - scipy.fft.dct(x, norm='ortho')
@@ -58,16 +63,19 @@ def test_large_matrices_stay_orthonormal(n):
 @many
 @given(SIDES, SIDES, st.integers(1, 25))
 def test_bands_are_a_partition_into_rings(h, w, n):
-    masks, rho, edges = band_masks((h, w), n), radius(h, w), band_edges((h, w), n)
+    masks = band_masks((h, w), n)
+    rho, edges = radius(h, w), band_edges((h, w), n)
     assert masks.shape == (n, h, w) and (masks.sum(0) == 1).all()
     limits = [-1., *edges.tolist(), math.inf]
-    for mask, low, high in zip(masks, limits, limits[1:]): assert ((rho >= low) & (rho < high) == mask).all()
+    for mask, low, high in zip(masks, limits, limits[1:]):
+        assert ((rho >= low) & (rho < high) == mask).all()
 
 
 @many
 @given(SIDES, SIDES, SEEDS)
 def test_bands_of_an_image_add_up(h, w, seed):
-    x, masks = images(seed, 3, h, w), band_masks((h, w), 7)
+    x = images(seed, 3, h, w)
+    masks = band_masks((h, w), 7)
     parts = torch.stack([keep(x, mask) for mask in masks])
     eps = rounding(h, w, dtype=torch.float64)
     assert (parts.sum(0) - x).norm() <= 8*eps*x.norm()  # one transform to coefficients, seven back
@@ -83,7 +91,8 @@ def test_bands_of_an_image_add_up(h, w, seed):
 def test_filters_are_idempotent_and_commute_with_flips(h, w, p, seed):
     x = images(seed, 2, 3, h, w)
     for f in filter_freq, filter_energy:
-        once, eps = f(x, p), 4*rounding(h, w, dtype=torch.float64)*x.norm()
+        once = f(x, p)
+        eps = 4*rounding(h, w, dtype=torch.float64)*x.norm()
         assert (f(once, p) - once).norm() <= eps
         for axis in -1, -2: assert (f(x.flip(axis), p) - once.flip(axis)).norm() <= eps
         assert once.norm() <= x.norm() + eps
@@ -93,7 +102,8 @@ def test_filters_are_idempotent_and_commute_with_flips(h, w, p, seed):
 @given(SIDES, SIDES, st.integers(0, 1000), SEEDS)
 def test_masks_follow_their_definitions(h, w, per_mille, seed):
     p = per_mille/10
-    rho, mask = radius(h, w), mask_freq((h, w), p)
+    rho = radius(h, w)
+    mask = mask_freq((h, w), p)
     if 0 < p < 100:
         grid = np.arange(2001)*(max(h, w)*math.sqrt(2)/2000)
         r = max(r for r in grid if 100*np.count_nonzero(rho.numpy() < r) < (100 - p)*h*w)
@@ -101,7 +111,8 @@ def test_masks_follow_their_definitions(h, w, per_mille, seed):
     else: assert mask.all() if p == 0 else not mask.any()
     X = dct2(images(seed, 2, 3, h, w)).abs().mean(1).flatten(1).numpy()
     expected = X >= np.quantile(X, p/100, axis=1, keepdims=True)*(1 - 1e-12)
-    if p < 100: np.testing.assert_array_equal(mask_energy(images(seed, 2, 3, h, w), p).flatten(1), expected)
+    if p < 100:
+        np.testing.assert_array_equal(mask_energy(images(seed, 2, 3, h, w), p).flatten(1), expected)
 
 
 @pytest.mark.parametrize('p', [10, 50, 90])
