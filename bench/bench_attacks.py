@@ -2,8 +2,9 @@
 
     python bench/bench_attacks.py [--images 100] [--optimizer sgd]
 
-The model is the small CNN (conv 16 4x4 s2, conv 32 4x4 s2, linear 100, linear 10), trained here for two epochs on FashionMNIST; without
-FashionMNIST it is the small CNN on the 8x8 digits. pyautoattack 0.2 gives the same results as the authors' code.
+The model is the small CNN (conv 16 4x4 s2, conv 32 4x4 s2, linear 100, linear 10), trained here for two epochs on
+FashionMNIST; without FashionMNIST it is the small CNN on the 8x8 digits. pyautoattack 0.2 gives the same results as
+the authors' code.
 """
 import argparse, contextlib, io, logging, os, time
 
@@ -16,18 +17,26 @@ from robustnb.core import Stopwatch, provenance, seed_all, set_threads
 from robustnb.pgd import ce
 from robustnb.oracle import Oracle
 
-TARGETS = {('linf', 'standard'): 1.35, ('l2', 'standard'): 1.5, ('linf', 'quick'): 4., ('l2', 'quick'): 4., ('linf', 'proofs'): 1.8}
+TARGETS = {('linf', 'standard'): 1.35, ('l2', 'standard'): 1.5, ('linf', 'quick'): 4., ('l2', 'quick'): 4.,
+           ('linf', 'proofs'): 1.8}
 
+
+def network():
+    "The small CNN for FashionMNIST."
+    return nn.Sequential(nn.Conv2d(1, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 4, 2, 1), nn.ReLU(), nn.Flatten(),
+                         nn.Linear(1568, 100), nn.ReLU(), nn.Linear(100, 10))
 
 def subject(optimizer, n):
     "A trained model, its images and labels, the radii."
-    try: images, radii = data.load('fashionmnist'), dict(linf=4/255, l2=.3)
+    try:
+        images = data.load('fashionmnist')
+        radii = dict(linf=4/255, l2=.3)
     except Exception as e:
         print(f'no FashionMNIST here ({str(e).splitlines()[0]}); digits instead')
-        images, radii = data.load('digits'), dict(linf=.1, l2=.5)
+        images = data.load('digits')
+        radii = dict(linf=.1, l2=.5)
     seed_all(0)
-    net = models.SmallCNN() if images.shape[1] == 8 else nn.Sequential(
-        nn.Conv2d(1, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 4, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(1568, 100), nn.ReLU(), nn.Linear(100, 10))
+    net = models.SmallCNN() if images.shape[1] == 8 else network()
     net = train.fit(net, images, train.Config(optimizer, dict(sgd=.1, adam=1e-3)[optimizer], 2)).model
     return images.name, net, data.to_float(images.x_test[:n]), images.y_test[:n], radii
 
@@ -50,7 +59,8 @@ def price(net, x, y, repeats=20):
             f()
             times.append(time.process_time() - start)
         return min(times)/len(x)*1e6
-    return dict(forward=best(lambda: oracle.logits(x)), gradient=best(lambda: oracle.gradient(x, lambda z: ce(z, y))))
+    gradient = lambda: oracle.gradient(x, lambda z: ce(z, y))
+    return dict(forward=best(lambda: oracle.logits(x)), gradient=best(gradient))
 
 def line(what, cpu, wall, base, robust, target=None):
     ratio = f'{base.cpu/cpu:6.2f}x' + (f' (target {target}x)' if target else '')
@@ -64,7 +74,8 @@ def main():
     set_threads(1)
     name, net, x, y, radii = subject(args.optimizer, args.images)
     made = provenance()
-    print(f'{name}, small CNN trained by {args.optimizer}, {len(x)} images, {made["threads"]} thread, {made["processor"]}, torch {made["versions"]["torch"]}')
+    machine = f'{made["threads"]} thread, {made["processor"]}, torch {made["versions"]["torch"]}'
+    print(f'{name}, small CNN trained by {args.optimizer}, {len(x)} images, {machine}')
     cost = price(net, x, y)
     print(f'a pass costs {cost["forward"]:.1f} us forward, {cost["gradient"]:.1f} us with the gradient\n')
     print(f'{"":34}{"CPU s":>9}{"wall s":>9}{"robust":>8}  ratio of CPU time')
@@ -73,22 +84,29 @@ def main():
         robust, base = published(net, x, y, norm, eps)
         line(f'{norm} {eps:.4f} pyautoattack standard', base.cpu, base.wall, base, int(robust.sum()))
         for kind in 'standard', 'quick', 'proofs':
+            version = 'quick' if kind == 'quick' else 'standard'
             with Stopwatch() as watch:
-                ev = attacks.autoattack(net, x, y, norm, eps, 'quick' if kind == 'quick' else 'standard', progress=False, certify=kind == 'proofs')
+                ev = attacks.autoattack(net, x, y, norm, eps, version, progress=False, certify=kind == 'proofs')
             runs[norm, kind] = ev
-            line(f'{norm} {eps:.4f} robustnb {kind}', watch.cpu, watch.wall, base, int(ev.robust.sum()), TARGETS.get((norm, kind)))
+            robust = int(ev.robust.sum())
+            line(f'{norm} {eps:.4f} robustnb {kind}', watch.cpu, watch.wall, base, robust, TARGETS.get((norm, kind)))
     print('\nwhere the time goes, and the floor: passes times their price')
     for (norm, kind), ev in runs.items():
         if kind == 'quick': continue
-        floor = {a: sum(cost[k]*n for k, n in p.items())/1e6 for a, p in ev.passes.items()}
-        print(f'{norm} {kind}: ' + ', '.join(f'{a} {ev.cpu_s[a]:.1f} s (floor {floor[a]:.1f})' for a in ev.passes if a != 'clean') +
-              f'; together {sum(ev.cpu_s.values()):.1f} s, floor {sum(floor.values()):.1f} s' + (f', proved {ev.certified_accuracy:.1%}' if kind == 'proofs' else ''))
+        price_of = lambda passes: sum(cost[k]*n for k, n in passes.items())/1e6
+        floor = {attack: price_of(passes) for attack, passes in ev.passes.items()}
+        each = ', '.join(f'{a} {ev.cpu_s[a]:.1f} s (floor {floor[a]:.1f})' for a in ev.passes if a != 'clean')
+        proved = f', proved {ev.certified_accuracy:.1%}' if kind == 'proofs' else ''
+        together = f'together {sum(ev.cpu_s.values()):.1f} s, floor {sum(floor.values()):.1f} s'
+        print(f'{norm} {kind}: {each}; {together}{proved}')
     if os.cpu_count() < 2: return print('\none core only: two processes not tried')
-    print('\ntwo processes on two cores, wall seconds (standard mode on eight times the images; starting the processes, 3 seconds, included)')
+    print('\ntwo processes on two cores, wall seconds '
+          '(standard mode on eight times the images; starting the processes, 3 seconds, included)')
     many = x.repeat(8, 1, 1, 1), y.repeat(8)
     walls = []
     for workers in 1, 2:
-        with Stopwatch() as watch: attacks.autoattack(net, *many, 'linf', radii['linf'], 'standard', progress=False, workers=workers)
+        with Stopwatch() as watch:
+            attacks.autoattack(net, *many, 'linf', radii['linf'], 'standard', progress=False, workers=workers)
         walls.append(watch.wall)
     print(f'one {walls[0]:.1f}, two {walls[1]:.1f}: {walls[0]/walls[1]:.2f}x (target 1.8x)')
 

@@ -2,8 +2,9 @@
 
     python bench/bench_corruptions.py [threads]
 
-The package works on one image at a time and needs at least 32 pixels; it takes the constants of 224 pixels at any size, so at 32 pixels
-both ways do the same kind of work with other constants. Where it is not installed its columns are left out. It needs
+The package works on one image at a time and needs at least 32 pixels; it takes the constants of 224 pixels at any
+size, so at 32 pixels both ways do the same kind of work with other constants. Where it is not installed its columns
+are left out. It needs
 `pip install --no-deps imagecorruptions lazy_loader opencv-python-headless scikit-image`.
 """
 import importlib, importlib.util, sys, types
@@ -34,7 +35,9 @@ def package():
     if not hasattr(np, 'float_'): np.float_ = np.float64
     module = importlib.import_module('imagecorruptions.corruptions')
     smooth = importlib.import_module('skimage.filters').gaussian
-    module.gaussian = lambda x, sigma, multichannel=False, **how: smooth(x, sigma, channel_axis=-1 if multichannel else None, **how)
+    def gaussian(x, sigma, multichannel=False, **how):
+        return smooth(x, sigma, channel_axis=-1 if multichannel else None, **how)
+    module.gaussian = gaussian
     importlib.import_module('cv2').setNumThreads(THREADS)
     return module
 
@@ -49,7 +52,8 @@ def milliseconds(work, images):
 def one_by_one(function):
     "The package's way: images as Pillow has them, stored as bytes."
     def work(images):
-        for image in images: np.uint8(function(Image.fromarray(image.permute(1, 2, 0).numpy()), SEVERITY))
+        for image in images:
+            np.uint8(function(Image.fromarray(image.permute(1, 2, 0).numpy()), SEVERITY))
     return work
 
 
@@ -66,7 +70,8 @@ def compare(side, theirs):
         total['package'] += plain
         total['robustnb'] += ours
         print(f'{name:20} {plain:9.2f} {ours:9.3f} {plain/ours:7.1f}')
-    print(f'{"all":20} {total["package"]:9.2f} {total["robustnb"]:9.3f} {total["package"]/total["robustnb"]:7.1f}')
+    plain, ours = total.values()
+    print(f'{"all":20} {plain:9.2f} {ours:9.3f} {plain/ours:7.1f}')
     print(f'all fifteen on 2,000 images: {2*total["robustnb"]:.1f} CPU s\n')
 
 

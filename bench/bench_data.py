@@ -1,4 +1,6 @@
-"""Loading data: files of the published sizes (random pixels), read by robustnb.data and, where it can read them, by torchvision's per-image way.
+"""Loading data: files of the published sizes (random pixels), read by robustnb.data.
+
+Where it can read them, they are also read by torchvision's per-image way.
 
     python bench/bench_data.py
 """
@@ -20,7 +22,9 @@ RNG = np.random.default_rng(0)
 def pixels(*shape): return RNG.integers(0, 180, shape, dtype=np.uint8)
 def labels(n, classes=10): return np.arange(n) % classes
 
-def idx(array): return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, '>u4').tobytes() + array.astype(np.uint8).tobytes()
+def idx(array):
+    head = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, '>u4').tobytes()
+    return head + array.astype(np.uint8).tobytes()
 
 def write_mnist(root, compress):
     raw = root/'MNIST'/'raw'
@@ -28,21 +32,26 @@ def write_mnist(root, compress):
     for part, n in ('train', 60_000), ('t10k', 10_000):
         for kind, array in ('images-idx3', pixels(n, 28, 28)), ('labels-idx1', labels(n)):
             content = idx(array)
-            (raw/f'{part}-{kind}-ubyte{".gz" if compress else ""}').write_bytes(gzip.compress(content, 1) if compress else content)
+            if compress: (raw/f'{part}-{kind}-ubyte.gz').write_bytes(gzip.compress(content, 1))
+            else: (raw/f'{part}-{kind}-ubyte').write_bytes(content)
 
 def write_cifar10(root):
     folder = root/'cifar-10-batches-py'
     folder.mkdir()
     for name in [*(f'data_batch_{i}' for i in range(1, 6)), 'test_batch']:
-        (folder/name).write_bytes(pickle.dumps(dict(data=pixels(10_000, 3072), labels=labels(10_000).tolist()), protocol=4))
+        batch = dict(data=pixels(10_000, 3072), labels=labels(10_000).tolist())
+        (folder/name).write_bytes(pickle.dumps(batch, protocol=4))
 
 def write_npz(root, name, classes):
     (root/name).mkdir()
-    for split, n in ('train', 50_000), ('test', 10_000): np.savez(root/name/f'{split}.npz', images=pixels(n, 32, 32, 3), labels=labels(n, classes))
+    for split, n in ('train', 50_000), ('test', 10_000):
+        np.savez(root/name/f'{split}.npz', images=pixels(n, 32, 32, 3), labels=labels(n, classes))
 
 def write_svhn(root):
     for split, n in ('train', 73_257), ('test', 26_032):
-        savemat(root/f'{split}_32x32.mat', dict(X=np.asfortranarray(pixels(32, 32, 3, n)), y=(labels(n) + 1).astype(np.uint8)[:, None]), do_compression=True)
+        images = np.asfortranarray(pixels(32, 32, 3, n))
+        y = (labels(n) + 1).astype(np.uint8)[:, None]
+        savemat(root/f'{split}_32x32.mat', dict(X=images, y=y), do_compression=True)
 
 def write_tree(root, n=200):
     for split in 'train', 'val':
@@ -55,12 +64,14 @@ def write_tree(root, n=200):
 
 def plain_mnist(root):
     "Every image through PIL and ToTensor, as the usual DataLoader does in each epoch."
-    for train in True, False: torch.stack([x for x, _ in torchvision.datasets.MNIST(root, train, transform=ToTensor())])
+    for train in True, False:
+        torch.stack([x for x, _ in torchvision.datasets.MNIST(root, train, transform=ToTensor())])
 
 def plain_tree(root):
     "ImageFolder with the paper's transforms."
     way = Compose([Resize(256), CenterCrop(224), ToTensor()])
-    for split in 'train', 'val': torch.stack([x for x, _ in torchvision.datasets.ImageFolder(root/'imagenette'/split, way)])
+    for split in 'train', 'val':
+        torch.stack([x for x, _ in torchvision.datasets.ImageFolder(root/'imagenette'/split, way)])
 
 
 def measure(job, *args):
@@ -69,10 +80,14 @@ def measure(job, *args):
 
 def main():
     print(f'torch threads {torch.get_num_threads()}, decoding threads {cores()}; file cache warm')
-    print(f'{"files":34}{"CPU s":>8}{"wall s":>8}   {"plain CPU s":>11}{"plain wall s":>13}{"CPU ratio":>11}{"wall ratio":>11}')
-    cases = [('mnist, IDX', 'mnist', lambda root: write_mnist(root, False), plain_mnist), ('mnist, IDX in gzip', 'mnist', lambda root: write_mnist(root, True), None),
-             ('cifar10, pickles', 'cifar10', write_cifar10, None), ('cifar10, npz', 'cifar10', lambda root: write_npz(root, 'cifar10', 10), None),
-             ('cifar100, npz', 'cifar100', lambda root: write_npz(root, 'cifar100', 100), None), ('svhn, .mat', 'svhn', write_svhn, None),
+    print(f'{"files":34}{"CPU s":>8}{"wall s":>8}   '
+          f'{"plain CPU s":>11}{"plain wall s":>13}{"CPU ratio":>11}{"wall ratio":>11}')
+    cases = [('mnist, IDX', 'mnist', lambda root: write_mnist(root, False), plain_mnist),
+             ('mnist, IDX in gzip', 'mnist', lambda root: write_mnist(root, True), None),
+             ('cifar10, pickles', 'cifar10', write_cifar10, None),
+             ('cifar10, npz', 'cifar10', lambda root: write_npz(root, 'cifar10', 10), None),
+             ('cifar100, npz', 'cifar100', lambda root: write_npz(root, 'cifar100', 100), None),
+             ('svhn, .mat', 'svhn', write_svhn, None),
              ('imagenette, 200 JPEG of 400x500', 'imagenette', write_tree, plain_tree)]
     data.load('digits')
     for title, name, write, plain in cases:

@@ -2,8 +2,9 @@
 
     python bench/bench_gpu.py [--json FILE] [--parts train,deep,many,attacks,large] [--device cuda]
 
-Beside each figure stands that of the same code with the steps launched kernel by kernel, as version 0.1 did it (`eager`). Data: FashionMNIST and
-CIFAR-10 where ROBUSTNB_DATA holds them, random pixels elsewhere (speed does not depend on the pixels; what survives an attack does).
+Beside each figure stands that of the same code with the steps launched kernel by kernel, as version 0.1 did it
+(`eager`). Data: FashionMNIST and CIFAR-10 where ROBUSTNB_DATA holds them, random pixels elsewhere (speed does not
+depend on the pixels; what survives an attack does).
 `--device cpu` tries the script out on small parts; its figures mean nothing.
 """
 import argparse, contextlib, io, json, logging, subprocess, sys, time
@@ -22,14 +23,17 @@ logging.getLogger().setLevel(logging.ERROR)
 def load(name, n, shape):
     try: return data.load(name, download=False).subset(n, 1000)
     except (OSError, ValueError):
-        x = torch.randint(256, (n + 1000, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        shape = (n + 1000, *shape)
+        x = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         y = torch.arange(n + 1000) % 10
         return data.Data(name, x[:n], y[:n], x[n:], y[n:], tuple('0123456789'), 'random pixels')
 
 
 class Bench:
     def __init__(self, device):
-        self.device, self.small, self.rows = torch.device(device), torch.device(device).type == 'cpu', []
+        self.device = torch.device(device)
+        self.small = self.device.type == 'cpu'
+        self.rows = []
 
     def seconds(self, work):
         "Wall seconds of `work()`, the card's included."
@@ -44,17 +48,19 @@ class Bench:
 
     def add(self, what, unit, **figures):
         self.rows.append(dict(what=what, unit=unit, **figures))
-        base = figures['ours']
+        base = figures.pop('ours')
         better = (lambda a, b: a/b) if unit.endswith('/s') else (lambda a, b: b/a)
-        others = [f'{name} {value:,.4g} ({better(base, value):.2f}x)' for name, value in figures.items() if isinstance(value, float) and name != 'ours']
-        notes = [f'{name} {value}' for name, value in figures.items() if not isinstance(value, float)]
+        measured = {name: value for name, value in figures.items() if isinstance(value, float)}
+        others = [f'{name} {value:,.4g} ({better(base, value):.2f}x)' for name, value in measured.items()]
+        notes = [f'{name} {value}' for name, value in figures.items() if name not in measured]
         print(f'{what:66} {base:12,.4g} {unit:9}', *others, *notes, flush=True)
 
 
 @contextlib.contextmanager
 def eagerly():
     "Inside the block no step is captured."
-    before, replay.Replay.plain = replay.Replay.plain, 10**12
+    before = replay.Replay.plain
+    replay.Replay.plain = 10**12
     try: yield
     finally: replay.Replay.plain = before
 
@@ -64,7 +70,8 @@ def plain_rate(b, make, images, epochs):
     model = make().to(b.device)
     opt = torch.optim.SGD(model.parameters(), .01)
     def run():
-        for x, y in DataLoader(TensorDataset(data.to_float(images.x_train), images.y_train), 128, shuffle=True, drop_last=True):
+        tensors = TensorDataset(data.to_float(images.x_train), images.y_train)
+        for x, y in DataLoader(tensors, 128, shuffle=True, drop_last=True):
             opt.zero_grad()
             nn.functional.cross_entropy(model(x.to(b.device)), y.to(b.device)).backward()
             opt.step()
@@ -89,7 +96,8 @@ def training(b, what, make, images, precisions, plain_epochs, epochs, batch_size
     for precision in precisions:
         ours, why = our_rate(b, make, images, precision, epochs, batch_size)
         with eagerly(): eager, _ = our_rate(b, make, images, precision, max(1, epochs//4), batch_size)
-        b.add(f'{what}, {precision}, batch {batch_size}', 'images/s', ours=ours, eager=eager, plain=plain, **(dict(not_replayed=why) if why else {}))
+        notes = dict(not_replayed=why) if why else {}
+        b.add(f'{what}, {precision}, batch {batch_size}', 'images/s', ours=ours, eager=eager, plain=plain, **notes)
 
 
 def part_train(b):
@@ -101,14 +109,18 @@ def part_train(b):
 def part_deep(b):
     images = load('cifar10', 128 if b.small else 20_000, (3, 32, 32))
     make = models.PreActResNet18
-    training(b, 'PreActResNet18, 32x32', make, images, ['fp32'] if b.small else ['bf16', 'tf32'], 1, 1 if b.small else 3)
+    precisions = ['fp32'] if b.small else ['bf16', 'tf32']
+    training(b, 'PreActResNet18, 32x32', make, images, precisions, 1, 1 if b.small else 3)
 
 
 def part_many(b):
     digits = data.load('digits')
-    plan = [(name, rate, seed) for name in ('sgd', 'adam', 'rmsprop') for rate in optim.default_grid(name)[:6] for seed in range(1 if b.small else 5)]
+    seeds = range(1 if b.small else 5)
+    rates = {name: optim.default_grid(name)[:6] for name in ('sgd', 'adam', 'rmsprop')}
+    plan = [(name, rate, seed) for name in rates for rate in rates[name] for seed in seeds]
+    configs = [train.Config(name, rate, 5, seed=seed) for name, rate, seed in plan]
     def run():
-        fit_many([models.MLP() for _ in plan], digits, [train.Config(n, lr, 5, seed=s) for n, lr, s in plan], device=str(b.device))
+        fit_many([models.MLP() for _ in plan], digits, configs, device=str(b.device))
     run()
     ours = b.seconds(run)
     with eagerly(): eager = b.seconds(run)
@@ -120,38 +132,46 @@ def peer(b, model, x, y, norm, eps, batch_size):
     try: from pyautoattack import AutoAttack
     except ImportError: return {}
     attack = AutoAttack(model, norm=dict(linf='Linf', l2='L2')[norm], eps=eps, version='standard', device=str(b.device))
+    run = lambda: attack.run_standard_evaluation(x.to(b.device), y.to(b.device), batch_size=batch_size)
     found = []
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        seconds = b.seconds(lambda: found.append(attack.run_standard_evaluation(x.to(b.device), y.to(b.device), batch_size=batch_size)))
+        seconds = b.seconds(lambda: found.append(run()))
     x_adv = found[0][0] if isinstance(found[0], tuple) else found[0]
     with torch.no_grad(): robust = int((model(x_adv.to(b.device)).argmax(1) == y.to(b.device)).sum())
     return dict(pyautoattack=seconds, their_survivors=str(robust))
 
 
 def attacked(b, what, model, x, y, norm, eps, batch_size):
-    run = lambda: attacks.autoattack(model, x, y, norm, eps, 'quick' if b.small else 'standard', batch_size=batch_size, progress=False)
+    version = 'quick' if b.small else 'standard'
+    run = lambda: attacks.autoattack(model, x, y, norm, eps, version, batch_size=batch_size, progress=False)
     with replay.exact():
         found = []
         ours = b.seconds(lambda: found.append(run()))
         with eagerly(): eager = b.seconds(run)
         theirs = {} if b.small else peer(b, model, x, y, norm, eps, batch_size)
-    b.add(f'{what}, {norm} {eps:.4g}, {len(x)} images', 's', ours=ours, eager=eager, survivors=str(int(found[0].robust.sum())), **theirs)
+    survivors = str(int(found[0].robust.sum()))
+    b.add(f'{what}, {norm} {eps:.4g}, {len(x)} images', 's', ours=ours, eager=eager, survivors=survivors, **theirs)
 
 
 def part_attacks(b):
     images = load('fashionmnist', 500 if b.small else 20_000, (1, 28, 28))
     seed_all(0)
-    model = train.fit(models.TwoLayerCNN(), images, train.Config('sgd', .05, 1 if b.small else 5), device=str(b.device)).model
+    config = train.Config('sgd', .05, 1 if b.small else 5)
+    model = train.fit(models.TwoLayerCNN(), images, config, device=str(b.device)).model
     n = 4 if b.small else 1000
-    for norm, eps in ('linf', 4/255), ('l2', .3): attacked(b, 'AutoAttack standard, two-layer CNN', model, images.x_test[:n].float()/255, images.y_test[:n], norm, eps, 1000)
+    x, y = images.x_test[:n].float()/255, images.y_test[:n]
+    for norm, eps in ('linf', 4/255), ('l2', .3):
+        attacked(b, 'AutoAttack standard, two-layer CNN', model, x, y, norm, eps, 1000)
 
 
 def part_large(b):
     images = load('cifar10', 128 if b.small else 10_000, (3, 32, 32))
     seed_all(0)
-    model = train.fit(models.PreActResNet18(), images, train.Config('sgd', .1, 1 if b.small else 10, precision='fp32' if b.small else 'bf16'), device=str(b.device)).model
+    config = train.Config('sgd', .1, 1 if b.small else 10, precision='fp32' if b.small else 'bf16')
+    model = train.fit(models.PreActResNet18(), images, config, device=str(b.device)).model
     n = 1 if b.small else 128
-    attacked(b, 'AutoAttack standard, PreActResNet18', model, images.x_test[:n].float()/255, images.y_test[:n], 'linf', .5/255, 128)
+    x, y = images.x_test[:n].float()/255, images.y_test[:n]
+    attacked(b, 'AutoAttack standard, PreActResNet18', model, x, y, 'linf', .5/255, 128)
 
 
 PARTS = dict(train=part_train, deep=part_deep, many=part_many, attacks=part_attacks, large=part_large)
@@ -167,10 +187,13 @@ if __name__ == '__main__':
         sys.exit()
     b = Bench(args.device)
     about = provenance(args.device)
-    if not b.small: about['driver'] = subprocess.run(['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader'], capture_output=True, text=True).stdout.strip()
+    if not b.small:
+        ask = ['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader']
+        about['driver'] = subprocess.run(ask, capture_output=True, text=True).stdout.strip()
     print(about['gpu'] or about['processor'], 'torch', torch.__version__, 'CUDA', torch.version.cuda)
     for name in args.parts.split(','):
         try: PARTS[name](b)
         except Exception as e: print(f'{name}: {type(e).__name__}: {e}', flush=True)
         if args.json:
-            with open(args.json, 'w') as f: json.dump(dict(provenance=about, rows=b.rows), f, indent=1)
+            about_all = dict(provenance=about, rows=b.rows)
+            with open(args.json, 'w') as f: json.dump(about_all, f, indent=1)

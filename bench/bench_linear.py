@@ -1,7 +1,7 @@
 """Linear analysis: Figure 5 and a phase diagram against the plain way.
 
-The plain way draws 5,000 fresh inputs for each step, passes them through a DataLoader and takes one torch optimizer step. It is timed on a few
-steps of each optimizer and scaled to 200,000; nothing else is extrapolated.
+The plain way draws 5,000 fresh inputs for each step, passes them through a DataLoader and takes one torch optimizer
+step. It is timed on a few steps of each optimizer and scaled to 200,000; nothing else is extrapolated.
 """
 import numpy as np, torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -9,13 +9,15 @@ from torch.utils.data import DataLoader, TensorDataset
 from robustnb.core import Stopwatch, generator, set_threads
 from robustnb.linear import Problem, paper_problem, simulate
 
-OPTIMIZERS = dict(gd=torch.optim.SGD, signgd=lambda p, lr: torch.optim.Adam(p, lr, betas=(0., 0.)), adam=torch.optim.Adam, rmsprop=torch.optim.RMSprop)
+OPTIMIZERS = dict(gd=torch.optim.SGD, signgd=lambda p, lr: torch.optim.Adam(p, lr, betas=(0., 0.)),
+                  adam=torch.optim.Adam, rmsprop=torch.optim.RMSprop)
 STEPS = 200_000
 
 
 def plain(optimizer, steps, n=5000):
     "The usual loop: fresh samples, DataLoader, model, loss, backward, step."
-    problem, draw = paper_problem(), generator(0, 'bench')
+    problem = paper_problem()
+    draw = generator(0, 'bench')
     C, sigma, star = (torch.as_tensor(a, dtype=torch.float32) for a in (problem.basis, problem.sigma, problem.w_star))
     model = torch.nn.Linear(3, 1, bias=False)
     model.weight.data = (torch.as_tensor(problem.w0, dtype=torch.float32) @ C)[None]
@@ -37,7 +39,9 @@ def figure5(mode, **options):
 def phase_diagram(size=100, steps=20_000):
     "signGD on size x size problems."
     x, ratio = np.meshgrid(np.geomspace(1/12, 12, size), np.geomspace(.03, 6, size))
-    grid = Problem([0, 0, 0], np.stack([1 + 0*x, ratio**.5, 0*x], -1), -np.stack([1/np.maximum(1, x), np.minimum(1, x), 0*x], -1))
+    sigma = np.stack([1 + 0*x, ratio**.5, 0*x], -1)
+    start = -np.stack([1/np.maximum(1, x), np.minimum(1, x), 0*x], -1)
+    grid = Problem([0, 0, 0], sigma, start)
     simulate(grid, 'signgd', 2e-4, steps, record=2)
 
 
@@ -53,10 +57,13 @@ def main(timed=50):
     cpu, wall = (sum(getattr(w, k) for w in runs)*STEPS/timed for k in ('cpu', 'wall'))
     print(f'{"":44}{"CPU s":>10}{"wall s":>10}{"CPU ratio":>12}')
     print(f'{"plain way, " + str(4*timed) + " steps timed, scaled":44}{cpu:10,.0f}{wall:10,.0f}{1:12}')
-    for label, job, options in (('sample mode', figure5, dict(mode='sample')), ('sample mode, 20 seeds (ratio per seed)', figure5, dict(mode='sample', seed=range(20))),
-                                ('population mode', figure5, dict(mode='population'))):
-        w = measure(job, **options)
-        print(f'{label:44}{w.cpu:10.2f}{w.wall:10.2f}{cpu*len(options.get("seed", [0]))/w.cpu:12,.0f}')
+    ways = [('sample mode', dict(mode='sample')),
+            ('sample mode, 20 seeds (ratio per seed)', dict(mode='sample', seed=range(20))),
+            ('population mode', dict(mode='population'))]
+    for label, options in ways:
+        w = measure(figure5, **options)
+        n = len(options.get('seed', [0]))
+        print(f'{label:44}{w.cpu:10.2f}{w.wall:10.2f}{cpu*n/w.cpu:12,.0f}')
     w = measure(phase_diagram)
     print(f'{"phase diagram, 10,000 x 20,000 steps":44}{w.cpu:10.2f}{w.wall:10.2f}')
 
