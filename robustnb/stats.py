@@ -125,8 +125,8 @@ def estimate(
     change,  # (seeds, images) paired differences, or (seeds,) single numbers a seed
 ) -> Estimate:
     """Their mean with its variance by seeds and by images. No interval for one seed, fewer than
-    ten images that ever differ, or single numbers that are all the same; the value is nan, too, where one of `change` is not finite, or
-    there is none."""
+    ten images that ever differ, or single numbers that are all the same; the value is nan, too,
+    where one of `change` is not finite, or there is none."""
     import numpy as np
     change = np.asarray(change, float)
     accepted = '(seeds,) or (seeds, images)'

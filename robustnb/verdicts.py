@@ -101,14 +101,18 @@ def _same_accuracy(pairs, line, reference, other):
         yield c.label, found, 'same', min(stats.margin_of_equal_accuracy(*pair) for pair in means)
 
 # %% ../nbs/12a_verdicts.ipynb #c91304e3
-_NONE = stats.Estimate(math.nan, math.nan, math.nan, 0, 0)  # stands for what cannot be compared yet
+def _unknown(seeds=0): return stats.Estimate(math.nan, math.nan, math.nan, seeds, 0)
+
+_NONE = _unknown()  # stands for what cannot be compared yet
 
 def _at_equal_loss(pairs, line, reference, other):
     "SGD's accuracy minus the other's at the lowest training loss that all their runs have reached, if there is one."
     try: level, _ = overlap(pd.concat([rows for pair in pairs for rows in pair]))
     except ValueError: level = None
     for name, conditions in _compared_conditions(line):
-        if level is None: yield name, [_NONE], 'above', .005
+        if level is None:
+            nowhere = [_unknown(len(set(a.seed) & set(b.seed))) for a, b in pairs]
+            yield f'{name} at equal training loss', nowhere, 'above', .005
         else:
             found = [compare_at(pd.concat(pair), conditions, level, other, reference)
                      for pair in pairs]
@@ -144,7 +148,7 @@ def _constants(pairs, line, reference, other):
 
 # %% ../nbs/12a_verdicts.ipynb #8630fd81
 def _without_frequencies(runs, line, optimizer):
-    "Accuracy of networks trained without frequencies minus that of networks trained with all, for each filter and share."
+    "Accuracy of networks trained without frequencies minus that of networks trained with all, by filter and share."
     clean = select(runs[runs.optimizer == optimizer], Clean())
     whole = clean[clean.p == 0].drop_duplicates('seed')
     for filter_name, p in product(line['filters'], line['p']):
@@ -179,7 +183,8 @@ def _expected(family, line):
     if family.measure == 'lipschitz': return list(_CONSTANTS)
     if family.measure == 'loss in high bands': return ['loss in high bands']
     if family.measure != 'accuracy without frequencies':
-        return [name for name, _ in _compared_conditions(line)]
+        where = ' at equal training loss' if family.measure == 'accuracy at equal loss' else ''
+        return [name + where for name, _ in _compared_conditions(line)]
     return [f'{filter_name}, without {p:g}%'
             for filter_name, p in product(line['filters'], line['p'])]
 
@@ -196,12 +201,11 @@ def _compared(family, line, other, runs):
     return list(_COMPARED[family.measure](pairs, line, family.reference, other))
 
 # %% ../nbs/12a_verdicts.ipynb #95ce175d
-def _least(found, kind):
-    "Of the estimates of several pairs the one that supports the claim least: without an interval, or by its end."
-    def support(one):
-        if math.isnan(one.lower): return -math.inf, -abs(one.value) if kind == 'same' else one.value
-        return -max(abs(one.lower), abs(one.upper)) if kind == 'same' else one.lower, 0.
-    return min(found, key=support)
+def _support(one, kind):
+    "How far an estimate supports its claim, to be ordered: least without an interval, then by the end that decides."
+    known = not math.isnan(one.lower)
+    ends = (one.lower, one.upper) if known else (one.value, one.value)
+    return known, -max(map(abs, ends)) if kind == 'same' else ends[0]
 
 def _ends(one, prefix=''):
     "Value and interval of an estimate, as columns."
@@ -214,8 +218,10 @@ def judge(
 ) -> pd.DataFrame:
     """A line for each comparison of a family: sweep, what, against, value, lower and upper
     (fractions; logarithms for constants) of the chosen rates, the same with `least_` of the pair of
-    tied rates that supports the claim least, seeds and images of the chosen, pairs (of tied rates), p (the largest of all pairs), adjusted (after Holm's correction), verdict. With fewer than
-    five seeds in any pair there is no p, and the verdict is open."""
+    tied rates that supports the claim least, seeds and images of the chosen, pairs (of tied rates),
+    enough (whether each pair has the five seeds that a verdict takes), p (the largest of all pairs),
+    adjusted (after Holm's correction), verdict. Where they are not enough, or nothing can be
+    compared (no common loss, a diverged run), there is no p, and the verdict is open."""
     lines, asked = [], []
     for line in family.lines:
         runs = final(line['sweep'])
@@ -224,8 +230,10 @@ def judge(
                 first = found[0]
                 asked.append((found, kind, number))
                 named = dict(sweep=line['sweep'], what=what, against=other)
-                counts = dict(seeds=first.seeds, images=first.images, pairs=len(found))
-                lines.append(named | _ends(first) | counts | _ends(_least(found, kind), 'least_'))
+                counts = dict(seeds=first.seeds, images=first.images, pairs=len(found),
+                              enough=min(one.seeds for one in found) >= stats.LEAST_SEEDS)
+                least = min(found, key=lambda one: _support(one, kind))
+                lines.append(named | _ends(first) | counts | _ends(least, 'least_'))
     words = pd.DataFrame(stats.family(asked), columns=['p', 'adjusted', 'verdict'])
     return pd.concat([pd.DataFrame(lines), words], axis=1)
 
@@ -235,12 +243,14 @@ def in_words(
     least: bool = False,     # of the pair of tied rates that supports the claim least
     as_ratio: bool = False,  # is it of logarithms, to be written as ratios? else in points
 ) -> list:
-    "The value of each comparison with its interval; 'not run' without runs, and '' for `least` where nothing is tied."
+    """The value of each comparison with its interval; 'not run' without runs, 'not comparable' where a
+    run diverged or there is no common loss, and '' for `least` where nothing is tied."""
     def told(line):
         if not line.seeds: return 'not run'
         if least and line.pairs == 1: return ''
-        ends = line.least_value, line.least_lower, line.least_upper
-        if not least: ends = line.value, line.lower, line.upper
+        ends = line.value, line.lower, line.upper
+        if least: ends = line.least_value, line.least_lower, line.least_upper
+        if math.isnan(ends[0]): return 'not comparable'
         return stats.with_interval(np.array(ends)*(1 if as_ratio else 100), as_ratio=as_ratio)
     return [told(line) for line in table.itertuples()]
 
