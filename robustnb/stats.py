@@ -125,7 +125,7 @@ def estimate(
     change,  # (seeds, images) paired differences, or (seeds,) single numbers a seed
 ) -> Estimate:
     """Their mean with its variance by seeds and by images. No interval for one seed, fewer than
-    ten images that ever differ, or single numbers that are all the same; the value is nan, too,
+    ten images that ever differ, or single numbers that are the same up to rounding; the value is nan, too,
     where one of `change` is not finite, or there is none."""
     import numpy as np
     change = np.asarray(change, float)
@@ -134,7 +134,7 @@ def estimate(
     seeds, images = (*change.shape, 0)[:2]
     known = change.size > 0 and np.isfinite(change).all()
     value = float(change.mean()) if known else math.nan
-    if change.ndim == 1: enough = (change != change[:1]).any()
+    if change.ndim == 1: enough = not np.allclose(change, change[:1], rtol=1e-9, atol=1e-12)
     else: enough = (change != 0).any(0).sum() >= FEWEST
     a, b = _by_source(change) if known and seeds > 1 and enough else (math.nan, math.nan)
     return Estimate(value, a, b, seeds, images)
