@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
-from .cascade import ATTACKS, QUERIES, Bar, Cascade, Evaluation, SavedState, adopt, begin, check_workers, fingerprint, share, stages
+from .cascade import ATTACKS, QUERIES, Bar, Cascade, Evaluation, SavedState
+from .cascade import adopt, begin, check_workers, fingerprint, share, stages
 from .certify import certify, plain_layers
 from .core import check_choice, check_number, require
 from .evaluate import plain_mode, plain_tensor

@@ -421,8 +421,8 @@ A large upper bound may mean a fragile model or a loose bound.</li>
 <li>Noise is added to pixels in [0, 1]; Gaussian noise is clipped to that range, noise in a band is
 not.</li></ul>'''
 
-SCALE = '''Accuracy (%) of this model and of the networks of this book, means over their seeds. They were trained and judged on
-other images, so this is a scale and no ranking.'''
+SCALE = '''Accuracy (%) of this model and of the networks of this book, means over their seeds. They were trained and
+judged on other images, so this is a scale and no ranking.'''
 
 # %% ../nbs/13d_audit_page.ipynb #bcf4acf3
 _SHORT = template('''

@@ -15,7 +15,7 @@ import torch
 from .attacks import stages
 from .certify import certify_batch
 from .conditions import ATTACKS, Attack, Clean, Corruption, Proof, with_clean
-from .core import Stopwatch, require
+from .core import Stopwatch, plural, require
 from .corruptions import corrupt
 from .data import to_float
 from .evaluate import logits
@@ -199,7 +199,7 @@ def affordable_images(
     return plan.n if budget is None else max(1, int(plan.n*min(1, budget/4/noise)))
 
 def _brief(plan, speed, n, budget):
-    "The plan on `n` images, with the least time for the bounds of the Lipschitz constant; without if that is too short."
+    "The plan on `n` images, with the least time for the Lipschitz bounds; without them if that is too short."
     lipschitz = min(plan.lipschitz, budget/8)
     return replace(plan, n=n, lipschitz=lipschitz if lipschitz >= LOOKS*speed.forward else 0)
 
@@ -240,7 +240,8 @@ def _said_cut(before, after, kept, budget, cost):
     cuts = [f'{after.n:,} of {before.n:,} images are taken'] if after.n < before.n else []
     attacked = {c.n for c in after.wanted if is_ball(c)}
     whole = {_images(c, before.n) for c in kept if is_ball(c)}
-    if attacked != whole: cuts.append(f'attacks and proofs take {max(attacked):,} images at most')
+    most = plural(max(attacked, default=0), 'image')
+    if attacked != whole: cuts.append(f'attacks and proofs take {most} at most')
     left_out = [c.label for c in before.wanted if c not in kept]
     if left_out: cuts.append(f'left out are {", ".join(left_out)}')
     if not after.lipschitz < before.lipschitz: return _kept_to(budget, cost, cuts)

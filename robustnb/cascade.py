@@ -22,7 +22,8 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
 from .certify import certify_batch
-from .core import Stopwatch, atomic_path, check_choice, cores, generator, keep_freed_memory, require, set_threads
+from .core import Stopwatch, atomic_path, check_choice, cores, generator
+from .core import keep_freed_memory, require, set_threads
 from .fab import fab_run
 from .oracle import Oracle, confirmed, masked
 from .pgd import TARGETS, apgd_run
@@ -108,7 +109,7 @@ class Evaluation(_Verdicts):
         return {attack: self.left(number) for attack, number in {'clean': 0, **last}.items()}
     @property
     def by_square(self) -> tuple:
-        "Images that Square fooled, and images that it was given: those that no gradient had led to, and no proof spared."
+        "Images that Square fooled, and images that it was given: those no gradient had led to, and no proof spared."
         before = sum(stage.attack != 'square' for stage in stages(self.version, self.classes))
         return int((self.by > before).sum()), self.left(before) - int(self.certified.sum())
     @property
@@ -364,7 +365,7 @@ class Cascade:
         self.keys = image_keys(self.x)
         self.best = self.x.detach().clone().float()  # Square's images
         self.state.load(self.ev, self.best)
-        self.net.vanished = self.ev.vanished  # the model notes right there, also after `load`, which brings another dict
+        self.net.vanished = self.ev.vanished  # the model notes there, also after `load`, which brings another dict
 
     def waiting(self):
         "Which images are still to be attacked, (n,) bool."

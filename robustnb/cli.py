@@ -658,9 +658,9 @@ questions.toml holds conditions, as a sweep file does: conditions = [{kind = "ga
   robustnb audit net.pt2 --images photos/ --attack autoattack --linf 4/255 8/255 --n-attack 1000
   robustnb audit net.pt2 --images photos/ --conditions mine.toml
 
-A model file holds weights (safetensors, or a state dict in a .pt or .pth file; --arch names the architecture) or a program from
-torch.export (.pt2). State dicts are read by torch's restricted reader, which runs no code of the file; what needs more is refused,
-and the error message says how to convert yours.""",
+A model file holds weights (safetensors, or a state dict in a .pt or .pth file; --arch names the architecture)
+or a program from torch.export (.pt2). State dicts are read by torch's restricted reader, which runs no code of
+the file; what needs more is refused, and the error message says how to convert yours.""",
     data="""
   robustnb data                                    all known data sets
   robustnb data cifar10 --download                 fetch one""",
@@ -813,7 +813,8 @@ def _page_options(option):
     option('--lipschitz', type=float, default=20, metavar='SECONDS',
            help='CPU time for each bound of the Lipschitz constant, 0 for none (default: 20)')
     option('--seed', type=int, default=0)
-    option('--batch-size', type=int, default=512, help='images per pass; attacks and proofs take at most 128 (default: 512)')
+    option('--batch-size', type=int, default=512,
+           help='images per pass; attacks and proofs take at most 128 (default: 512)')
     option('--device', default='auto', help='auto, cpu, cuda, cuda:1, ...')
     option('--budget', metavar='TIME',
            help='keep to a time, e.g. 90s, 10m or 1h, by taking fewer images, and say so')

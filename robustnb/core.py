@@ -89,8 +89,8 @@ def find_named(
     module, _, attribute = name.partition(':')
     try: home = importlib.import_module(module)
     except ModuleNotFoundError as e:
-        raise ValueError(f'{what}: got {name!r}, and there is no {e.name or module}, accepted: module:Name of a module that '
-                         'can be imported (is its folder in PYTHONPATH?)') from None
+        raise ValueError(f'{what}: got {name!r}, and there is no {e.name or module}, accepted: module:Name of a '
+                         'module that can be imported (is its folder in PYTHONPATH?)') from None
     except Exception as e:  # it is somebody's code, and may raise anything
         reason = ' '.join(f'{type(e).__name__}: {e}'.split())
         raise ValueError(f'{what}: got {name!r}, and importing {module} raised {reason}') from None
@@ -259,7 +259,7 @@ def keep_freed_memory() -> bool:
 def atomic_path(
     path,  # where the file shall appear
 ):
-    "Yield a temporary path beside `path`; on success it is synced to disk and renamed to `path`, on an error it is removed."
+    "Yield a temporary path beside `path`; on success it is synced to disk and renamed to `path`, else it is removed."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix=path.suffix)
@@ -334,7 +334,7 @@ def _finite(kind):
 def read_json(
     path,  # file written by `write_json`
 ):
-    "Read what `write_json` wrote; a ValueError names the file where it is no JSON, or no file that can be read to its end."
+    "Read what `write_json` wrote; a ValueError names the file if it is no JSON, or cannot be read to its end."
     path = Path(path)
     if path.exists() and not path.is_file():
         raise ValueError(f'{path}: not a file but a folder, a pipe or a device')
@@ -358,7 +358,7 @@ def _finite_or_inf(text):
 def read_toml(
     path,  # str or Path
 ) -> tuple:
-    "Text and content of a TOML file; a ValueError names the file and, for other encodings, the line; else as `regular_file`."
+    "Text and content of a TOML file; a ValueError names it and, for other encodings, the line; else as `regular_file`."
     raw = regular_file(path).read_bytes()
     try: text = raw.decode('utf-8-sig')
     except UnicodeDecodeError as e:
@@ -376,7 +376,8 @@ def moved(
     "Put a module of robustnb in the place of its old name, and warn whoever imports that."
     home = importlib.import_module(f'robustnb.{new}')
     if old == '__main__': return  # a notebook shows the line
-    warnings.warn(f'{old} is robustnb.{new} now; the old name goes with the next version', DeprecationWarning, stacklevel=3)
+    said = f'{old} is robustnb.{new} now; the old name goes with the next version'
+    warnings.warn(said, DeprecationWarning, stacklevel=3)
     sys.modules[old] = home
 
 # %% ../nbs/00_core.ipynb #41a7b696
@@ -412,7 +413,7 @@ def provenance(
     device='cpu',             # where the run computed
     precision: str = 'fp32',  # training precision
 ) -> dict:
-    "What made a number: commit, versions, hardware, threads, precision, time (UTC). No names of hosts, users or folders."
+    "What made a number: commit, versions, hardware, threads, precision, time (UTC). No names of hosts or folders."
     import torch
     libraries = {package: _version(package) for package in LIBRARIES}
     return dict(

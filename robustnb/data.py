@@ -1366,7 +1366,8 @@ def check_own(
     try: inspect.signature(function).bind(**options)
     except TypeError as e:
         shown = ', '.join(options) or 'nothing'
-        raise ValueError(f'dataset: got {name!r}, which cannot be called with {shown} ({e}), accepted: {_A_FUNCTION}') from None
+        raise ValueError(f'dataset: got {name!r}, which cannot be called with {shown} ({e}), '
+                         f'accepted: {_A_FUNCTION}') from None
 
 def _of_ones_own(name, options):
     "What the function of that name returns."
@@ -1377,7 +1378,7 @@ def _of_ones_own(name, options):
 
 # %% ../nbs/06_data.ipynb #17bb6049
 def load(
-    name: str = 'digits',    # one of these sets; your own folder or .npz file, in the root or by its full path; module:Name
+    name: str = 'digits',    # one of these sets; a folder or .npz file of yours, in the root or by its full path; module:Name
     root=None,               # where to look; default: see `data_root`
     download: bool = True,   # let torchvision download a published set that is not there
     holdout: int = 0,        # training images to set apart, as many of each class as its share; see `Data.hold_out`
@@ -1462,7 +1463,7 @@ def save(
     """Write `data` as <folder>/{train,test}.npz, each file atomically; returns the folder.
     A ValueError for float images, and for some that are held out, which would be lost."""
     held = 0 if data.x_holdout is None else len(data.x_holdout)
-    require(not held, 'data', f'one with {held} images held out', 'one without; load(..., holdout=N) holds them out again')
+    require(not held, 'data', f'one with {held} images held out', 'one without; load(..., holdout=N) holds out again')
     folder = Path(folder)
     for split in 'train', 'test':
         x, y = getattr(data, f'x_{split}'), getattr(data, f'y_{split}')

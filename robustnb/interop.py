@@ -255,7 +255,8 @@ def _read_pickled(path) -> tuple:
                          f'named tensors, at the top or in {", ".join(map(repr, NESTS))}')
     tensors = {str(k): t.detach() for k, t in content.items() if isinstance(t, torch.Tensor)}
     sparse = next((k for k, t in tensors.items() if t.layout != torch.strided or t.is_quantized), None)
-    require(sparse is None, 'model', f'{path} with {_short(sparse or "")!r}, which is sparse or quantized', 'dense tensors')
+    told = f'{path} with {_short(sparse or "")!r}, which is sparse or quantized'
+    require(sparse is None, 'model', told, 'dense tensors')
     return tensors, (_said_pickle(place, others, [str(k) for k in content if str(k) not in tensors]),)
 
 def _said_pickle(place, others, dropped) -> str:
@@ -1012,8 +1013,8 @@ def _viewed(args, copied):
 def _check_writes(tensors, copied):
     "A ValueError if one of the tensors lies in the memory of one that was copied instead of viewed."
     there = {_storage(t) for t in copied}
-    _require(not there & {_storage(t) for t in tensors}, 'a write in place to what was copied where the program has a view',
-             'a program that writes to no view')
+    _require(not there & {_storage(t) for t in tensors},
+             'a write in place to what was copied where the program has a view', 'a program that writes to no view')
 
 # %% ../nbs/13b_interop.ipynb #5fdd37a9
 @dataclass
@@ -1462,7 +1463,7 @@ def _keep(layer, w, b):
 
 # %% ../nbs/13b_interop.ipynb #0f9f70e3
 def _becomes(cls, *operations):
-    "Decorator: enter (arguments, shape) -> layer into the table at this class; it answers None where a setting is not known."
+    "Decorator: enter (arguments, shape) -> layer into the table at this class; it answers None to an unknown setting."
     def enter(make):
         TABLE[cls].made.update(dict.fromkeys(operations, make))
         return make
@@ -1580,7 +1581,7 @@ class _Walk:
         self.known |= {name: getattr(self.program, at) for name, at in self.program.weights.items()}
 
     def learns(self, node) -> bool:
-        "Whether a node computes a constant, which is known from then on: the size of the batch, or a weight's view or copy."
+        "Whether a node computes a constant, known from then on: the size of the batch, or a weight's view or copy."
         if node.target == 'sym_size.int' and node.args[1] == 0:
             self.known[node.results] = self.program.form.example[0]
             return True
@@ -1657,7 +1658,7 @@ def layered(
     model: nn.Module,  # in evaluation mode; any other callable comes back as it is
     x: torch.Tensor,   # an image of its kind or more (n, c, h, w), float
 ) -> nn.Module:
-    "The model as nn.Sequential of known layers where it is a chain of them, whatever its code looks like; else the model."
+    "The model as nn.Sequential of known layers if it is a chain of them, whatever its code looks like; else itself."
     is_chain = all(role_of(layer) for _, layer in named_layers(model))
     if is_chain or not _are_known(model): return model
     try: found = as_layers(_exported(copy.deepcopy(model).cpu(), x[:1].cpu().repeat(2, 1, 1, 1)))

@@ -27,7 +27,7 @@ from .conv_norm import (
 class Factor:
     "One factor of the product: a layer, a chain or a sum of factors."
     name: str                  # place in the model, e.g. 'layer1.0.conv1'
-    kind: str                  # 'chain' or 'sum'; 'conv', 'linear', 'scale', 'activation', 'pool', 'norm', 'plain', 'affine'
+    kind: str                  # chain or sum; conv, linear, scale, activation, pool, norm, plain, affine
     children: list = ()        # of a chain or sum
     weight: object = None      # float64 kernel, matrix, or channel scales
     geometry: tuple = ()       # of a convolution: input size, stride, padding
@@ -251,7 +251,7 @@ def _layer_norm(f, ord, method):
 
 # %% ../nbs/11b_lip_bounds.ipynb #e23bd0cd
 def _can_be_refined(f, norm):
-    "Whether a better bound of a layer is to be had: of a convolution that is no plain matrix, where the ends are apart."
+    "Whether a better bound of a layer is to be had: of a convolution that is no plain matrix, if its ends are apart."
     if f.kind != 'conv' or norm.gap < 5e-4: return False
     return not conv_geometry(f.weight, *f.geometry).disjoint
 

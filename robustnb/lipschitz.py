@@ -158,7 +158,7 @@ def _exact_over(model, low, high, ord, output, seconds):
 
 # %% ../nbs/11e_lipschitz.ipynb #2cec7c15
 def _closest(known, certified, exact, norm):
-    "The closest ends of what is known: an Interval from below, an upper bound, and the exact search's Interval or None."
+    "The closest ends of what is known: an Interval from below, an upper bound, the exact search's Interval or None."
     uppers = {'certified': certified}
     if exact is not None:
         is_ball = norm == 'linf'

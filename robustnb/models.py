@@ -209,7 +209,8 @@ def _from_torchvision(name, sizes, options):
     import torchvision
     kind = check_choice(name.partition('/')[2], 'model torchvision/...', _of_torchvision())
     channels = sizes['in_channels']
-    require(channels == 3, 'model', f'{name} for images of {channels} channels', 'images of 3; torchvision has no others')
+    asked = f'{name} for images of {channels} channels'
+    require(channels == 3, 'model', asked, 'images of 3; torchvision has no others')
     return torchvision.models.get_model(kind, weights=None, num_classes=sizes['n_classes'], **options)
 
 def _from_timm(name, sizes, options):
@@ -304,7 +305,7 @@ def _without_none(name, options):
 
 # %% ../nbs/07_models.ipynb #086063d0
 def create(
-    name: str,         # 'twolayercnn', 'preactresnet18', 'mlp', 'smallcnn', 'torchvision/NAME', 'timm/NAME' or module:Name
+    name: str,         # 'twolayercnn', 'preactresnet18', 'mlp', 'smallcnn', 'torchvision/…', 'timm/…' or module:Name
     n_classes: int,
     in_channels: int,  # channels of the images
     input_size: int,   # height and width of the images

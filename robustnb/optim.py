@@ -307,7 +307,8 @@ OPTIMIZERS = {
     'adadelta': Spec(adadelta, _grid(.03, 30), torch.optim.Adadelta, replays=True),
     'adam':     Spec(adam, _grid(3e-5, 3e-2), torch.optim.Adam, fused=True, replays=True),
     'amsgrad':  Spec(amsgrad, _grid(3e-5, 3e-2), torch.optim.Adam, (('amsgrad', True),), fused=True, replays=True),
-    'adamw':    Spec(adamw, _grid(3e-5, 3e-2), torch.optim.AdamW, fused=True, decoupled=True, weight_decay=.01, replays=True),
+    'adamw':    Spec(adamw, _grid(3e-5, 3e-2), torch.optim.AdamW, fused=True, decoupled=True, weight_decay=.01,
+                     replays=True),
     'nadam':    Spec(nadam, _grid(3e-5, 3e-2), torch.optim.NAdam, replays=True),
     'signsgd':  Spec(signsgd, _grid(1e-5, 1e-2), decoupled=True),
     'lion':     Spec(lion, _grid(1e-5, 1e-2), decoupled=True),
@@ -482,7 +483,8 @@ def _try_out(name, spec, given):
         switch(opt, True)
         asked = _questions(opt, net)
     if not _in_two_steps(opt):
-        require(max(asked) <= 1, 'optimizer', f'{name!r}, which asks for the gradient {max(asked)} times a step', _A_STEP)
+        asks = f'{name!r}, which asks for the gradient {max(asked)} times a step'
+        require(max(asked) <= 1, 'optimizer', asks, _A_STEP)
     return not any(asked)
 
 # %% ../nbs/04_optim.ipynb #ebee6715

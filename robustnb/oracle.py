@@ -166,12 +166,13 @@ STEP = 'a small step'  # stands in place of a loss where it is counted at how ma
 def _doubt(what, off, tried):
     "The sentence for one entry of `masked`; empty where there is no doubt."
     if what != STEP:
+        if not off: return ''
         return (f'the gradient of the loss {what!r} vanished at {off:,} of {tried:,} starts: robustness may be '
-                'overestimated (a dlr loss, smaller logits, or square, which needs no gradient, may find more)') if off else ''
+                'overestimated (a dlr loss, smaller logits, or square, which needs no gradient, may find more)')
     if 4*off <= tried: return ''
     return (f'at {off:,} of {tried:,} images a small step changes the logits by less than half or more than twice of '
-            'what their gradient says, as where a model rounds and hides it: robustness may be overestimated (square, which '
-            'needs no gradient, may find more)')
+            'what their gradient says, as where a model rounds and hides it: robustness may be overestimated (square, '
+            'which needs no gradient, may find more)')
 
 def masked(
     seen: dict,  # {loss: [starts where its gradient vanished, all starts], STEP: [images where it misleads, all tried]}

@@ -242,7 +242,7 @@ def robustness_bars(
     tidy: pd.DataFrame,            # table; a ValueError if its runs differ in more than optimizer, lr, seed
     figsize: tuple | None = None,  # (width, height) in inches; None: by the number of bars
 ) -> plt.Figure:
-    "`bar_panel` for every panel but bands and corruptions side by side, as in the paper's Figure 1; returns the figure."
+    "`bar_panel` for every panel but bands and corruptions side by side, as in the paper's Figure 1."
     lines = accuracies(at_best_rates(_one_setting(tidy)))
     panels = list(dict.fromkeys(one_by_one(lines).panel))
     widths = [lines[lines.panel == p].condition.nunique() + 1 for p in panels]

@@ -99,7 +99,8 @@ class Replay:
 
     def _give_up(self, why):
         self.why_not = ' '.join(why.split())[:200]
-        warnings.warn(f'{self.name} is launched kernel by kernel, it cannot be captured as a CUDA graph: {self.why_not}')
+        warnings.warn(f'{self.name} is launched kernel by kernel; as a CUDA graph it cannot be captured: '
+                      f'{self.why_not}')
 
 # %% ../nbs/00a_replay.ipynb #dad962a3
 class Slots:

@@ -211,7 +211,7 @@ def _is_compared(tidy):
     return plots.has_rates(tidy) and (tidy.metric == 'accuracy').any()
 
 def _stated(tidy):
-    "The paper's settings, if it has this data set with this network and top-k, and runs an accuracy to compare; else None."
+    "The paper's settings, if it has this data set, network and top-k, and `runs` an accuracy to compare; else None."
     line = tidy.iloc[0]
     stated = paper.PAPER_SETTINGS.get(line.get('dataset'))
     comparable = plots.has_rates(tidy) and (tidy.metric == 'accuracy').any()

@@ -425,7 +425,8 @@ class _Trainer:
         self.right = torch.zeros((), dtype=torch.long, device=device)
         self.rate = self.opt.param_groups[0]['lr']  # a tensor where steps are replayed
         made_with = [float(group['lr']) for group in self.opt.param_groups]
-        self.parts = [lr/self.config.lr if self.config.lr else 1. for lr in made_with]  # a function may give groups others
+        # a function may give groups others
+        self.parts = [lr/self.config.lr if self.config.lr else 1. for lr in made_with]
         counts = '' if torch.is_tensor(self.rate) else f'{self.config.optimizer} keeps numbers in Python'
         self.full = Replay(lambda: self.batch(size), device, 'a training step', counts)
 
