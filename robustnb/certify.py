@@ -263,7 +263,7 @@ def certify_batch(
     part = _PART if x.device.type == 'cpu' else max(1, len(x))
     return torch.cat([_proved(model, *some, norm, eps) for some in zip(x.split(part), y.split(part))])
 
-_PART = 50  # images at once on a CPU; with 128 colour images took about a third longer
+_PART = 50  # images at once on a CPU, where more take longer
 
 def _proved(model, x, y, norm, eps):
     bounds = Crown(model, x, norm, eps)

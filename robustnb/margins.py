@@ -83,7 +83,7 @@ def separator(
     Z,          # examples times their labels (n, d)
     norm: str,  # of the weights: 'l1', 'l2' or 'linf'
 ) -> np.ndarray:
-    "Weights (d,) of the widest margin in this norm, scaled to the margin 1; a ValueError if no plane separates."
+    "Weights (d,) of the widest margin in this norm, scaled to the smallest score 1; a ValueError if no plane separates."
     check_choice(norm, 'norm', _LEAST)
     Z = np.asarray(Z, float)
     finite = Z.ndim == 2 and np.isfinite(Z).all()
@@ -111,7 +111,7 @@ def _batches(n, batch, rngs) -> Iterator:
     "Endless rows for each seed (seeds, batch), epochs without replacement; None: all."
     k = n//batch
     while True:
-        if k == 1: yield None
+        if batch == n: yield None
         else:
             orders = np.stack([rng.permutation(n)[:k*batch] for rng in rngs])
             yield from np.split(orders, k, axis=1)
