@@ -27,7 +27,7 @@ test: $(BIN)/.installed     ## all notebooks by nbdev_test, and what notebooks c
 test-all: $(BIN)/.installed ## the same with the long cross-checks
 	OMP_NUM_THREADS=1 pytest -n $(WORKERS) -m ''
 
-test-gpu: $(BIN)/.installed ## on a machine with a GPU: tests and speed there, in under eight minutes
+test-gpu: $(BIN)/.installed ## on a machine with a GPU: tests and speed there, in under ten minutes
 	bash tools/gpu.sh
 
 OLDEST := .venv-oldest

@@ -37,7 +37,7 @@ def subject(optimizer, n):
         radii = dict(linf=.1, l2=.5)
     seed_all(0)
     net = models.SmallCNN() if images.shape[1] == 8 else network()
-    net = train.fit(net, images, train.Config(optimizer, dict(sgd=.1, adam=1e-3)[optimizer], 2)).model
+    net = train.fit(net, images, train.Config(optimizer, dict(sgd=.1, adam=1e-3)[optimizer], 2), device='cpu').model
     return images.name, net, data.to_float(images.x_test[:n]), images.y_test[:n], radii
 
 def published(net, x, y, norm, eps):

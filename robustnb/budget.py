@@ -29,8 +29,10 @@ def timed(
     work,        # function of images, done when it returns
     x,           # images (N, ...)
     least: float = .2,  # seconds that a measurement lasts, if there are images enough
+    cold: bool = False, # do it once untimed: on a GPU the first time makes what the others find
 ) -> float:
     "Seconds that the work takes an image."
+    if cold: work(x[:1])
     n = 1
     while True:
         with Stopwatch() as watch: work(x[:n])
@@ -61,14 +63,15 @@ def speed_of(
     x, y = to_float(x[:BATCH]), y[:BATCH]
     net = Oracle(model, x, y)
     step = lambda part: net.slope(part.to(net.device), lambda z: z[:, 0])[2].cpu()
-    speed = Speed(timed(lambda part: logits(model, part), x), timed(step, x))
+    cold = net.device.type != 'cpu'
+    speed = Speed(timed(lambda part: logits(model, part), x, cold=cold), timed(step, x, cold=cold))
     worse = [c for c in wanted if isinstance(c, Corruption)]
     spoil = lambda part: [corrupt(part.to(net.device), c.name, c.severity).cpu() for c in worse]
-    if worse: speed = replace(speed, corruption=timed(spoil, x)/len(worse))
+    if worse: speed = replace(speed, corruption=timed(spoil, x, cold=cold)/len(worse))
     proofs = [c for c in wanted if isinstance(c, Proof)]
     if not proofs: return speed
     prove = lambda part: certify_batch(model, part, y[:len(part)], proofs[-1].norm, proofs[-1].eps).cpu()
-    return replace(speed, proof=timed(prove, x))
+    return replace(speed, proof=timed(prove, x, cold=cold))
 
 # %% ../nbs/13bb_budget.ipynb #1f43c5f2
 @dataclass(frozen=True)

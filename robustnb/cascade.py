@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from .certify import certify_batch
 from .core import Stopwatch, atomic_path, check_choice, cores, generator
 from .core import keep_freed_memory, require, set_threads
+from .evaluate import plain_mode
 from .fab import fab_run
 from .oracle import Oracle, confirmed, masked
 from .pgd import TARGETS, apgd_run
@@ -448,9 +449,10 @@ def _begin_process(queue, threads):
 def _do_part(work):
     "In a new process: one part of the images."
     model, x, y, ev, path, belongs, batch_size = cloudpickle.loads(work)
-    net = Oracle(model, x, y)
-    state = SavedState(path, belongs, net, x)
-    return cloudpickle.dumps(Cascade(net, x, y, ev, state, batch_size, Bar(False, _queue)).run())
+    with plain_mode():
+        net = Oracle(model, x, y)
+        state = SavedState(path, belongs, net, x)
+        return cloudpickle.dumps(Cascade(net, x, y, ev, state, batch_size, Bar(False, _queue)).run())
 
 # %% ../nbs/10ea_cascade.ipynb #fe29259d
 @contextmanager

@@ -260,7 +260,7 @@ def certify_batch(
     eps: float, # radius of the ball, in units of the pixels
 ) -> torch.Tensor:
     "Which images are classified correctly and provably stay so in the ball, as (n,) bool on the device of the model."
-    part = _PART if x.device.type == 'cpu' else max(1, len(x))
+    part = _PART if takes(model, x)[0].type == 'cpu' else max(1, len(x))
     return torch.cat([_proved(model, *some, norm, eps) for some in zip(x.split(part), y.split(part))])
 
 _PART = 50  # images at once on a CPU, where more take longer

@@ -258,7 +258,8 @@ def _tried(net, x):
     "What a network says to images in evaluation mode; its modes and torch's random numbers stay as they are."
     modes = [(module, module.training) for module in net.modules()]
     try:
-        with torch.random.fork_rng(), torch.no_grad(): return net.eval()(x)
+        gpus = [x.device] if x.device.type == 'cuda' else []
+        with torch.random.fork_rng(devices=gpus), torch.no_grad(): return net.eval()(x)
     finally:
         for module, training in modes: module.training = training
 

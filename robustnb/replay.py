@@ -6,9 +6,11 @@
 __all__ = ['replays', 'Graph', 'Replay', 'Slots', 'exact', 'memory_for']
 
 # %% ../nbs/00a_replay.ipynb #1889ac2b
-import warnings
+import gc, random, warnings
 from contextlib import contextmanager
+from functools import cache
 
+import numpy as np
 import torch
 
 # %% ../nbs/00a_replay.ipynb #edd76c8f
@@ -18,13 +20,23 @@ def replays(
     "Whether work on that device is captured and replayed: on CUDA."
     return torch.device(device).type == 'cuda'
 
+@cache
+def _stream(device, purpose):
+    "A CUDA device's stream beside the usual one, the same each time: 'plain' calls and 'capture' have one each."
+    return torch.cuda.Stream(device)
+
 class Graph:
     "What a piece of work asks a CUDA device for."
-    def capture(self, work, family=()):
+    def capture(self, work, family, device):
         "Write it down without doing it, in the memory of the family, of which one graph is done at a time."
         self.graph = torch.cuda.CUDAGraph()
         pool = family[0].graph.pool() if family else None
-        with torch.cuda.graph(self.graph, pool, capture_error_mode='thread_local'): work()
+        with torch.cuda.device(device):
+            before = torch.cuda.current_stream()
+            stream = _stream(torch.cuda.current_device(), 'capture')
+            try:
+                with torch.cuda.graph(self.graph, pool, stream, capture_error_mode='thread_local'): work()
+            finally: torch.cuda.set_stream(before)  # a capture that fails may leave another one
 
     def replay(self):
         "Do it."
@@ -34,7 +46,7 @@ class Graph:
 @contextmanager
 def _aside(device):
     "Inside the block a CUDA device works on another stream, as before a capture it should."
-    stream = torch.cuda.Stream(device)
+    stream = _stream(device, 'plain')
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream): yield
     torch.cuda.current_stream(device).wait_stream(stream)
@@ -43,13 +55,17 @@ def _aside(device):
 def _told_of_waits(told):
     "Inside the block, whatever waits for the card is appended to `told`."
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode('warn')
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter('always')
-            yield
-    finally: torch.cuda.set_sync_debug_mode(before)
-    told += [str(w.message) for w in caught if 'synchroniz' in str(w.message)]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        torch.cuda.set_sync_debug_mode('warn')
+        try: yield
+        finally: torch.cuda.set_sync_debug_mode(before)
+    told += [str(w.message) for w in caught if 'called a synchronizing' in str(w.message)]
+
+def _tossed():
+    "How far the CPU's random numbers have come: torch's, Python's and NumPy's."
+    name, keys, *rest = np.random.get_state()
+    return torch.get_rng_state().tolist(), random.getstate(), keys.tolist(), rest
 
 # %% ../nbs/00a_replay.ipynb #211fde1b
 class Replay:
@@ -82,20 +98,20 @@ class Replay:
 
     def _first(self):
         "One of the plain calls; the last is watched."
-        told = []
+        told, before = [], _tossed()
         with _aside(self.device), _told_of_waits(told): self.work()
+        if _tossed() != before: told.append('it draws random numbers on the CPU')
         if self.calls == self.plain and told: self._give_up(told[0])
 
     def _capture(self):
         "Write down what the work asks for; where that fails, do it plainly."
         graph = Graph()
-        try: graph.capture(self.work, self.family)
-        except RuntimeError as e:
-            self._give_up(f'{type(e).__name__}: {e}')
-            self.work()
+        try: graph.capture(self.work, self.family, self.device)
+        except Exception as e: self._give_up(f'{type(e).__name__}: {e}')
         else:
             self.graph = graph
             self.family.append(graph)
+        if self.why_not: self.work()  # here, where what the failed capture held is free again
 
     def _give_up(self, why):
         self.why_not = ' '.join(why.split())[:200]
@@ -147,6 +163,7 @@ def exact(
 def _largest(work, size):
     "The largest of size/2, size/4, ... for which `work` finds memory; 0 if none does."
     while size := size//2:
+        gc.collect()
         torch.cuda.empty_cache()
         try: work(size)
         except torch.OutOfMemoryError: continue

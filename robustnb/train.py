@@ -158,7 +158,7 @@ PRECISIONS = 'auto fp32 tf32 bf16'.split()
 
 def _computes_in_bf16(device):
     "Whether the processor does: CUDA that supports it, or a CPU with avx512_bf16 or AMX."
-    if device.type == 'cuda': return torch.cuda.is_bf16_supported()
+    if device.type == 'cuda': return torch.cuda.is_bf16_supported(including_emulation=False)
     can = getattr(torch.cpu, 'get_capabilities', dict)()
     return any(can.get(name) for name in ('avx512_bf16', 'amx_bf16'))
 
@@ -427,8 +427,18 @@ class _Trainer:
         made_with = [float(group['lr']) for group in self.opt.param_groups]
         # a function may give groups others
         self.parts = [lr/self.config.lr if self.config.lr else 1. for lr in made_with]
-        counts = '' if torch.is_tensor(self.rate) else f'{self.config.optimizer} keeps numbers in Python'
-        self.full = Replay(lambda: self.batch(size), device, 'a training step', counts)
+        self.counts = '' if torch.is_tensor(self.rate) else f'{self.config.optimizer} keeps numbers in Python'
+        self.places = None
+        self.settle()
+
+    def settle(self):
+        "Make the step on a full batch; anew where somebody has put the weights elsewhere since, as `model.cpu()` does."
+        kept = [*self.model.parameters(), *self.model.buffers()] if replays(self.x.device) else []
+        places = [t.data_ptr() for t in kept]
+        if places == self.places: return
+        self.places = places
+        step = lambda: self.batch(self.config.batch_size)
+        self.full = Replay(step, self.x.device, 'a training step', self.counts)
 
     def images(self, index, rows):
         "Those images as the model takes them: float, augmented, in the faster memory order; `rows` are their places."
@@ -471,6 +481,7 @@ class _Trainer:
         """One pass over the data; returns the line of the curves: mean loss, running accuracy, norm
         of the weights and the last rate. On a CPU it ends early once the loss is not finite."""
         seen = 0
+        self.settle()
         for i, (rate, size) in enumerate(zip(self.begin(epoch), self.course.sizes)):
             if not torch.is_tensor(self.rate):
                 for group, part in zip(self.opt.param_groups, self.parts): group['lr'] = rate*part
@@ -547,6 +558,7 @@ def fit(
             if checkpoint: save_checkpoint(checkpoint, model, opt, config, curves)
             if on_epoch: on_epoch(model, curves)
     eager = trainer.full.why_not if replays(device) else ''
+    trainer.full = None  # it leads back to the trainer, and would keep its memory
     return Fit(model.eval(), config, curves, _diverged(curves), watch.seconds(), precision, resumed, eager)
 
 # %% ../nbs/09_train.ipynb #8fa89728

@@ -255,6 +255,7 @@ def fit_many(
         for epoch in range(epochs): _record(curves, passes.epoch(epoch))
     cost = {name: seconds/len(models) for name, seconds in watch.seconds().items()}
     eager = passes.full.why_not if replays(device) else ''
+    passes.full = None  # it leads back to the passes, and would keep their memory
     fits = []
     for j, (model, config, curve) in enumerate(zip(models, configs, curves)):
         model.load_state_dict(stack.state_of(j))

@@ -5,7 +5,7 @@ what would wait for the card is counted in `card.waits`. A step can be captured 
 the same kernels on the same memory, nothing of Python between them. What computes is the CPU, so results agree
 to the last bit or two.
 """
-import sys
+import random, sys
 from contextlib import contextmanager, nullcontext
 from unittest import mock
 
@@ -36,6 +36,7 @@ class OnCard(torch.Tensor):
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         return _run(func, args, kwargs or {})
+    def data_ptr(self): return self.inner.data_ptr()
     def tolist(self): return self.cpu().tolist()  # torch's own looks at the memory
     def __format__(self, spec): return format(self.cpu(), spec)
     @property
@@ -114,7 +115,7 @@ def _memory(t): return t.untyped_storage().data_ptr()
 
 class Tape:
     "A captured piece of work: what the card was asked for, to be asked for again."
-    def capture(self, work, family=()):
+    def capture(self, work, family=(), device=CARD):
         "Note what `work` asks for; as with CUDA nothing is changed by that."
         global _tape
         self.calls = []
@@ -164,6 +165,11 @@ def _told_of_waits(told):
     told += waits[before:]
 
 
+def _tossed():
+    "Python's random numbers; torch's of the CPU are the pretended card's, too, and a tape draws them again."
+    return random.getstate()
+
+
 def _everywhere(modules, **names):
     "Patches of these names in all modules that have them."
     return [mock.patch.object(m, name, new) for m in modules for name, new in names.items() if hasattr(m, name)]
@@ -183,7 +189,7 @@ def plugged_in(replays=True):
     pick = lambda name='auto': CARD if str(name) in ('auto', 'card', CARD.type) else core.device(name)
     replayed = lambda device: replays and torch.device(device) == CARD
     patches += _everywhere(ours, pick_device=pick, replays=replayed, Graph=Tape,
-                           _aside=lambda device: nullcontext(), _told_of_waits=_told_of_waits)
+                           _aside=lambda device: nullcontext(), _told_of_waits=_told_of_waits, _tossed=_tossed)
     for patch in patches: patch.start()
     waits.clear()
     try:

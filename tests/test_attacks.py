@@ -20,7 +20,7 @@ from torch.testing import assert_close
 
 from robustnb import attacks, conditions, data, evaluate, fab, models, square, train
 from robustnb.core import generator, seed_all
-from robustnb.oracle import Oracle
+from robustnb.oracle import Oracle, check_model
 from robustnb.threat import distance
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,7 +32,7 @@ def digits():
     "A small CNN on 8x8 digits, 40 test images and labels."
     seed_all(0)
     images = data.load('digits')
-    net = train.fit(models.SmallCNN(width=4), images, train.Config('adam', .005, 5, 64)).model
+    net = train.fit(models.SmallCNN(width=4), images, train.Config('adam', .005, 5, 64), device='cpu').model
     return net, data.to_float(images.x_test[:40]), images.y_test[:40]
 
 def official(net, x, y, norm, eps, seed):
@@ -117,6 +117,22 @@ def test_half_precision_models(digits, dtype):
     ev = attacks.autoattack(half, x[:10], y[:10], 'linf', .1, 'quick', progress=False)
     assert torch.equal(half(ev.x_adv.to(dtype)).argmax(1) == y[:10], ev.robust)
     assert ev.x_adv.dtype == torch.float32 and distance(ev.x_adv, x[:10], 'linf').max() <= .1 + 1e-6
+
+def test_half_precision_may_add_up_in_another_order_for_another_batch(digits):
+    "As a GPU's kernels do; that is no model whose answers depend on the rest of the batch."
+    _, x, y = digits
+    class Halves(nn.Linear):
+        def forward(self, x):
+            x = x.flatten(1)
+            if len(x) > 1: return super().forward(x)
+            left, right = (nn.functional.linear(part, w) for part, w in zip(x.split(32, 1), self.weight.split(32, 1)))
+            return left + right + self.bias
+    seed_all(0)
+    model = Halves(64, 10).bfloat16().eval()
+    images = x[:32].bfloat16()
+    z, alone = model(images), model(images[:1])
+    assert (alone - z[:1]).abs().max() > 1e-3*z.abs().max()
+    assert check_model(model, images, y[:32]) == 10
 
 def test_autocast_around_does_not_matter(digits):
     net, x, y = digits
@@ -255,7 +271,7 @@ def fashion():
         seed_all(0)
         net = nn.Sequential(nn.Conv2d(1, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 4, 2, 1), nn.ReLU(), nn.Flatten(),
                             nn.Linear(1568, 100), nn.ReLU(), nn.Linear(100, 10))
-        nets[name] = train.fit(net, images, train.Config(name, lr, 3)).model
+        nets[name] = train.fit(net, images, train.Config(name, lr, 3), device='cpu').model
     return nets, data.to_float(images.x_test[:200]), images.y_test[:200]
 
 @pytest.mark.slow

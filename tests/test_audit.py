@@ -29,7 +29,7 @@ def digits():
     "A small net trained on digits, and 60 test images."
     few = data.load('digits').subset(600, 60)
     torch.manual_seed(0)
-    net = train.fit(models.SmallCNN(width=4), few, train.Config('adam', .005, 5, 64)).model.eval()
+    net = train.fit(models.SmallCNN(width=4), few, train.Config('adam', .005, 5, 64), device='cpu').model.eval()
     return net, few.x_test, few.y_test
 
 @pytest.fixture

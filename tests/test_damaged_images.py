@@ -306,7 +306,7 @@ def test_audit_of_white_ink(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     digits = data.load('digits')
     net = models.SmallCNN()
-    train.fit(net, digits, train.Config('adam', lr=1e-3, epochs=5))
+    train.fit(net, digits, train.Config('adam', lr=1e-3, epochs=5), device='cpu')
     save_file(net.state_dict(), 'net.safetensors')
     x, y = digits.x_test[:60], digits.y_test[:60]
     for i, (image, label) in enumerate(zip(x, y)):

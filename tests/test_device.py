@@ -1,5 +1,5 @@
 """Everything on a card: real where there is one, pretended everywhere (see card.py)."""
-import copy
+import copy, gc, random
 
 import pytest
 import torch
@@ -87,14 +87,37 @@ def test_work_that_waits_is_never_captured(device):
 
 def test_work_that_cannot_be_captured_is_done_plainly(device, monkeypatch):
     class Fails:
-        def capture(self, work, family):
+        def capture(self, work, family, device):
             raise RuntimeError('operation not permitted when stream is capturing')
     monkeypatch.setattr(replay, 'Graph', Fails)
     total = torch.zeros((), device=device)
     step = replay.Replay(lambda: total.add_(1), device)
     with pytest.warns(UserWarning, match='not permitted when stream is capturing') as told:
         for _ in range(6): step()
-    assert total.item() == 6 and len(told) == 1
+    assert total.item() == 6
+    assert sum('not permitted' in str(w.message) for w in told) == 1
+
+
+def test_work_that_tosses_coins_in_python_is_never_captured(device):
+    "A graph would toss the same one for ever."
+    total = torch.zeros((), device=device)
+    step = replay.Replay(lambda: total.add_(random.choice([1, 2])), device, 'this step')
+    with pytest.warns(UserWarning, match='draws random numbers on the CPU'):
+        for _ in range(60): step()
+    assert step.graph is None
+    assert 60 < total.item() < 120
+
+
+def test_errors_of_a_capture_that_are_no_runtime_errors(device, monkeypatch):
+    "A program refuses what it is given by a ValueError; the plain call decides whether it is the model's fault."
+    class Fails:
+        def capture(self, work, family, device): raise ValueError('model: got a capture')
+    monkeypatch.setattr(replay, 'Graph', Fails)
+    total = torch.zeros((), device=device)
+    step = replay.Replay(lambda: total.add_(1), device)
+    with pytest.warns(UserWarning, match='got a capture'):
+        for _ in range(6): step()
+    assert total.item() == 6
 
 
 # Training
@@ -205,6 +228,28 @@ def test_soap_counts_in_python(device, digits):
     plain = many('cpu', digits, ['sgd', 'soap'])
     assert ours[0].eager == 'soap looks at its count'
     for a, b in zip(ours, plain): same_course(a, b)
+
+
+def test_weights_that_are_put_elsewhere_go_on_learning(device, digits):
+    "As by a function that takes the model to the CPU and back after each epoch."
+    config = train.Config('sgd', .1, 4, batch_size=64)
+    def away(model, curves):
+        for p in model.parameters(): p.data = p.data.clone()
+    moved = train.fit(net(), digits, config, device=device, on_epoch=away)
+    same_course(moved, trained(device, digits, config))
+
+
+def test_a_finished_training_keeps_no_memory(device, digits):
+    "Its graph leads to the images and the optimizer's state; nothing may lead back to it in a circle."
+    alive = lambda: sum(type(o).__name__ in ('_Trainer', '_Passes') for o in gc.get_objects())
+    gc.collect()
+    before = alive()
+    gc.disable()
+    try:
+        ours = trained(device, digits, train.Config('sgd', .1, 1, batch_size=64))
+        several = many(device, digits, ['sgd', 'adam'])
+        assert alive() == before and not ours.eager and len(several) == 2
+    finally: gc.enable()
 
 
 def test_an_epoch_waits_once(digits):

@@ -134,7 +134,7 @@ def test_what_is_in_doubt_stands_in_every_file_of_an_audit(tmp_path):
     class Rounds(torch.nn.Module):
         def forward(self, x): return (4*x).round()/4
     digits = data.load('digits').subset(400, 60)
-    net = train.fit(models.SmallCNN(width=4), digits, train.Config('adam', .005, 8, 64)).model
+    net = train.fit(models.SmallCNN(width=4), digits, train.Config('adam', .005, 8, 64), device='cpu').model
     asked = conditions.usual(1, (), bands=0, eps=dict(linf=(.1,), l2=(.5,)))
     options = dict(conditions=asked, lipschitz=0, progress=False)
     rounding = torch.nn.Sequential(Rounds(), net).eval()
