@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing.util import get_temp_dir
 
 import cloudpickle
+from tqdm import tqdm
 
 from .core import check_number, cores, seed_all, set_threads
 
@@ -188,6 +189,7 @@ def _child(conn, log, environ, scratch, call):
     _tell_kernel(PR_SET_CHILD_SUBREAPER, 1)
     if pid := os.fork(): _watch(conn, pid, scratch)
     _tell_kernel(PR_SET_PDEATHSIG, signal.SIGKILL)
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a run that is killed would leave behind
     try:
         _take_over(environ)
         function, args = cloudpickle.loads(call)
