@@ -439,8 +439,8 @@ def test_signals_end_a_sweep_in_order(tmp_path, experiment, robustnb, monkeypatc
     (tmp_path/'tmp').mkdir()
     monkeypatch.setenv('TMPDIR', str(tmp_path/'tmp'))
     monkeypatch.setenv('BEGUN', str(tmp_path/'begun'))
-    experiment("import os, time; from tqdm import tqdm; bar = tqdm(total=1); open(os.environ['BEGUN'] + str(seed), 'w'); "
-               'time.sleep(1.5 if seed == 0 else 600); value = lr')
+    experiment("import os, time; from tqdm import tqdm; open(os.environ['BEGUN'] + str(seed), 'w'); "
+               'bar = tqdm(total=1); time.sleep(1.5 if seed == 0 else 600); value = lr')
     write_sweep(tmp_path, 1, 3)
     process = robustnb('sweep', 'toy.toml', '--workers', '2')
     wait_for(lambda: results_of(tmp_path) and len(list(tmp_path.glob('begun*'))) == 3)
