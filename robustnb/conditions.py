@@ -196,7 +196,8 @@ def fraction(
 # %% ../nbs/10g_conditions.ipynb #b3e26ecc
 @dataclass(frozen=True)
 class Attack(_Ball):
-    "The worst image within `eps`, as far as the attack finds it: an upper bound of the robust accuracy."
+    """The worst image within `eps`, as far as the attack finds it: an upper bound of the robust accuracy.
+    It aims at top 1; rows of top k say so as a doubt."""
     attack: str  # 'quick' or 'autoattack'
     norm: str    # 'linf' or 'l2'
     eps: float   # radius, in units of the pixels
@@ -251,7 +252,7 @@ class _Balls:
             self.model, self.x, self.y, c.norm, c.eps, ATTACKS[c.attack], self.seed, self.batch_size,
             self.progress, certify=bool(proofs), known=self.known.get(c.attack))
         self.known[c.attack] = found
-        self.judged[c] = Judged(_survivors(found, self.model, self.x, self.y, self.topk), _remarks(found))
+        self.judged[c] = Judged(_survivors(found, self.model, self.x, self.y, self.topk), _remarks(found, self.topk))
         for proof in proofs: self.judged[proof] = Judged(found.certified)
 
     def proved(self, proof):
@@ -276,9 +277,13 @@ def _survivors(found, model, x, y, topk):
     parts = zip(found.x_adv.split(512), y.split(512))
     return torch.cat([is_right(net.logits(a).to(b.device), b, topk) for a, b in parts])
 
-def _remarks(found):
+_AIM = 'the attack aims at top 1: images wrong there were not attacked, the others only until they were'
+
+def _remarks(found, topk):
     "Further fields of an attack's row: why it is in doubt, and that it is not the standard one."
-    return dict(found.doubt) if found.classes > 3 else dict(found.doubt, variant='nonstandard')
+    doubts = '; '.join([*found.doubts, *([_AIM] if topk > 1 else [])])
+    fields = dict(doubt=doubts) if doubts else {}
+    return fields if found.classes > 3 else dict(fields, variant='nonstandard')
 
 # %% ../nbs/10g_conditions.ipynb #cb1a2a8f
 @dataclass(frozen=True)

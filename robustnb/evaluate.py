@@ -129,7 +129,7 @@ def is_right(
 ) -> torch.Tensor:
     "Boolean (N,): which answers are right? A non-finite logit makes its image wrong; of equal logits the first counts."
     if topk == 1: among = z.argmax(1) == y
-    else: among = (z.topk(topk, 1).indices == y[:, None]).any(1)
+    else: among = (z.argsort(dim=1, descending=True, stable=True)[:, :topk] == y[:, None]).any(1)
     return among & z.isfinite().all(1)
 
 # %% ../nbs/08_evaluate.ipynb #689f2569

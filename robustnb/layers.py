@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from .core import check_choice
 from .models import PreActBlock, behaves_as
@@ -108,11 +109,18 @@ def role_of(
 def positive(
     layer: nn.Module,
 ) -> nn.Module:
-    "A copy of an affine layer of torch's with the absolute values of its weights, and no shift."
-    layer = copy.deepcopy(layer)
+    """A copy of an affine layer of torch's with the absolute values of its weights, and no shift.
+    Weights that torch computes anew each time (`parametrizations`) are plain ones in the copy."""
     parts = {name: getattr(layer, name, None) for name in ('weight', 'bias', 'running_mean')}
+    layer = copy.deepcopy(layer)
+    if is_parametrized(layer):
+        layer.__class__ = type(layer).__base__
+        del layer.parametrizations
     for name, part in parts.items():
-        if part is not None: part.data = part.data.abs() if name == 'weight' else part.data*0
+        if part is None: continue
+        value = part.detach().abs() if name == 'weight' else torch.zeros_like(part)
+        if name in layer._buffers: layer.register_buffer(name, value)
+        else: layer.register_parameter(name, nn.Parameter(value, requires_grad=False))
     return layer
 
 # %% ../nbs/07a_layers.ipynb #816c1913
@@ -144,7 +152,9 @@ def _leaky_slopes(layer):
     slope = float(layer.negative_slope)
     return min(slope, 1.), max(slope, 1.)
 
-know(nn.ReLU, nn.Tanh, nn.Softplus, role='activation', slopes=(0., 1.))
+know(nn.ReLU, nn.Tanh, role='activation', slopes=(0., 1.))
+know(nn.Softplus, role='activation', slopes=(0., 1.), fits=lambda m: m.threshold >= 20,
+     only='only a threshold of 20 or more is known; it jumps there')
 know(nn.Sigmoid, role='activation', slopes=(0., .25))
 know(nn.LeakyReLU, role='activation', slopes=_leaky_slopes)
 know(nn.Sequential, role='chain')

@@ -340,6 +340,7 @@ def _pairs(model, shape, activations):
     chain = _Chain()
     for name, layer in named_layers(model):
         if behaves_as(layer, *activations):
+            if why := why_not(layer): refuse(layer, name, why)
             if chain.pending is None: refuse(layer, name, 'a chain begins with an affine layer')
             chain.activation()
         elif not _passes(layer): chain.affine(*affine_map(layer, shape, name))

@@ -168,15 +168,20 @@ class SmallCNN(nn.Sequential):
         super().__init__(*layers, nn.Flatten(), nn.Linear(width*size**2, n_classes))
 
 # %% ../nbs/07_models.ipynb #06820d43
+# what the answer of a layer of torch's goes through
+_ASKED = 'forward', '__call__', '_wrapped_call_impl', '_call_impl', '_conv_forward', '__iter__'
+
 def behaves_as(
     module,    # nn.Module
     *classes,  # layer classes
 ) -> bool:
     """Whether a module computes what one of these classes does: a subclass with a `forward` of its
-    own, or a module with hooks (the old `weight_norm` and `spectral_norm` are such), does not."""
-    if 'forward' in vars(module): return False
+    own, or with another method that `forward` goes through, or a module with hooks (the old
+    `weight_norm` and `spectral_norm` are such), does not."""
+    if vars(module).keys() & set(_ASKED): return False
     if module._forward_hooks or module._forward_pre_hooks: return False
-    return any(isinstance(module, c) and type(module).forward is c.forward for c in classes)
+    same = lambda c: all(getattr(type(module), name, None) is getattr(c, name, None) for name in _ASKED)
+    return any(isinstance(module, c) and same(c) for c in classes)
 
 # %% ../nbs/07_models.ipynb #e0fda89b
 ARCHITECTURES = dict(twolayercnn=TwoLayerCNN, preactresnet18=PreActResNet18, mlp=MLP, smallcnn=SmallCNN)

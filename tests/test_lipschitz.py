@@ -2,12 +2,14 @@
 
 And what random degenerate nets do to the exact search."""
 import math
+from copy import deepcopy
 
 import numpy as np, pytest, torch, torchvision
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from robustnb import lipschitz as lip, models
+from robustnb.certify import certify
 from robustnb.conv_norm import conv_norm_band
 from robustnb.core import generator, seed_all
 from robustnb.lip_bounds import chain_apply
@@ -386,3 +388,38 @@ def test_lipsdp_is_within_a_fifth_of_a_percent_of_an_interior_point_method(sizes
 def test_weights_that_overflow_leave_the_bound_open():
     huge = [(1e160*torch.eye(2).double(), torch.zeros(2))]*2
     assert lip.lip_sdp(huge).upper == math.inf and lip.lip_sdp(huge).lower == 0
+
+
+# --- layers that are not quite what their class says
+
+def test_boxes_of_layers_whose_weights_are_computed_anew():
+    "As by torch's weight_norm: the same bound as with the same weights kept."
+    seed_all(0)
+    plain = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1)).eval()
+    with torch.no_grad():
+        plain[0].weight.copy_(torch.tensor([[-1.], [-1.]]))
+        plain[0].bias.copy_(torch.tensor([1., -1.]))
+        plain[2].weight.copy_(torch.tensor([[1., -1.]]))
+    made = deepcopy(plain)
+    nn.utils.parametrizations.weight_norm(made[0])
+    ends = -2*torch.ones(1), 2*torch.ones(1)
+    expected = lip.lip_box(plain, *ends).upper
+    assert expected >= 1
+    assert math.isclose(lip.lip_box(made, *ends).upper, expected, rel_tol=1e-6)
+    assert made(ends[1][None]).allclose(plain(ends[1][None]))
+
+
+def test_a_softplus_that_jumps_is_refused():
+    net = nn.Sequential(nn.Linear(1, 1), nn.Softplus(threshold=1.), nn.Linear(1, 1)).eval()
+    for bound in lip.lip_product, lip.lip_sdp, lip.lip_eclipse:
+        with pytest.raises(ValueError, match='threshold of 20'): bound(net, (1,))
+    usual = nn.Sequential(nn.Linear(1, 1), nn.Softplus(), nn.Linear(1, 1)).eval()
+    assert lip.lip_sdp(usual, (1,)).upper <= lip.lip_product(usual, (1,)).upper*(1 + 1e-6)
+
+
+def test_a_convolution_that_changes_what_forward_calls_is_refused():
+    class Louder(nn.Conv2d):
+        def _conv_forward(self, x, weight, bias): return 50*super()._conv_forward(x, weight, bias)
+    net = nn.Sequential(Louder(1, 2, 3), nn.Flatten(), nn.Linear(18, 2)).eval()
+    with pytest.raises(ValueError, match='Louder'): lip.lip_product(net, (1, 5, 5))
+    with pytest.raises(ValueError, match='Louder'): certify(net, torch.rand(2, 1, 5, 5), torch.zeros(2).long())
