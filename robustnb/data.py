@@ -1363,7 +1363,10 @@ def check_own(
     if not is_named(name): return
     function = find_named(name, 'dataset')
     require(callable(function), 'dataset', f'{name!r}, {type(function).__name__}', _A_FUNCTION)
-    try: inspect.signature(function).bind(**options)
+    try: signature = inspect.signature(function)
+    except ValueError: signature = None
+    require(signature, 'dataset', f'{name!r}, which does not say what it takes', _A_FUNCTION)
+    try: signature.bind(**options)
     except TypeError as e:
         shown = ', '.join(options) or 'nothing'
         raise ValueError(f'dataset: got {name!r}, which cannot be called with {shown} ({e}), '

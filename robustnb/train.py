@@ -239,7 +239,7 @@ class Config:
     batch_size: int = 128        # the last batch of an epoch may be smaller; with batch norm, never one image
     schedule: str = 'multistep'  # see `lr_factor`
     warmup: float = 0.           # epochs of linear warm-up
-    weight_decay: float | None = None  # None: .01 for adamw, .1 for muon, 0 for the others
+    weight_decay: float | None = None  # None: .01 for adamw, .1 for muon, 0 for the others; its own for one of yours
     label_smoothing: float = 0.  # share of the target that is spread over all classes, 0 to 1
     augment: str = 'none'        # see `augment`
     precision: str = 'fp32'      # of training, see `resolve_precision`; everything else is fp32
