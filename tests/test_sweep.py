@@ -182,7 +182,7 @@ def initialise():
     return True
 torch.cuda.device_count = lambda: len(seen())
 torch.cuda.is_available = initialise
-torch.cuda.is_bf16_supported = lambda *args: initialise() and seen()[0] in os.environ['BF16_ON']
+torch.cuda.is_bf16_supported = lambda *args, **options: initialise() and seen()[0] in os.environ['BF16_ON']
 torch.cpu.get_capabilities = dict
 '''
 
