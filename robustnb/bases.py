@@ -109,7 +109,8 @@ def effective_dimension(
     variances: torch.Tensor,  # (d,), none negative
 ) -> float:
     "How many directions share the energy: (sum c)^2 / sum c^2, from 1 to d."
-    require((variances >= 0).all() and variances.sum() > 0, 'variances', 'a negative one, or only zeros', 'numbers >= 0, not all of them 0')
+    fits = (variances >= 0).all() and variances.sum() > 0
+    require(fits, 'variances', 'a negative one, or only zeros', 'numbers >= 0, not all of them 0')
     return (variances.sum()**2/variances.square().sum()).item()
 
 def spread_after_rotation(

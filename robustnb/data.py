@@ -1381,7 +1381,7 @@ def _of_ones_own(name, options):
 
 # %% ../nbs/06_data.ipynb #17bb6049
 def load(
-    name: str = 'digits',    # one of these sets; a folder or .npz file of yours, in the root or by its full path; module:Name
+    name: str = 'digits',    # one of these sets; a folder or .npz file, in the root or by its full path; module:Name
     root=None,               # where to look; default: see `data_root`
     download: bool = True,   # let torchvision download a published set that is not there
     holdout: int = 0,        # training images to set apart, as many of each class as its share; see `Data.hold_out`

@@ -83,7 +83,7 @@ def separator(
     Z,          # examples times their labels (n, d)
     norm: str,  # of the weights: 'l1', 'l2' or 'linf'
 ) -> np.ndarray:
-    "Weights (d,) of the widest margin in this norm, scaled to the smallest score 1; a ValueError if no plane separates."
+    "Weights (d,) of the widest margin in this norm, the smallest score 1; a ValueError if no plane separates."
     check_choice(norm, 'norm', _LEAST)
     Z = np.asarray(Z, float)
     finite = Z.ndim == 2 and np.isfinite(Z).all()
