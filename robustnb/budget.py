@@ -63,15 +63,15 @@ def speed_of(
     x, y = to_float(x[:BATCH]), y[:BATCH]
     net = Oracle(model, x, y)
     step = lambda part: net.slope(part.to(net.device), lambda z: z[:, 0])[2].cpu()
-    cold = net.device.type != 'cpu'
-    speed = Speed(timed(lambda part: logits(model, part), x, cold=cold), timed(step, x, cold=cold))
+    clock = lambda work: timed(work, x, cold=net.device.type != 'cpu')
+    speed = Speed(clock(lambda part: logits(model, part)), clock(step))
     worse = [c for c in wanted if isinstance(c, Corruption)]
     spoil = lambda part: [corrupt(part.to(net.device), c.name, c.severity).cpu() for c in worse]
-    if worse: speed = replace(speed, corruption=timed(spoil, x, cold=cold)/len(worse))
+    if worse: speed = replace(speed, corruption=clock(spoil)/len(worse))
     proofs = [c for c in wanted if isinstance(c, Proof)]
     if not proofs: return speed
     prove = lambda part: certify_batch(model, part, y[:len(part)], proofs[-1].norm, proofs[-1].eps).cpu()
-    return replace(speed, proof=timed(prove, x, cold=cold))
+    return replace(speed, proof=clock(prove))
 
 # %% ../nbs/13bb_budget.ipynb #1f43c5f2
 @dataclass(frozen=True)

@@ -281,7 +281,7 @@ _AIM = 'the attack aims at top 1: images wrong there were not attacked, the othe
 
 def _remarks(found, topk):
     "Further fields of an attack's row: why it is in doubt, and that it is not the standard one."
-    doubts = '; '.join([*found.doubts, *([_AIM] if topk > 1 else [])])
+    doubts = '; '.join([*found.doubts, *[_AIM]*(topk > 1)])
     fields = dict(doubt=doubts) if doubts else {}
     return fields if found.classes > 3 else dict(fields, variant='nonstandard')
 

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np, psutil, torch
 
 from .core import atomic_path, check_choice, check_number, cores, find_named, generator, is_named, name_of
-from .core import plural, regular_file, require
+from .core import plural, regular_file, require, signature_of
 from .dct import idct2
 
 # %% ../nbs/06_data.ipynb #d5140c0b
@@ -1363,10 +1363,7 @@ def check_own(
     if not is_named(name): return
     function = find_named(name, 'dataset')
     require(callable(function), 'dataset', f'{name!r}, {type(function).__name__}', _A_FUNCTION)
-    try: signature = inspect.signature(function)
-    except ValueError: signature = None
-    require(signature, 'dataset', f'{name!r}, which does not say what it takes', _A_FUNCTION)
-    try: signature.bind(**options)
+    try: signature_of(function, name, 'dataset', _A_FUNCTION).bind(**options)
     except TypeError as e:
         shown = ', '.join(options) or 'nothing'
         raise ValueError(f'dataset: got {name!r}, which cannot be called with {shown} ({e}), '

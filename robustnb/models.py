@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from .core import OWN, atomic_path, check_choice, check_number, find_named, is_named, name_of, regular_file
-from .core import require
+from .core import require, signature_of
 
 # %% ../nbs/07_models.ipynb #63fe28cb
 NORMS = 'none', 'batch', 'group', 'layer'
@@ -237,7 +237,7 @@ def _own(name):
     architecture = find_named(name, 'model')
     accepted = 'a class or function that makes an nn.Module'
     require(callable(architecture), 'model', f'{name!r}, {type(architecture).__name__}', accepted)
-    return architecture, inspect.signature(architecture).parameters
+    return architecture, signature_of(architecture, name, 'model', accepted)
 
 def _called_with(taken, sizes):
     "Those of the sizes that it takes, as it spells them."
@@ -251,9 +251,9 @@ def check_own(
 ):
     "A ValueError for a network of one's own that is not there, or cannot be called with sizes and these options."
     if not is_named(name): return
-    architecture, taken = _own(name)
-    given = _called_with(taken, dict.fromkeys(_SPELLINGS)) | options
-    try: inspect.signature(architecture).bind(**given)
+    _, signature = _own(name)
+    given = _called_with(signature.parameters, dict.fromkeys(_SPELLINGS)) | options
+    try: signature.bind(**given)
     except TypeError as e:
         raise ValueError(f'model: got {name!r}, which cannot be called with {", ".join(given) or "nothing"} ({e}), '
                          f'accepted: one that takes {", ".join(_SPELLINGS)}, or fewer of them') from None
@@ -285,8 +285,8 @@ def _said(e): return ' '.join(f'{type(e).__name__}: {e}'.split())
 
 def _of_ones_own(name, sizes, options):
     check_own(name, options)
-    architecture, taken = _own(name)
-    try: net = architecture(**_called_with(taken, sizes), **options)
+    architecture, signature = _own(name)
+    try: net = architecture(**_called_with(signature.parameters, sizes), **options)
     except TypeError: raise
     except Exception as e: raise ValueError(f'model: got {name!r}, which raises {_said(e)}') from e
     accepted = 'a class or function that makes an nn.Module'
@@ -305,7 +305,7 @@ def _maker(name):
 # %% ../nbs/07_models.ipynb #eefac1e5
 def _without_none(name, options):
     "The options, without a norm that is 'none' where it could not be understood."
-    understood = name in ARCHITECTURES or is_named(name) and 'norm' in _own(name)[1]
+    understood = name in ARCHITECTURES or is_named(name) and 'norm' in _own(name)[1].parameters
     if understood or options.get('norm') != 'none': return options
     return {k: v for k, v in options.items() if k != 'norm'}
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PANELS', 'colour', 'drawable', 'as_text', 'accuracies', 'one_by_one', 'has_rates', 'rate_curves', 'comparison',
-           'legend_above', 'bar_panel', 'robustness_bars', 'trade_off', 'trajectory_curves', 'strength_curves',
-           'band_losses', 'band_curves', 'corruption_map', 'constants', 'bounds', 'contrasts']
+           'by_choice', 'legend_above', 'bar_panel', 'robustness_bars', 'trade_off', 'trajectory_curves',
+           'strength_curves', 'band_losses', 'band_curves', 'corruption_map', 'constants', 'bounds', 'contrasts']
 
 # %% ../nbs/12_plots.ipynb #ef3b007b
 import itertools, math, warnings
@@ -187,6 +187,20 @@ def _wide(lines, keys):
 def _percent(mean, std):
     "'86.5 ± 0.3', without the std of a single run."
     return f'{100*mean:.1f}' + (f' ± {100*std:.1f}' if std == std else '')
+
+# %% ../nbs/12_plots.ipynb #c4cf6bdf
+def by_choice(
+    values: pd.DataFrame,  # fractions, a row for each run, indexed by it; or some of its runs
+    final: pd.DataFrame,   # from `choice.finals`
+) -> pd.DataFrame:
+    """Pandas table, one row per optimizer and choice, the chosen one first, then those that are tied
+    with it: mean ± std in percent of each column, and seeds."""
+    about = final.drop_duplicates('run').set_index('run')[['optimizer', 'chosen', 'choice']]
+    about['chosen'] = about.chosen.map({True: 'chosen', False: 'tied'})
+    groups = values.join(about).groupby(['optimizer', 'chosen', 'choice'])
+    shown = groups.agg(lambda v: _percent(v.mean(), v.std()))
+    shown['seeds'] = groups.size()
+    return shown.loc[_names(final)]
 
 # %% ../nbs/12_plots.ipynb #96ae42dd
 def legend_above(

@@ -86,6 +86,7 @@ class Replay:
         self.family = [] if family is None else family
         self.calls = 0
         self.graph = None
+        self.places = None  # see `renew`
         self.why_not = why_not if replays(device) else f'no graphs on the device {self.device.type!r}'
 
     def __call__(self):
@@ -95,6 +96,17 @@ class Replay:
         if self.calls > self.plain: self._capture()
         else: self._first()
         if self.graph: self.graph.replay()
+
+    def renew(self, tensors):
+        """Give a graph up for a new one where one of the tensors that it knows lies elsewhere than at
+        the last such call, as a model's weights do after `model.cpu()`."""
+        if self.why_not: return
+        places = [t.data_ptr() for t in tensors]
+        if self.graph and places != self.places:
+            self.family.remove(self.graph)
+            self.graph = None
+            self.calls = 0
+        self.places = places
 
     def _first(self):
         "One of the plain calls; the last is watched."

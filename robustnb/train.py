@@ -406,6 +406,49 @@ def _step(model, opt, x, y, config, in_bf16):
     loss = optim.step(opt, closure).detach()
     return loss, (logits.argmax(1) == y).sum()
 
+# %% ../nbs/09_train.ipynb #0701e026
+@dataclass
+class _Images:
+    "The training images as the model takes them."
+    x: torch.Tensor  # all of them, on the device
+    config: Config
+
+    def __post_init__(self): self.drawn = []  # for the images, in their order; a tensor for each change
+
+    def draw(self, sizes, epoch):
+        "Put in place what augmentation draws for the batches of an epoch."
+        c = self.config
+        g = generator(c.seed, 'augment', epoch)
+        drawn = [rows.to(self.x.device) for rows in _draw_all(c.augment, sizes, self.x.shape, g)]
+        if self.drawn: torch._foreach_copy_(self.drawn, drawn)
+        else: self.drawn = drawn
+
+    def take(self, index, rows):
+        "Those images; `rows` are their places in the epoch."
+        x = to_float(self.x[index], self.x.device)
+        for (_, change), drawn in zip(_changes(self.config.augment), self.drawn):
+            x = change(x, drawn.index_select(0, rows))
+        return x.contiguous(memory_format=_layout(x.shape, x.device, self.config.optimizer))
+
+# %% ../nbs/09_train.ipynb #a7fd9527
+class _Rate:
+    "The learning rate of an optimizer."
+    def __init__(self, opt, lr):
+        self.opt = opt
+        first = opt.param_groups[0]['lr']
+        self.tensor = first if torch.is_tensor(first) else None
+        made_with = [float(group['lr']) for group in opt.param_groups]
+        self.parts = [made/lr if lr else 1. for made in made_with]  # a function may give groups others
+
+    def put(self, rate):
+        "Set a number; a tensor is set within the step."
+        if self.tensor is not None: return
+        for group, part in zip(self.opt.param_groups, self.parts): group['lr'] = rate*part
+
+    def read(self, course):
+        "Set the tensor to the rate of the present batch."
+        if self.tensor is not None: self.tensor.copy_(course.rate().squeeze(0))
+
 # %% ../nbs/09_train.ipynb #ef5573d0
 @dataclass
 class _Trainer:
@@ -419,39 +462,19 @@ class _Trainer:
 
     def __post_init__(self):
         device, size = self.x.device, self.config.batch_size
+        self.images = _Images(self.x, self.config)
         self.course = _Course(_sizes(len(self.x), size, self.model), (), device)
-        self.drawn = []  # what augmentation draws for the images, in their order; a tensor for each change
+        self.rate = _Rate(self.opt, self.config.lr)
         self.loss_sum = torch.zeros((), device=device)
         self.right = torch.zeros((), dtype=torch.long, device=device)
-        self.rate = self.opt.param_groups[0]['lr']  # a tensor where steps are replayed
-        made_with = [float(group['lr']) for group in self.opt.param_groups]
-        # a function may give groups others
-        self.parts = [lr/self.config.lr if self.config.lr else 1. for lr in made_with]
-        self.counts = '' if torch.is_tensor(self.rate) else f'{self.config.optimizer} keeps numbers in Python'
-        self.places = None
-        self.settle()
-
-    def settle(self):
-        "Make the step on a full batch; anew where somebody has put the weights elsewhere since, as `model.cpu()` does."
-        kept = [*self.model.parameters(), *self.model.buffers()] if replays(self.x.device) else []
-        places = [t.data_ptr() for t in kept]
-        if places == self.places: return
-        self.places = places
-        step = lambda: self.batch(self.config.batch_size)
-        self.full = Replay(step, self.x.device, 'a training step', self.counts)
-
-    def images(self, index, rows):
-        "Those images as the model takes them: float, augmented, in the faster memory order; `rows` are their places."
-        x = to_float(self.x[index], self.x.device)
-        for (_, change), drawn in zip(_changes(self.config.augment), self.drawn):
-            x = change(x, drawn.index_select(0, rows))
-        return x.contiguous(memory_format=_layout(x.shape, x.device, self.config.optimizer))
+        counts = '' if self.rate.tensor is not None else f'{self.config.optimizer} keeps numbers in Python'
+        self.full = Replay(lambda: self.batch(size), device, 'a training step', counts)
 
     def batch(self, size):
         "The step on the next images, so many."
         index = self.course.index(size)
-        if torch.is_tensor(self.rate): self.rate.copy_(self.course.rate().squeeze(0))
-        x = self.images(index, self.course.rows[:size])
+        self.rate.read(self.course)
+        x = self.images.take(index, self.course.rows[:size])
         loss, hits = _step(self.model, self.opt, x, self.y[index], self.config, self.precision == 'bf16')
         self.loss_sum += loss*size
         self.right += hits
@@ -464,10 +487,7 @@ class _Trainer:
         rates = [c.lr*lr_factor(epoch*n + i, n*c.epochs, c.schedule, round(c.warmup*n)) for i in range(n)]
         torch.manual_seed(derive_seed(c.seed, 'dropout', epoch))
         self.course.begin(torch.randperm(len(self.x), generator=generator(c.seed, 'order', epoch)), rates)
-        g = generator(c.seed, 'augment', epoch)
-        drawn = [rows.to(self.x.device) for rows in _draw_all(c.augment, self.course.sizes, self.x.shape, g)]
-        if self.drawn: torch._foreach_copy_(self.drawn, drawn)
-        else: self.drawn = drawn
+        self.images.draw(self.course.sizes, epoch)
         self.loss_sum.zero_()
         self.right.zero_()
         return rates
@@ -477,22 +497,22 @@ class _Trainer:
         self.begin(0)
         self.batch(size)
 
-    def epoch(self, epoch):
-        """One pass over the data; returns the line of the curves: mean loss, running accuracy, norm
-        of the weights and the last rate. On a CPU it ends early once the loss is not finite."""
-        seen = 0
-        self.settle()
-        for i, (rate, size) in enumerate(zip(self.begin(epoch), self.course.sizes)):
-            if not torch.is_tensor(self.rate):
-                for group, part in zip(self.opt.param_groups, self.parts): group['lr'] = rate*part
-            self.full() if size == self.config.batch_size else self.batch(size)
-            seen += size
-            looks = i % 20 == 0 and self.x.device.type == 'cpu'
-            if looks and not self.loss_sum.isfinite(): break
-        optim.switch(self.opt, training=False)
-        sums = torch.stack([(self.loss_sum/seen).double(), self.right.double()])
-        loss, right, *norms = torch.cat([sums, _norms(self.model)]).tolist()
-        return dict(epoch=epoch, loss=loss, accuracy=right/seen, weight_norm=math.hypot(*norms), lr=rate)
+# %% ../nbs/09_train.ipynb #e6c671e2
+def _epoch(t, epoch):
+    """One pass of a trainer over the data; returns the line of the curves: mean loss, running
+    accuracy, norm of the weights and the last rate. On a CPU it ends early once the loss is not finite."""
+    seen = 0
+    t.full.renew([*t.model.parameters(), *t.model.buffers()])
+    for i, (rate, size) in enumerate(zip(t.begin(epoch), t.course.sizes)):
+        t.rate.put(rate)
+        t.full() if size == t.config.batch_size else t.batch(size)
+        seen += size
+        looks = i % 20 == 0 and t.x.device.type == 'cpu'
+        if looks and not t.loss_sum.isfinite(): break
+    optim.switch(t.opt, training=False)
+    sums = torch.stack([(t.loss_sum/seen).double(), t.right.double()])
+    loss, right, *norms = torch.cat([sums, _norms(t.model)]).tolist()
+    return dict(epoch=epoch, loss=loss, accuracy=right/seen, weight_norm=math.hypot(*norms), lr=rate)
 
 # %% ../nbs/09_train.ipynb #45073f7f
 def _own_options(opt):
@@ -552,7 +572,7 @@ def fit(
     with Stopwatch() as watch, torch.random.fork_rng(devices=gpus), exact(precision != 'tf32'):
         for epoch in tqdm(range(len(curves), config.epochs), disable=not progress, leave=False):
             if _diverged(curves): break
-            with memory_for(config.batch_size, trainer.try_out): curves.append(trainer.epoch(epoch))
+            with memory_for(config.batch_size, trainer.try_out): curves.append(_epoch(trainer, epoch))
             if bands: curves[-1]['filters'] = filter_bands(model, tuple(x.shape[1:]), bands)
             if record: curves[-1].update(record(model, curves))
             if checkpoint: save_checkpoint(checkpoint, model, opt, config, curves)
