@@ -28,15 +28,17 @@ def _scores(tidy, over):
     clean = tidy.get('kind', pd.Series('clean', tidy.index)) == 'clean'
     rows = tidy[is_held_out(tidy) & (tidy.metric == 'accuracy') & clean]
     require(len(rows), 'tidy', 'no accuracy on held-out images', 'results of runs with holdout above 0')
+    rows = rows.drop(columns='holdout')
     by = dict.fromkeys(['dataset', 'model', *settings(rows), 'optimizer', *over])
     by = [name for name in by if name in rows and rows[name].notna().any()]
     groups = rows.groupby(by, dropna=False)
     mean = groups.value.agg(lambda v: v.mean(skipna=False))
-    found = groups.agg(n=('n', 'min'), runs=('run', list))  # several runs score on the same images
+    counted = {'seeds': ('seed', sorted)} if 'seed' in rows else {}
+    found = groups.agg(n=('n', 'min'), runs=('run', list), **counted)  # several runs score on the same images
     return found.assign(accuracy=mean, stderr=np.sqrt(mean*(1 - mean)/found.n)).reset_index()
 
 # %% ../nbs/03c_choice.ipynb #bc1d141a
-_MEASURED = ['n', 'runs', 'accuracy', 'stderr', 'chosen', 'tied', 'edge']  # of a candidate, beside what was given
+_MEASURED = ['n', 'runs', 'seeds', 'accuracy', 'stderr', 'chosen', 'tied', 'edge']  # of a candidate
 
 def _given(found):
     "Columns of what was given to the candidates."
@@ -47,6 +49,16 @@ def _described(line):
     return ' '.join(f'{name} {value}' for name, value in line.items())
 
 # %% ../nbs/03c_choice.ipynb #01516252
+def _check_alike(found, choice):
+    "A ValueError if candidates of a choice were not scored on as many images, or not with the same seeds."
+    for name in 'n', 'seeds':
+        if name not in found: continue
+        values = found[name].map(str)
+        differ = values.groupby(choice).transform('nunique') > 1
+        names = map(_described, found.loc[differ, _given(found)].to_dict('records'))
+        told = '; '.join(f'{candidate}: {value}' for candidate, value in zip(names, values[differ]))
+        require(not differ.any(), name, told, 'the same for each candidate of a choice')
+
 def _check_learned(found, choice):
     "A ValueError that names the candidates of a choice of which none has an accuracy."
     lost = found[found.accuracy.groupby(choice).transform('max').isna()]
@@ -66,14 +78,15 @@ def choices(
     tidy: pd.DataFrame,  # from `results.table`, with the runs that were scored on held-out images
     over: tuple = OVER,  # parameters that are chosen together
 ) -> pd.DataFrame:
-    """A row for each candidate: what was given, n (held-out images), runs (their numbers), accuracy
-    on them (mean over its runs), stderr, chosen, tied (within one standard error of the best, as
-    the chosen is itself), and edge. A ValueError names candidates that have all diverged, and says
-    where nothing was held out."""
+    """A row for each candidate: what was given, n (held-out images), runs (their numbers), seeds, accuracy
+    on the images (mean over its runs), stderr, chosen, tied (within one standard error of the best,
+    as the chosen is itself), and edge. A ValueError names candidates that have all diverged, or that
+    have other seeds or images than those they are compared with, and says where nothing was held out."""
     found = _scores(tidy, over)
     over = [name for name in over if name in found]
     within = [name for name in _given(found) if name not in over]
     choice = found.groupby(within, dropna=False).ngroup() if within else pd.Series(0, found.index)
+    _check_alike(found, choice)
     _check_learned(found, choice)
     shorter_first = found.sort_values(['accuracy', *reversed(over)], ascending=[False, *[True]*len(over)])
     best = choice[shorter_first.index].drop_duplicates()
@@ -94,7 +107,8 @@ def sentences(
     within = [name for name in _given(found) if name not in over]
     said = []
     for line in found[found.chosen].to_dict('records'):
-        of_it = found[(found[within] == pd.Series(line)[within]).all(axis=1)] if within else found
+        same = [(found[k] == line[k]) | (found[k].isna() & pd.isna(line[k])) for k in within]
+        of_it = found[np.logical_and.reduce(same)] if within else found
         tied = [_described(r) for r in of_it[of_it.tied & ~of_it.chosen][over].to_dict('records')]
         best = _described({k: line[k] for k in over})
         seeds = f', mean of {len(line["runs"])} seeds' if len(line['runs']) > 1 else ''

@@ -19,9 +19,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from . import optim, paper
 from .conditions import OURS, Attack, Band, Clean, Condition, Gaussian, condition_of, fraction, select
-from .core import check_choice, plural
+from .core import check_choice, plural, require
 from .corruptions import NAMES
-from .results import at_best_rates, best_rates, settings, summary
+from .results import at_best_rates, best_rates, hits, settings, summary
 from .stats import compare, wilson
 from .trajectories import by_epoch, rows_under
 
@@ -202,12 +202,12 @@ def by_choice(
     final: pd.DataFrame,   # from `choice.finals`
 ) -> pd.DataFrame:
     """Pandas table, one row per optimizer and choice, the chosen one first, then those that are tied
-    with it: mean ± std in percent of each column, and seeds."""
-    about = final.drop_duplicates('run').set_index('run')[['optimizer', 'chosen', 'choice']]
+    with it: mean ± std in percent of each column, nan where a run diverged, and seeds."""
+    about = final.drop_duplicates('run').set_index('run')[['optimizer', 'chosen', 'choice', 'seed']]
     about['chosen'] = about.chosen.map({True: 'chosen', False: 'tied'})
     groups = values.join(about).groupby(['optimizer', 'chosen', 'choice'])
-    shown = groups.agg(lambda v: _percent(v.mean(), v.std()))
-    shown['seeds'] = groups.size()
+    shown = groups[list(values)].agg(lambda v: _percent(v.mean(skipna=False), v.std(skipna=False)))
+    shown['seeds'] = groups.seed.nunique()
     return shown.loc[_names(final)]
 
 # %% ../nbs/12_plots.ipynb #96ae42dd
@@ -336,7 +336,8 @@ def trajectory_curves(
     ax = ax or plt.subplots(figsize=(3.6, 3))[1]
     for name in _names(tidy):
         epochs = lines.loc[name].groupby('epoch')
-        x, y = factor*epochs[column].mean(), 100*epochs[condition.label].mean()
+        mean = lambda v: v.mean(skipna=False)  # a curve ends where a run diverged
+        x, y = factor*epochs[column].agg(mean), 100*epochs[condition.label].agg(mean)
         std = 100*epochs[condition.label].std().fillna(0)
         ax.plot(x, y, 'o-', ms=2.5, lw=1.2, color=colour(name), label=as_text(name))
         ax.fill_between(x, y - std, y + std, color=colour(name), alpha=.2, lw=0)
@@ -426,11 +427,21 @@ def _mark_radii(ax, radii, norm):
 def band_losses(
     tidy: pd.DataFrame,  # table from `results.table`
 ) -> pd.DataFrame:
-    "The rows with noise in one band, their value replaced by the standard accuracy of the same run minus it."
+    """The rows with noise in one band, their value replaced by the standard accuracy of the same run
+    on the same images minus it; a ValueError where that is not known."""
     lines = accuracies(tidy)
-    clean = lines[lines.kind == 'clean'].groupby('run').value.first()
+    clean = {run: part.iloc[:1] for run, part in lines[lines.kind == 'clean'].groupby('run')}
     bands = lines[lines.kind == 'band']
-    return bands.assign(value=bands.run.map(clean) - bands.value)
+    standard = {key: _on_first(clean[key[0]], key[1]) for key in set(zip(bands.run, bands.n)) if key[0] in clean}
+    return bands.assign(value=[standard.get(key, math.nan) for key in zip(bands.run, bands.n)] - bands.value)
+
+def _on_first(row, n):
+    "The accuracy of one row on the first n of its images."
+    if row.n.item() == n or row.value.isna().item(): return row.value.item()
+    known = 'hits' in row and row.hits.notna().item() and row.n.item() > n
+    require(known, 'tidy', f'run {row.run.item()} with {row.n.item()} clean images and noise in bands on {n}',
+            'the same images, or rows with hits')
+    return hits(row)[0, :n].mean()
 
 # %% ../nbs/12_plots.ipynb #8bbcd3c4
 def band_curves(
@@ -460,7 +471,7 @@ def _corruption_table(tidy):
     lines = accuracies(_at_best(tidy))
     lines = lines[lines.kind == 'corruption']
     by = 'optimizer' if has_rates(tidy) else 'severity'
-    table = 100*lines.groupby([by, 'corruption']).value.mean().unstack()
+    table = 100*lines.groupby([by, 'corruption']).value.agg(lambda v: v.mean(skipna=False)).unstack()
     table = table[[name for name in NAMES if name in table]].assign(mean=lambda t: t.mean(axis=1))
     if by == 'severity': return table.set_axis([f'severity {s:g}' for s in table.index])
     return table.loc[_names(lines)].rename(index=as_text)

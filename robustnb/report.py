@@ -187,9 +187,16 @@ def gather(
     "Read runs, their provenance and what failed; a ValueError names a file that is no result."
     found = list(itertools.chain(*map(_read, sources)))
     made = [{**r['provenance'], **r['cost'], 'experiment': r['experiment']} for r in found]
-    doubts = Counter(itertools.chain(*map(results.doubts, found)))
+    doubts = Counter(itertools.chain(*map(results.doubts, found))) + _of_two_protocols(found)
     failed = results.failures(*filter(_is_folder, sources)) if failed is None else list(failed)
     return Runs(results.table(found), made, failed, dict(doubts))
+
+def _of_two_protocols(found):
+    "A doubt for each protocol, with its number of runs, where runs of one experiment are of several."
+    counted = Counter((r['experiment'], r['protocol']) for r in found if 'protocol' in r)
+    protocols = Counter(experiment for experiment, _ in counted)
+    said = '{}: made by protocol {} of the notebook, others by another, so that their numbers may differ'
+    return Counter({said.format(*key): n for key, n in counted.items() if protocols[key[0]] > 1})
 
 # %% ../nbs/13a_report.ipynb #d9c449ed
 def doubt_lines(
@@ -252,6 +259,8 @@ def beside_paper(
 # %% ../nbs/13a_report.ipynb #80ef4115
 def _on_clean_images(gap, reference):
     "The sentence about standard accuracy, from a line of `plots.contrasts`."
+    if math.isnan(gap.difference):
+        return f'{reference} and {gap.against}: standard accuracies cannot be compared, as a run diverged.'
     size, higher = abs(gap.difference), 'higher' if gap.difference > 0 else 'lower'
     differ = f'differ by {size:.1f} points ({reference} {higher})'
     if size < .05: differ = 'are equal to a tenth of a point'
@@ -266,8 +275,11 @@ def _disturbed(gaps, reference):
     more, less = (gaps.difference > 0).sum(), (gaps.difference < 0).sum()
     said = (f'Disturbed, {reference} keeps more than {other} under {more} of {len(gaps)} conditions, '
             f'less under {less}.')
-    if gaps.lower.isna().all(): return f'{said} One seed: nothing is known about chance.'
+    lost = gaps.difference.isna().sum()
+    if lost: said += f' Under {lost} nothing can be compared, as a run diverged.'
+    if gaps.seeds.max() == 1: return f'{said} One seed: nothing is known about chance.'
     seeds = plural(int(gaps.seeds.min()), 'seed')
+    if gaps.lower.isna().all(): return f'{said} With {seeds} there is no interval all the same.'
     sure, sure_less = (gaps.lower > 0).sum(), (gaps.upper < 0).sum()
     return (f'{said} With {seeds} the 95% interval excludes zero in favour of {reference} '
             f'under {sure}, in favour of {other} under {sure_less}.')
@@ -289,17 +301,24 @@ def reading(
 
 def _has_pairs(tidy, reference='sgd'):
     "Is there an optimizer to compare with the reference?"
-    if not plots.has_rates(tidy): return False
+    if not plots.has_rates(tidy) or 'seed' not in tidy or tidy.seed.isna().any(): return False
     there = set(tidy.optimizer)
     return reference in there and len(there) > 1
 
 # %% ../nbs/13a_report.ipynb #d62a02b0
-def _seeds(tidy): return tidy.seed.nunique() if 'seed' in tidy else 1
+def _seeds(tidy):
+    "(fewest, most) seeds of an optimizer."
+    if 'seed' not in tidy: return 1, 1
+    of_each = tidy.groupby('optimizer').seed.nunique() if 'optimizer' in tidy else pd.Series([tidy.seed.nunique()])
+    return max(1, int(of_each.min())), max(1, int(of_each.max()))
+
+def _counted_seeds(tidy):
+    fewest, most = _seeds(tidy)
+    return plural(most, 'seed') if fewest == most else f'{fewest} to {most} seeds'
 
 def _over_seeds(tidy):
     "What the bars of a figure are, in words."
-    seeds = _seeds(tidy)
-    return f'mean ± std over {seeds} seeds' if seeds > 1 else 'one seed'
+    return f'mean ± std over {_counted_seeds(tidy)}' if max(_seeds(tidy)) > 1 else 'one seed'
 
 # %% ../nbs/13a_report.ipynb #bb288027
 _WORDS = {**plots.PANELS, 'l2': 'l2 attack', 'linf': 'linf attack'}  # a panel in plain text
@@ -328,7 +347,7 @@ def _strength_figure(tidy, panel, part):
     single = part.groupby('strength').condition.nunique().max() == 1 or panel in ('l2', 'linf')
     is_a_curve = labels > 1 and not strengths.isna().any() and single
     if not is_a_curve: return []
-    error = _over_seeds(tidy) if _seeds(tidy) > 1 else '95% intervals over images'
+    error = _over_seeds(tidy) if max(_seeds(tidy)) > 1 else '95% intervals over images'
     caption = f'{_WORDS.get(panel, panel)}: accuracy against strength, from no disturbance; {error}.'
     return [figure(plots.strength_curves(tidy, panel), caption)]
 
@@ -368,7 +387,7 @@ def _corruption_figure(tidy, lines):
     lines = lines[lines.kind == 'corruption']
     if not len(lines): return []
     caption = (f'Accuracy under corruptions, mean over severities {_listed(lines.severity)} and over '
-               f'{plural(_seeds(tidy), "seed")}, {int(lines.n.max())} test images.')
+               f'{_counted_seeds(tidy)}, {int(lines.n.max())} test images.')
     return [figure(plots.corruption_map(tidy), caption)]
 
 # %% ../nbs/13a_report.ipynb #fa5eecfe
@@ -703,9 +722,16 @@ def _beside_page(parts, sections):
 # %% ../nbs/13a_report.ipynb #ba44e59b
 _CHOSEN = 'How the rates were chosen'
 
-def _choice_html(found, over):
+def _lacking(found, runs, over):
+    "Sentences: which of what was chosen or tied has no final run, so that it is not compared."
+    names = [name for name in ('dataset', 'model', 'optimizer', *over) if name in found]
+    there = set(runs[names].itertuples(index=False, name=None))
+    lines = [line for line in found.loc[found.tied, names].to_dict('records') if tuple(line.values()) not in there]
+    return ['no final run yet: ' + ' '.join(f'{name} {value}' for name, value in line.items()) for line in lines]
+
+def _choice_html(found, over, lacking=()):
     "Sentences, and a table of all candidates."
-    said = _LIST(items=choice.sentences(found, over), kind='')
+    said = _LIST(items=[*choice.sentences(found, over), *lacking], kind='')
     percent = {name: (100*found[name]).round(2) for name in ('accuracy', 'stderr')}
     caption = 'Accuracy in percent on held-out training images. Tied: within one standard error of the best.'
     return said + table_html(found.drop(columns='runs').assign(**percent), caption)
@@ -717,7 +743,8 @@ def _chosen(tidy, over):
     try: found = choice.choices(tidy, over)
     except ValueError as e: return tidy[~held], [(_CHOSEN, f'<p>{html.escape(str(e))}</p>')]
     final = choice.finals(tidy, over)
-    return final[final.chosen].drop(columns='chosen'), [(_CHOSEN, _choice_html(found, over))]
+    lacking = _lacking(found, tidy[~held], over)
+    return final[final.chosen].drop(columns='chosen'), [(_CHOSEN, _choice_html(found, over, lacking))]
 
 # %% ../nbs/13a_report.ipynb #4e8cb100
 def report(

@@ -305,12 +305,17 @@ def _hidden(path): return any(part.startswith('.') for part in path.parts)
 def find(
     *folders,  # folders, searched at any depth for results, or single files
 ) -> list:
-    "Paths of all result files: `result.json` of complete runs and `<run id>.json`; hidden folders are left out."
-    return list(_files(folders, 'result|[0-9a-f]{12}'))
+    """Paths of all result files: `result.json` of complete runs and `<run id>.json`, a run that is there
+    twice once; hidden folders are left out."""
+    paths = {}
+    for path in _files(folders, 'result|[0-9a-f]{12}'):
+        name = _id_of(path)
+        paths.setdefault(name if re.fullmatch('[0-9a-f]{12}', name) else path, path)
+    return list(paths.values())
 
-# %% ../nbs/03_results.ipynb #c411f1b7
 def _id_of(path): return path.parent.name if path.stem == 'result' else path.stem
 
+# %% ../nbs/03_results.ipynb #c411f1b7
 def by_id(
     *folders,  # as for `find`
 ) -> dict:

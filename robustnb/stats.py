@@ -32,19 +32,32 @@ def wilson(
 
 # %% ../nbs/03a_stats.ipynb #d28bfa14
 def over_images(
-    values,              # (n,), one number for each image
+    values,              # (n,), what each image changes by, from -1 to 1
     level: float = .95,  # confidence
 ) -> tuple:
-    "(mean, lower, upper), with the normal interval over images; nan, no interval, for a single image."
+    """(mean, lower, upper), with the normal interval over images; Newcombe's where fewer than ten of them change,
+    or all by the same."""
     import numpy as np
     from scipy.special import ndtri
     values = np.asarray(values, float)
     require(values.ndim == 1 and len(values) > 0, 'values', f'the shape {values.shape}', '(images,)')
+    require(np.abs(values).max() <= 1, 'values', f'{values.min():g} to {values.max():g}', '-1 to 1')
     check_number(level, 'level', above=0, high=1 - 1e-9)
     mean = float(values.mean())
-    error = math.sqrt(values.var(ddof=1)/len(values)) if len(values) > 1 else math.nan
-    half = float(ndtri((1 + level)/2))*error
+    alike = (values == values[0]).all()
+    if alike or (values != 0).sum() < FEWEST: return mean, *_newcombe(values, level)
+    half = float(ndtri((1 + level)/2))*math.sqrt(values.var(ddof=1)/len(values))
     return mean, mean - half, mean + half
+
+FEWEST = 10  # images that must differ for a normal interval
+
+def _newcombe(values, level):
+    "Ends of Newcombe's interval of a difference, from Wilson's of what rose and of what fell."
+    up, down = (float(side.clip(0).mean()) for side in (values, -values))
+    (up_low, up_high), (down_low, down_high) = (wilson(share, len(values), level) for share in (up, down))
+    below = math.hypot(up - up_low, down_high - down)
+    above = math.hypot(up_high - up, down - down_low)
+    return up - down - below, up - down + above
 
 # %% ../nbs/03a_stats.ipynb #216ecef6
 @dataclass(frozen=True)
@@ -119,13 +132,11 @@ def _by_source(change):
     return float(a), float(max(B - E, 0)/(seeds*images))
 
 # %% ../nbs/03a_stats.ipynb #682311e2
-FEWEST = 10  # images that must differ for an interval
-
 def estimate(
     change,  # (seeds, images) paired differences, or (seeds,) single numbers a seed
 ) -> Estimate:
     """Their mean with its variance by seeds and by images. No interval for one seed, fewer than
-    ten images that ever differ, or single numbers that are the same up to rounding; the value is nan, too,
+    ten images that ever differ, or where all agree, up to rounding for single numbers; the value is nan, too,
     where one of `change` is not finite, or there is none."""
     import numpy as np
     change = np.asarray(change, float)
@@ -137,18 +148,23 @@ def estimate(
     if change.ndim == 1: enough = not np.allclose(change, change[:1], rtol=1e-9, atol=1e-12)
     else: enough = (change != 0).any(0).sum() >= FEWEST
     a, b = _by_source(change) if known and seeds > 1 and enough else (math.nan, math.nan)
+    if change.ndim == 2 and a + b < 1e-24: a = b = math.nan  # seeds and images agree: by chance, not by certainty
     return Estimate(value, a, b, seeds, images)
 
 # %% ../nbs/03a_stats.ipynb #6d5cea06
 def _by_seed(tables):
     "The tables {name: rows}, each indexed by seed and with the same seeds, those that all have."
-    for name, rows in tables.items():
-        twice = rows.seed[rows.seed.duplicated()].unique().tolist()
-        require(not twice, name, f'the seeds {twice} more than once', 'one row for each seed')
+    for name, rows in tables.items(): _check_seeds(name, rows)
     seeds = sorted(set.intersection(*(set(rows.seed) for rows in tables.values())))
     there = ', '.join(f'{name}: {sorted(rows.seed)}' for name, rows in tables.items())
     require(seeds, 'seeds', there, 'at least one that all have')
     return {name: rows.set_index('seed').loc[seeds] for name, rows in tables.items()}
+
+def _check_seeds(name, rows):
+    "A ValueError if a row has no seed, or two have the same."
+    require('seed' in rows and rows.seed.notna().all(), name, 'rows without a seed', 'one row for each seed')
+    twice = rows.seed[rows.seed.duplicated()].unique().tolist()
+    require(not twice, name, f'the seeds {twice} more than once', 'one row for each seed')
 
 def _have_hits(name, rows):
     "Whether the rows have hits; a ValueError where some have, and some of models that did not diverge have not."
@@ -157,15 +173,25 @@ def _have_hits(name, rows):
     require(not lack or not there.any(), name, f'no hits of the seeds {lack}', 'hits of each seed, or of none')
     return there.all()
 
+def _check_one(tables, column):
+    "A ValueError if the rows of the tables differ in a column that they have."
+    found = {name: sorted(rows[column].dropna().unique()) for name, rows in tables.items() if column in rows}
+    several = len(set().union(*found.values())) > 1
+    there = '; '.join(f'{name}: {", ".join(map(str, values))}' for name, values in found.items())
+    require(not several, column, there, 'the same everywhere' if column != 'n' else 'the same everywhere, without hits')
+
 def paired(
     tables: dict,  # {name: rows of the tidy table under one condition, one row for each seed}
 ) -> dict:
     """{name: hits (seeds, images)} of the seeds, and of the first images, that all have; values
     (seeds,) if one of them lacks hits. A ValueError for a seed that stands there twice, for some
-    seeds of one that lack hits, and if there is none in common."""
+    seeds of one that lack hits, where there is none in common, for rows of several data sets or
+    splits, and for values of different numbers of images."""
     import numpy as np
+    for column in 'dataset', 'split': _check_one(tables, column)
     tables = _by_seed(tables)
     if not all([_have_hits(name, rows) for name, rows in tables.items()]):
+        _check_one({name: rows[rows.value.notna()] for name, rows in tables.items()}, 'n')
         return {name: rows.value.to_numpy(float) for name, rows in tables.items()}
     n = min(rows.n.min() for rows in tables.values())
     first = lambda rows: [hits(rows.iloc[[k]])[0, :n].astype(float) for k in range(len(rows))]
@@ -179,8 +205,7 @@ def compare(
 ) -> Estimate:
     """Accuracy of `a` minus that of `b`, or drop (clean minus disturbed) of `a` minus that of `b`,
     as a fraction. Paired by seed, those that all have, and by image, the first ones that all have;
-    by seed only where a row has no hits. A ValueError for a seed that stands there twice, and if
-    there is none in common."""
+    by seed only where a row has no hits. A ValueError as `paired` has them."""
     both = clean_a is not None and clean_b is not None
     require(both or clean_a is clean_b, 'clean_a, clean_b', 'one of the two', 'both or neither')
     tables = dict(a=a, b=b, clean_a=clean_a, clean_b=clean_b) if both else dict(a=a, b=b)
@@ -206,6 +231,8 @@ def holm(
     ps,  # p values of a family of comparisons; nan: one without an interval
 ) -> list:
     "The p values after Holm's correction, in the order given; nan stays nan and counts as one."
+    for p in ps:
+        if p == p: check_number(p, 'ps', low=0, high=1)
     adjusted, largest = [math.nan]*len(ps), 0.
     known = [k for k in range(len(ps)) if not math.isnan(ps[k])]
     for rank, k in enumerate(sorted(known, key=lambda k: ps[k])):
@@ -286,12 +313,19 @@ def family(
 ) -> list:
     """(p, p after Holm's correction, verdict) of each line of a family of comparisons; a line with
     fewer than `LEAST_SEEDS` seeds has no p, counts in the correction, and is open."""
-    for _, kind, _ in lines: check_choice(kind, 'kind', _KINDS)
+    for line in lines: _check_line(*line)
     asked = [_asked(*line) for line in lines]
     ps = [p for _, p in asked]
     least = [number if kind == 'above' else 0. for _, kind, number in lines]
     facts = zip(asked, holm(ps), least)
     return [(p, adjusted, verdict(p, adjusted, value, weight)) for (value, p), adjusted, weight in facts]
+
+def _check_line(estimates, kind, number):
+    "A ValueError if a line of a family compares nothing, or in no known way."
+    require(isinstance(estimates, Estimate) or len(estimates), 'estimates', 'none', 'an Estimate, or several')
+    check_choice(kind, 'kind', _KINDS)
+    if kind == 'above': check_number(number, 'number', low=0)
+    else: check_number(number, 'number', above=0)
 
 # %% ../nbs/03a_stats.ipynb #8d50c207
 def with_interval(
@@ -302,7 +336,7 @@ def with_interval(
     """The one way in which this book writes a value with its interval: value (lower to upper);
     one of ratios that spans a factor of 10,000 is not written."""
     numbers = (found.value, found.lower, found.upper) if isinstance(found, Estimate) else tuple(found)
-    if as_ratio: numbers = tuple(map(math.exp, numbers))
+    if as_ratio: numbers = tuple(math.exp(min(v, 700)) for v in numbers)
     form = form or ('#.3g' if as_ratio else '+z.1f')
     value, lower, upper = (format(v, form).rstrip('.') for v in numbers)
     if math.isnan(numbers[1]): return f'{value} (no interval)'

@@ -98,14 +98,18 @@ AXES = 'loss', 'accuracy'  # on training images; on clean images
 
 def _course(tidy, run, axis):
     "Levels of a run by epoch, turned so that they rise."
+    require('epoch' in tidy, 'tidy', 'runs without trajectories', 'runs with them')
     if axis == 'accuracy': rows = rows_under(tidy[tidy.run == run], Clean())
     else: rows = tidy[(tidy.run == run) & (tidy.metric == 'trajectory_loss')]
     levels = rows.set_index('epoch').value.sort_index()
-    require(levels.notna().all(), 'tidy', f'run {run}, which diverged', 'runs that did not')
+    require(len(levels), 'tidy', f'run {run}, which has none', 'runs with trajectories')
+    require(np.isfinite(levels).all(), 'tidy', f'run {run}, which diverged', 'runs that did not')
     return levels if axis == 'accuracy' else -levels
 
 def _between(course, level):
     "The epochs around the place where the course first reaches the level, and how far it lies behind the first."
+    first = course.index[0]
+    if course[first] == level: return first, first, 0.
     for before, after in zip(course.index, course.index[1:]):
         low, high = course[before], course[after]
         if low <= level <= high:
@@ -124,9 +128,12 @@ def at_level(
 ) -> np.ndarray:
     "The run's hits at that level, (n,) fractions between 0 and 1; a ValueError where it has not been there."
     check_choice(axis, 'axis', AXES)
+    check_number(level, 'level')
     course = _course(tidy, run, axis)
     before, after, weight = _between(course, level if axis == 'accuracy' else -level)
     rows = rows_under(tidy[tidy.run == run], condition).set_index('epoch')
+    lacks = rows.index[rows.hits.isna()].tolist()
+    require(not lacks, 'tidy', f'run {run} without hits at the epochs {lacks[:5]}', 'rows with hits')
     first, second = (hits(rows.loc[[epoch]]).mean(0) for epoch in (before, after))
     return (1 - weight)*first + weight*second
 
@@ -136,6 +143,7 @@ def overlap(
 ) -> tuple:
     "(low, high): the levels that every run there has passed; a ValueError if there are none."
     check_choice(axis, 'axis', AXES)
+    require(len(tidy), 'tidy', 'no runs', 'runs with trajectories')
     courses = [_course(tidy, run, axis) for run in tidy.run.unique()]
     low, high = max(c.min() for c in courses), min(c.max() for c in courses)
     require(low <= high, 'tidy', f'runs without a common {axis}', 'runs whose trajectories overlap')
@@ -156,7 +164,11 @@ def compare_at(
     twice = runs.index[runs.index.duplicated()].tolist()
     require(not twice, 'tidy', f'several runs of {twice[:3]}', 'one for each optimizer and seed')
     seeds = runs[reference].index.intersection(runs[other].index)
+    there = '; '.join(f'{name}: {sorted(runs[name].index)}' for name in (reference, other))
+    require(len(seeds), 'seeds', there, 'at least one that both have')
     several = condition if isinstance(condition, (list, tuple)) else [condition]
-    def hits_of(run): return np.mean([at_level(tidy, run, c, level, axis) for c in several], axis=0)
-    def of(name): return np.stack([hits_of(runs[name, seed]) for seed in seeds])
-    return estimate(of(reference) - of(other))
+    def of(name): return [[at_level(tidy, runs[name, seed], c, level, axis) for c in several] for seed in seeds]
+    ours, theirs = of(reference), of(other)
+    n = min(len(values) for run in ours + theirs for values in run)  # the first images, those that all have
+    def mean(side): return np.array([[values[:n] for values in run] for run in side]).mean(1)
+    return estimate(mean(ours) - mean(theirs))
