@@ -49,7 +49,7 @@ def _family(path, name, table):
     for line in table['lines']: _check_line(line, f'{where}: lines', table)
     return Family(name, **table)
 
-_OF_A_LINE = ('sweep', 'conditions', 'called', 'optimizers', 'filters', 'p')
+_OF_A_LINE = ('sweep', 'conditions', 'called', 'optimizers', 'filters', 'p', 'chosen_by')
 
 def _check_line(line, where, family):
     "A ValueError if a line of a family does not say what is compared, and with whom."
@@ -176,10 +176,20 @@ def _constants(pairs, line, reference, other):
 def _without_frequencies(runs, line, optimizer):
     "Accuracy of networks trained without frequencies minus that of networks trained with all, by filter and share."
     clean = select(runs[runs.optimizer == optimizer], Clean())
-    rates = [part for _, part in clean.groupby([name for name in choice.OVER if name in clean])]
+    over = [name for name in choice.OVER if name in clean]
+    rates = [part for _, part in clean.groupby(over)]
+    run = set(clean[over].itertuples(index=False, name=None))
+    lacking = [_NONE for rate in _tied_by(line.get('chosen_by'), optimizer, over) if rate not in run]
     for filter_name, p in product(line['filters'], line['p']):
-        found = [_extra_error(part, filter_name, p) for part in rates]
+        found = [_extra_error(part, filter_name, p) for part in rates] + lacking
         yield f'{filter_name}, without {p:g}%', found, 'not_below', .01
+
+def _tied_by(sweep, optimizer, over):
+    "What a sweep chose for an optimizer by held-out images, and what is tied with it: a verdict has to hold for each."
+    if not sweep: return []
+    found = choice.choices(results.published(sweep))
+    mine = found[found.tied & (found.optimizer == optimizer)]
+    return list(mine[over].itertuples(index=False, name=None))
 
 def _extra_error(clean, filter_name, p):
     "Of the runs of one rate and length: accuracy without a share of the frequencies minus that with all."
