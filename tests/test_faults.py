@@ -273,7 +273,7 @@ def test_what_is_not_there_is_named_while_waiting_and_then_given_up(tmp_path, ex
     assert f'waiting: no worker at {cluster.address}' in err, err
     assert 'waited for 8 s' in err, err
     cluster.worker()
-    code, out, err = finish(robustnb(*cluster.sweep(), '--patience', '30', '--resources', 'GPU=1'))
+    code, out, err = finish(robustnb(*cluster.sweep(), '--patience', '8', '--resources', 'GPU=1'))
     assert code == 2, err
     assert f'waiting: no worker with GPU=1 at {cluster.address}' in err, err
     assert '1 to do' in out, err

@@ -24,8 +24,8 @@ def close(metric, n, ours, theirs, tolerance):
      {'adversarial_risk', 'standard_risk'}, {}),
     # of coefficients equal but for rounding either may be kept
     ('fig12_filtered', dict(dataset='digits'), {'norm_kept', 'pixel_change'}, dict(pixel=1e-4)),
-    ('counter_spectra', dict(dataset='spectra', optimizer='adam', seed=0, p=70., filter_name='freq'),
-     {'accuracy'}, TOLERANCE),
+    pytest.param('counter_spectra', dict(dataset='spectra', optimizer='adam', seed=0, p=70., filter_name='freq'),
+                 {'accuracy'}, TOLERANCE, marks=pytest.mark.slow),
     ('lipschitz', dict(model='mlp', depth=1, optimizer='sgd', lr=.3, seed=0),
      {'accuracy', 'lipschitz_lower', 'lipschitz_upper'}, TOLERANCE)])
 def test_a_deleted_result_comes_back(tmp_path, robustnb, name, chosen, compared, tolerance):
