@@ -299,11 +299,15 @@ def _lower(model, x, seed, seconds, batch):
 
 def _upper(model, x, clean, z, seconds):
     "Rows of the upper bound and of the median radius that it proves, or the sentence why there is none."
-    try: upper = lip_product(model, tuple(x.shape[1:]), seconds=seconds).upper
+    coarse = takes(model, x)[1] not in (torch.float32, torch.float64)
+    try:
+        require(not coarse, 'model', 'half precision', 'for proofs: float32 or float64')
+        upper = lip_product(model, tuple(x.shape[1:]), seconds=seconds).upper
     except ValueError as e:
         return [], [f'No upper bound of the Lipschitz constant, so nothing is proved by it.{WHY}{e}.']
     first, second = z.topk(2, 1).values.T
-    radius = torch.where(clean, (first - second)/(math.sqrt(2)*upper), 0.)
+    gap = torch.where(clean, first - second, 0.)
+    radius = torch.where(gap > 0, gap/(math.sqrt(2)*upper), 0.)
     return [results.row('lipschitz_upper', upper, 1, '', norm='l2'),
             results.row('certified_radius', radius.median().item(), len(radius), '', norm='l2')], []
 

@@ -138,7 +138,10 @@ def matrix_norm(
 ) -> Interval:
     "Operator norm of a matrix, with rounding errors accounted for; nothing is known of one with nan or inf in it."
     ord = check_ord(ord)
-    A = torch.as_tensor(matrix).detach().double()
+    A = torch.as_tensor(matrix).detach()
+    require(A.ndim == 2 and A.numel(), 'matrix', f'the shape {tuple(A.shape)}', '(out, in), neither of them 0')
+    require(not A.is_complex(), 'matrix', str(A.dtype), 'real numbers')
+    A = A.double()
     slack = SAFETY*UNIT*(max(A.shape) + 1)
     if not torch.isfinite(A).all(): return Interval()
     if ord == 2: return _spectral_norm(A, slack)
@@ -195,7 +198,9 @@ def conv_geometry(
     padding=0,      # zeros added on each side, one number or two
 ) -> Convolution:
     "Kernel as float64 tensor, input size, stride, padding and output size, as pairs."
-    weight = torch.as_tensor(weight).detach().double()
+    weight = torch.as_tensor(weight).detach()
+    require(not weight.is_complex(), 'weight', str(weight.dtype), 'real numbers')
+    weight = weight.double()
     require(weight.dim() == 4, 'weight', f'shape {tuple(weight.shape)}', '(out, in, height, width)')
     size = _pair(input_size, 'input_size', 1)
     stride = _pair(stride, 'stride', 1)
@@ -281,7 +286,9 @@ class _Krylov:
         self.v = w/self.betas[-1]
 
     @property
-    def closed(self): return self.betas[-1] <= 1e-5*max(self.alphas)
+    def closed(self):
+        "Whether the space maps into itself, as far as float32 can tell."
+        return self.betas[-1] <= 1e-7*math.sqrt(self.basis.shape[1])*max(self.alphas)
 
     def vector(self, weights):
         "The vector of R^n with these coordinates."

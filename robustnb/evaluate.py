@@ -77,8 +77,9 @@ def ask(
 @contextmanager
 def plain_mode():
     """Inside the block (or the decorated function) neither inference mode nor recording of
-    gradients is on, and products on CUDA are exact, not of TF32."""
-    with torch.inference_mode(False), torch.no_grad(), exact(): yield
+    gradients nor autocast is on, and products on CUDA are exact, not of TF32."""
+    full = [torch.autocast(kind, enabled=False) for kind in ('cpu', 'cuda')]
+    with torch.inference_mode(False), torch.no_grad(), exact(), full[0], full[1]: yield
 
 def plain_tensor(
     x,  # a tensor

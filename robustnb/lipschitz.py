@@ -54,7 +54,7 @@ def _box(low, high, size):
 class _ReluStep:
     "ReLU; after `forward` it knows which units of the box are on, and which may be."
     def forward(self, box):
-        self.on, self.maybe = box.low > 0, box.high >= 0
+        self.on, self.maybe = box.low > 0, ~(box.high < 0)  # of nan nobody knows
         low, high = box.low.relu(), box.high.relu()
         return _box(low, high, high)
 
@@ -74,7 +74,9 @@ class _AffineStep:
         self.shape = box.center.shape[1:]
         noise = SAFETY*UNIT*(box.center.numel() + 4)
         center = self.layer(box.center)
-        magnitude = self.size(box.center.abs())
+        mean = getattr(self.layer, 'running_mean', None)
+        shifted = 0. if mean is None else mean.abs().view(-1, *[1]*(box.center.ndim - 2))  # before the weights
+        magnitude = self.size(box.center.abs() + shifted)
         radius = self.size(box.radius)*(1 + noise)
         return _Box(center, radius + noise*(magnitude + center.abs()))
 
@@ -98,8 +100,9 @@ def _step(name, layer):
     return _AffineStep(layer)
 
 def _jacobian_box(steps, box, output):
-    "All Jacobians over a box of inputs, as a box of matrices (rows, ...)."
+    "All Jacobians over a box of inputs, as a box of matrices (rows, ...); None where a number is not finite."
     for step in steps: box = step.forward(box)
+    if not torch.isfinite(box.low + box.high).all(): return None
     outputs = box.center.shape[1]
     rows = selector(output, outputs)
     rows = torch.eye(outputs, dtype=torch.float64) if rows is None else rows
@@ -109,7 +112,8 @@ def _jacobian_box(steps, box, output):
 
 # %% ../nbs/11e_lipschitz.ipynb #79451a48
 def _largest_norm(jacobian, ord):
-    "Upper bound of the norm of all matrices in a box of them."
+    "Upper bound of the norm of all matrices in a box of them; inf for None."
+    if jacobian is None: return math.inf
     G, R = jacobian.center.flatten(1), jacobian.radius.flatten(1)
     entries = matrix_norm(G.abs() + R, ord).upper
     return entries if ord != 2 else min(entries, matrix_norm(G, 2).upper + matrix_norm(R, 2).upper)
@@ -125,7 +129,9 @@ def lip_box(
     if not isinstance(model, nn.Module): model = chain_module(model)
     with Stopwatch() as watch, torch.no_grad():
         low, high = (torch.as_tensor(b).detach().cpu().double() for b in (low, high))
-        require((low <= high).all(), 'low', 'values above high', 'low <= high everywhere')
+        require((low <= high).all(), 'low', 'values above high, or nan', 'low <= high everywhere')
+        for corner, name in (low, 'low'), (high, 'high'):
+            require(torch.isfinite(corner).all(), name, 'values that are not finite', 'finite corners')
         box = _box(low[None], high[None], ((low + high)/2)[None].abs())
         steps = [_step(name, layer) for name, layer in named_layers(model)]
         upper = _largest_norm(_jacobian_box(steps, box, output), ord)
@@ -187,6 +193,7 @@ def lip_local(
     if not isinstance(model, nn.Module): model = chain_module(model)
     with Stopwatch() as watch:
         x = torch.as_tensor(x).detach().cpu().double()
+        require(torch.isfinite(x).all(), 'x', 'values that are not finite', 'a finite image')
         low, high = (torch.as_tensor(b).to(x) for b in box)
         low, high = torch.maximum(x - radius, low), torch.minimum(x + radius, high)
         known = lip_lower(model, x[None], ord, output, box=box, ball=(x, radius, norm), seed=seed)

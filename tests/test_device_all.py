@@ -167,6 +167,7 @@ CASES = {
     'layers.kind_of': (lambda g: layers.kind_of(g.model[0]).role, 'cpu'),
     'layers.role_of': (lambda g: layers.role_of(g.model[0]), 'cpu'),
     'layers.positive': (lambda g: layers.positive(g.model[0]).weight.detach(), 'model'),
+    'layers.plain_copy': (lambda g: layers.plain_copy(g.model[0]).weight.detach(), 'model'),
     'layers.flux': (lambda g: layers.flux(g.model[0]), 'cpu'),
     'layers.in_flux': (lambda g: layers.in_flux(g.model[0]), 'cpu'),
     'layers.why_not': (lambda g: layers.why_not(g.model[0]), 'cpu'),
@@ -214,6 +215,7 @@ CASES = {
                                        for norm in ('linf', 'l2')], 'cpu'),
     'lipschitz.sandwich': (lambda g: table_of(lipschitz.sandwich(g.mlp, g.flat[:5], **STILL)), 'cpu'),
     # models and images
+    'models.is_hooked': (lambda g: models.is_hooked(g.model[0]), 'cpu'),
     'models.behaves_as': (lambda g: models.behaves_as(g.model[0], torch.nn.Conv2d), 'cpu'),
     'bases.first_layer': (lambda g: bases.first_layer(g.model).weight, 'model'),
     'bases.in_basis': (lambda g: evaluate.logits(
