@@ -6,6 +6,7 @@ from torch import nn
 
 from robustnb import lipschitz as lip
 from robustnb.certify import certify
+from robustnb.layers import affine_map, plain_copy
 
 
 def _tampered(kind):
@@ -98,3 +99,26 @@ def test_the_operator_near_the_identity_is_bounded_without_a_certificate():
     W = torch.eye(300).double()
     W[0, 0] += 8e-5
     assert lip.conv_norm(W[:, :, None, None], 1, 1, 1).upper >= 1 + 8e-5
+
+
+class _Moved(nn.Module):
+    "A parametrization that adds to what it is given."
+    def __init__(self, by):
+        super().__init__()
+        self.by = by
+
+    def forward(self, t): return t.abs() + self.by
+
+
+def test_numbers_that_torch_computes_anew_are_the_ones_in_use():
+    conv = nn.Conv2d(1, 2, 3)
+    nn.utils.parametrize.register_parametrization(conv, 'bias', _Moved(1e17))
+    W, b = affine_map(conv, (1, 4, 4))
+    assert W.abs().max() > .1 and (b >= 1e17).all()   # the shift does not drown the weights
+    norm = nn.BatchNorm1d(3).eval()
+    nn.utils.parametrize.register_parametrization(norm, 'running_var', _Moved(3.))
+    net = nn.Sequential(nn.Linear(2, 3), norm, nn.ReLU(), nn.Linear(3, 2)).eval()
+    plain = nn.Sequential(*map(plain_copy, net))
+    points = torch.rand(5, 2)
+    torch.testing.assert_close(plain(points), net(points))
+    assert lip.lip_lower(net, points).lower <= lip.lip_box(net, torch.zeros(2), torch.ones(2)).upper
