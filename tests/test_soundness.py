@@ -114,7 +114,7 @@ def test_numbers_that_torch_computes_anew_are_the_ones_in_use():
     conv = nn.Conv2d(1, 2, 3)
     nn.utils.parametrize.register_parametrization(conv, 'bias', _Moved(1e17))
     W, b = affine_map(conv, (1, 4, 4))
-    assert W.abs().max() > .1 and (b >= 1e17).all()   # the shift does not drown the weights
+    assert W.abs().max() > .1 and b.min() > 9e16   # the shift does not drown the weights
     norm = nn.BatchNorm1d(3).eval()
     nn.utils.parametrize.register_parametrization(norm, 'running_var', _Moved(3.))
     net = nn.Sequential(nn.Linear(2, 3), norm, nn.ReLU(), nn.Linear(3, 2)).eval()
