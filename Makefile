@@ -3,6 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
+TESTERS ?= $(shell echo $$(($(WORKERS) + 1)))# tests wait for processes of their own, half of their time
 DATASET ?= digits
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_WAIT_POLICY := PASSIVE
@@ -22,10 +23,10 @@ demo: $(BIN)/.installed     ## sweep SGD, Adam and RMSProp on real images (DATAS
 	robustnb sweep sweeps/demo.toml $(if $(filter-out digits,$(DATASET)),--set dataset=$(DATASET)) --workers $(WORKERS)
 
 test: $(BIN)/.installed     ## all notebooks by nbdev_test, and what notebooks cannot show
-	OMP_NUM_THREADS=1 pytest -n $(WORKERS)
+	OMP_NUM_THREADS=1 pytest -n $(TESTERS)
 
 test-all: $(BIN)/.installed ## the same with the long cross-checks
-	OMP_NUM_THREADS=1 pytest -n $(WORKERS) -m ''
+	OMP_NUM_THREADS=1 pytest -n $(TESTERS) -m ''
 
 test-gpu: $(BIN)/.installed ## on a machine with a GPU: tests and speed there, in under ten minutes
 	bash tools/gpu.sh

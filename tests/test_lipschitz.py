@@ -473,7 +473,7 @@ class Noisy(nn.Linear):
 
 @pytest.mark.parametrize('net', [nn.Sequential(nn.Linear(3, 4), nn.RReLU(), nn.Linear(4, 2)), Noisy(3, 2).eval()])
 def test_random_models_have_no_lower_bound(net):
-    with pytest.raises(ValueError, match='two passes'): lip.lip_lower(net, torch.rand(5, 3))
+    with pytest.raises(ValueError, match='two passes|in train mode'): lip.lip_lower(net, torch.rand(5, 3))
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_lower_bounds_of_half_precision(dtype):
