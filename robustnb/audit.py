@@ -21,7 +21,7 @@ from tqdm import tqdm
 from . import results, stats
 from .attacks import autoattack
 from .budget import PICTURES, Cost, Plan, affordable_images, cost_of, fitted, last_attack, speed_of
-from .certify import plain_layers
+from .certify import check_precision, plain_layers
 from .conditions import ATTACKS, Attack, Clean, Gaussian, Proof
 from .conditions import condition_of, has, measure, parse, row_fields, tables, usual, with_clean
 from .core import Stopwatch, check_number, generator, leads_on, provenance, require
@@ -299,9 +299,8 @@ def _lower(model, x, seed, seconds, batch):
 
 def _upper(model, x, clean, z, seconds):
     "Rows of the upper bound and of the median radius that it proves, or the sentence why there is none."
-    coarse = takes(model, x)[1] not in (torch.float32, torch.float64)
     try:
-        require(not coarse, 'model', 'half precision', 'for proofs: float32 or float64')
+        if isinstance(model, torch.nn.Module): check_precision(model)
         upper = lip_product(model, tuple(x.shape[1:]), seconds=seconds).upper
     except ValueError as e:
         return [], [f'No upper bound of the Lipschitz constant, so nothing is proved by it.{WHY}{e}.']

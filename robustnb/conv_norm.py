@@ -132,16 +132,20 @@ def _spectral_norm(A, slack):
     upper = math.sqrt(largest)*(1 + slack)
     return Interval(min(lower*(1 - slack), upper), upper)
 
+def _real(values, name):
+    "The numbers as a float64 tensor; a ValueError for complex ones."
+    values = torch.as_tensor(values).detach()
+    require(not values.is_complex(), name, str(values.dtype), 'real numbers')
+    return values.double()
+
 def matrix_norm(
     matrix,  # (out, in)
     ord=2,   # norm of input and output: 1, 2 or inf
 ) -> Interval:
     "Operator norm of a matrix, with rounding errors accounted for; nothing is known of one with nan or inf in it."
     ord = check_ord(ord)
-    A = torch.as_tensor(matrix).detach()
+    A = _real(matrix, 'matrix')
     require(A.ndim == 2 and A.numel(), 'matrix', f'the shape {tuple(A.shape)}', '(out, in), neither of them 0')
-    require(not A.is_complex(), 'matrix', str(A.dtype), 'real numbers')
-    A = A.double()
     slack = SAFETY*UNIT*(max(A.shape) + 1)
     if not torch.isfinite(A).all(): return Interval()
     if ord == 2: return _spectral_norm(A, slack)
@@ -198,9 +202,7 @@ def conv_geometry(
     padding=0,      # zeros added on each side, one number or two
 ) -> Convolution:
     "Kernel as float64 tensor, input size, stride, padding and output size, as pairs."
-    weight = torch.as_tensor(weight).detach()
-    require(not weight.is_complex(), 'weight', str(weight.dtype), 'real numbers')
-    weight = weight.double()
+    weight = _real(weight, 'weight')
     require(weight.dim() == 4, 'weight', f'shape {tuple(weight.shape)}', '(out, in, height, width)')
     size = _pair(input_size, 'input_size', 1)
     stride = _pair(stride, 'stride', 1)

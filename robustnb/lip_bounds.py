@@ -19,7 +19,7 @@ from torch import nn
 from .core import Stopwatch, check_choice, check_number, require
 from .models import PreActBlock, behaves_as
 from .layers import (
-    TABLE, affine_map, classes, fills, in_flux, kind_of, named_layers, out_shape, refuse, why_not)
+    TABLE, affine_map, as_pair, classes, fills, in_flux, kind_of, named_layers, out_shape, refuse, why_not)
 from .conv_norm import (
     SAFETY, UNIT, Interval, _band_plan, certified_psd, check_ord, conv_geometry, conv_norm,
     conv_norm_certified, conv_norm_reshaped, flops_per_second, matrix_norm)
@@ -167,11 +167,6 @@ def _(m, shape, name):
     return Factor(name, 'sum', [body, Factor(f'{name}.shortcut', 'chain', side)])
 
 # %% ../nbs/11b_lip_bounds.ipynb #eef44ac7
-def _two(v):
-    "A number, or a tuple or list of one or two, as a pair."
-    pair = tuple(v) if isinstance(v, (tuple, list)) else (v,)
-    return pair*(3 - len(pair))
-
 def _average(name, kernel, shape, stride, padding):
     "Average pooling as a convolution of one channel."
     kernel = torch.ones(1, 1, *kernel).double()/math.prod(kernel)
@@ -181,7 +176,7 @@ def _average(name, kernel, shape, stride, padding):
 # %% ../nbs/11b_lip_bounds.ipynb #1042dbee
 @handles(nn.AvgPool2d)
 def _(m, shape, name):
-    return _average(name, _two(m.kernel_size), shape, _two(m.stride), _two(m.padding))
+    return _average(name, as_pair(m.kernel_size), shape, as_pair(m.stride), as_pair(m.padding))
 
 @handles(nn.AdaptiveAvgPool2d)
 def _(m, shape, name):
@@ -194,7 +189,7 @@ def _(m, shape, name):
 # %% ../nbs/11b_lip_bounds.ipynb #bce6c546
 @handles(nn.MaxPool2d)
 def _(m, shape, name):
-    windows = math.prod(-(-k//s) for k, s in zip(_two(m.kernel_size), _two(m.stride)))
+    windows = math.prod(-(-k//s) for k, s in zip(as_pair(m.kernel_size), as_pair(m.stride)))
     upper = {1: windows, 2: math.sqrt(windows)*(1 + UNIT), math.inf: 1}
     return _known(name, 'pool', lambda ord: Interval(0, upper[ord]))
 

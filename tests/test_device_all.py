@@ -139,6 +139,7 @@ CASES = {
     'linear.from_images': (lambda g: linear.from_images(g.x, g.y).w_star, 'cpu'),
     # certify and conditions
     'certify.plain_layers': (lambda g: len(certify.plain_layers(g.model)), 'cpu'),
+    'certify.check_precision': (lambda g: certify.check_precision(g.model) is None, 'cpu'),
     'certify.Crown': (crown, 'model'),
     'certify.certify_batch': (lambda g: certify.certify_batch(g.model, g.x, g.y, 'l2', .1), 'model'),
     'certify.certify': (lambda g: [certify.certify(g.model, g.x, g.y, *ball)
