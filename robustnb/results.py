@@ -430,19 +430,30 @@ def _judged(tidy, metric):
     if 'kind' in rows: rows = rows[rows.kind.isna() | (rows.kind == 'clean')]
     return rows
 
+def _of_shared_seeds(rows, by):
+    "Rows of the seeds that all rates of a group have (all rows where none is shared), and those that diverged."
+    if 'seed' not in rows: return rows
+    group = [rows[name] for name in by]
+    rates = rows.groupby(by, dropna=False)['lr'].transform('nunique')
+    rates_of_seed = rows.groupby([*by, rows['seed'].rename('of')], dropna=False)['lr'].transform('nunique')
+    shared = rates_of_seed == rates
+    none_shared = ~shared.groupby(group, dropna=False).transform('any')
+    return rows[shared | none_shared | rows.value.isna()]
+
+# %% ../nbs/03_results.ipynb #9675f65e
 def best_rates(
     tidy: 'pd.DataFrame',      # table from `table`
     metric: str = 'accuracy',  # its mean over seeds shall be high, on clean images, and test images if it has them
     by: list | None = None,    # columns within which a rate is chosen; None: dataset, model, optimizer and what varies
 ) -> 'pd.DataFrame':
-    """Pandas table, one row per optimizer: the columns `by`, its best lr, mean, std, runs, and
-    edge, True where the rate is the lowest or highest of several tried."""
+    """Pandas table, one row per optimizer: the columns `by`, its best lr, mean, std, runs (of the
+    seeds that all rates have), and edge, True where the rate is the lowest or highest of several tried."""
     for name in by or (): check_choice(name, 'by', tidy.columns)
     if by is None: by = dict.fromkeys(['dataset', 'model', *settings(tidy), 'optimizer'])
     rows = _judged(tidy, metric)
     filled = rows.dropna(axis=1, how='all').columns
     by = [name for name in by if name in filled]
-    stats = summary(rows, by + ['lr'])
+    stats = summary(_of_shared_seeds(rows, by), by + ['lr'])
     groups = stats['mean'].fillna(-math.inf).groupby([stats[name] for name in by], dropna=False)
     rates = stats.groupby(by, dropna=False)['lr'].agg(['min', 'max', 'nunique']).reset_index()
     best = stats.loc[groups.idxmax()].merge(rates, on=by)
