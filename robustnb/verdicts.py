@@ -258,9 +258,8 @@ def judge(
     final=final_runs,  # function: name of a sweep -> its final runs, or None
 ) -> pd.DataFrame:
     """A line for each comparison of a family: sweep, what, against, value, lower and upper
-    (fractions; logarithms for constants) of the chosen rates, the same with `least_` of the pair of
-    tied rates that supports the claim least, seeds and images of the chosen, pairs (of tied rates),
-    enough (whether each pair has the five seeds that a verdict takes), p (the largest of all pairs),
+    (fractions; logarithms for constants) of the chosen rates, the same with `least_` and `most_` of
+    the pairs of tied rates that support the claim least and most, seeds and images of the chosen, pairs (of tied rates), enough (whether each pair has the five seeds that a verdict takes), p (the largest of all pairs),
     adjusted (after Holm's correction), verdict. Where they are not enough, or nothing can be
     compared (no common loss, a diverged run), there is no p, and the verdict is open."""
     lines, asked = [], []
@@ -273,46 +272,47 @@ def judge(
                 named = dict(sweep=line['sweep'], what=what, against=other)
                 counts = dict(seeds=first.seeds, images=first.images, pairs=len(found),
                               enough=min(one.seeds for one in found) >= stats.LEAST_SEEDS)
-                least = min(found, key=lambda one: _support(one, kind))
-                lines.append(named | _ends(first) | counts | _ends(least, 'least_'))
+                ordered = sorted(found, key=lambda one: _support(one, kind))
+                extremes = _ends(ordered[0], 'least_') | _ends(ordered[-1], 'most_')
+                lines.append(named | _ends(first) | counts | extremes)
     words = pd.DataFrame(stats.family(asked), columns=['p', 'adjusted', 'verdict'])
     return pd.concat([pd.DataFrame(lines), words], axis=1)
 
 # %% ../nbs/12a_verdicts.ipynb #dd10e6c3
 def in_words(
     table: pd.DataFrame,     # from `judge`
-    least: bool = False,     # of the pair of tied rates that supports the claim least
+    of: str = 'chosen',      # rates; or the pair of tied ones that supports the claim 'least' or 'most'
     as_ratio: bool = False,  # is it of logarithms, to be written as ratios? else in points
 ) -> list:
     """The value of each comparison with its interval; 'not run' without runs, 'not comparable' where a
-    run diverged or there is no common loss, and '' for `least` where nothing is tied."""
-    def told(line):
+    run diverged or there is no common loss, and '' for 'least' and 'most' where nothing is tied."""
+    prefix = dict(chosen='', least='least_', most='most_')[check_choice(of, 'of', ('chosen', 'least', 'most'))]
+    numbers = table[[prefix + end for end in ('value', 'lower', 'upper')]].to_numpy(float)
+    def told(line, ends):
         if not line.seeds: return 'not run'
-        if least and line.pairs == 1: return ''
-        ends = line.value, line.lower, line.upper
-        if least: ends = line.least_value, line.least_lower, line.least_upper
+        if prefix and line.pairs == 1: return ''
         if math.isnan(ends[0]): return 'not comparable'
-        return stats.with_interval(np.array(ends)*(1 if as_ratio else 100), as_ratio=as_ratio)
-    return [told(line) for line in table.itertuples()]
+        return stats.with_interval(ends*(1 if as_ratio else 100), as_ratio=as_ratio)
+    return [told(line, ends) for line, ends in zip(table.itertuples(), numbers)]
 
 # %% ../nbs/12a_verdicts.ipynb #11c8ff3a
 def for_readers(
     table: pd.DataFrame,     # from `judge`
     as_ratio: bool = False,  # see `in_words`
 ) -> pd.DataFrame:
-    """Its comparisons in words, one a row: what, against whom, measured, with interval, at the chosen
-    rates and at the pair of tied ones that supports the claim least, seeds and images behind it
-    ('seeds only' for single numbers a seed), p, and the verdict."""
-    shown = table[['what', 'against']].copy()
+    """Its comparisons in words, one a row: what, against whom, the verdict, measured, with interval, at
+    the chosen rates and at the pairs of tied ones that support the claim least and most, seeds and
+    images behind it ('seeds only' for single numbers a seed), and p."""
+    shown = table[['what', 'against', 'verdict']].copy()
     shown['measured'] = in_words(table, as_ratio=as_ratio)
-    shown['worst pair of tied rates'] = in_words(table, least=True, as_ratio=as_ratio)
+    shown['worst pair of tied rates'] = in_words(table, 'least', as_ratio)
+    shown['best pair'] = in_words(table, 'most', as_ratio)
     shown['seeds'] = table.seeds
     alone = np.where(table.seeds > 0, 'seeds only', '')
     shown['images'] = table.images.map('{:,}'.format).where(table.images > 0, alone)
     shown['pairs of tied rates'] = table.pairs
     shown['p'] = table.p.map('{:.2g}'.format, na_action='ignore').fillna('')
     shown['p after correction'] = table.adjusted.map('{:.2g}'.format, na_action='ignore').fillna('')
-    shown['verdict'] = table.verdict
     return shown
 
 # %% ../nbs/12a_verdicts.ipynb #a95e8898
@@ -325,19 +325,24 @@ def labels(
     return [f'{line.sweep}: {line.what}, {line.against}' for line in table.itertuples()]
 
 def forest(
-    table: pd.DataFrame,    # with value, lower, upper; where it has them, verdict, the `least_` of `judge`, and `paper`
+    table: pd.DataFrame,    # with value, lower, upper; where it has them, verdict, `least_` and `most_` of `judge`, `paper`
     names: list,            # a text for each line, see `labels`
     ax=None,                # matplotlib axes; None makes a figure
     factor: float = 100,    # of the numbers: 100 makes points of fractions
     unit: str = 'points',   # on the axis
     null: float = 0,        # where neither is favoured; 1 for ratios
 ):
-    """Each comparison with its 95% interval, coloured by its verdict, thin below it that of the pair of tied rates that
-    supports the claim least, and a cross for the paper's value; what cannot be compared yet is named only."""
+    """Each comparison with its 95% interval, coloured by its verdict, thin below it those of the pairs of tied rates that
+    support the claim least and most, and a cross for the paper's value; what cannot be compared yet is named only."""
     ax = ax or plt.subplots(figsize=(6.5, .24*len(table) + 1.1), layout='constrained')[1]
     rows = table.assign(at=range(len(table)))
     judged = 'verdict' in table
     colours = COLOURS if judged else {'95% interval': 'tab:gray'}
+    def of_pairs(part, which, below, **style):
+        value, lower, upper = (factor*part[f'{which}_{end}'] for end in ('value', 'lower', 'upper'))
+        thin = dict(fmt='o', ms=2, lw=.8, color='k', alpha=.5)
+        if len(part): ax.errorbar(value, part['at'] + below, xerr=[value - lower, upper - value], **thin, **style)
+
     for word, colour in colours.items():
         part = rows[rows.verdict == word] if judged else rows
         ends = [factor*(part.value - part.lower), factor*(part.upper - part.value)]
@@ -345,9 +350,8 @@ def forest(
         if len(part): ax.errorbar(factor*part.value, part['at'], xerr=ends, **style)
     if 'least_value' in table:
         several = rows[(rows.pairs > 1) & rows.least_value.notna()]
-        ends = [factor*(several.least_value - several.least_lower), factor*(several.least_upper - several.least_value)]
-        thin = dict(fmt='o', ms=2, lw=.8, color='k', alpha=.5, label='worst pair of tied rates')
-        if len(several): ax.errorbar(factor*several.least_value, several['at'] + .25, xerr=ends, **thin)
+        of_pairs(several, 'least', .2, label='worst and best pair of tied rates')
+        of_pairs(several, 'most', .38)
     if 'paper' in table: ax.plot(factor*table.paper, rows['at'], 'kx', ms=5, label='paper')
     if judged: names = [f'{name} ({word})' for name, word in zip(names, table.verdict)]
     ax.set_yticks(rows['at'], list(map(as_text, names)), fontsize=8)
