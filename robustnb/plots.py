@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PANELS', 'colour', 'marker', 'drawable', 'as_text', 'accuracies', 'one_by_one', 'has_rates', 'rate_curves',
-           'comparison', 'by_choice', 'legend_above', 'bar_panel', 'robustness_bars', 'trade_off', 'trajectory_curves',
-           'strength_curves', 'band_losses', 'band_curves', 'corruption_map', 'constants', 'bounds', 'contrasts']
+           'comparison', 'by_choice', 'legend_above', 'bar_panel', 'robustness_bars', 'trade_off', 'log_ticks',
+           'trajectory_curves', 'strength_curves', 'band_losses', 'band_curves', 'corruption_map', 'constants',
+           'bounds', 'contrasts']
 
 # %% ../nbs/12_plots.ipynb #ef3b007b
 import itertools, math, warnings
@@ -14,6 +15,7 @@ from functools import lru_cache
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.colors import to_rgb
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -26,7 +28,8 @@ from .stats import compare, wilson
 from .trajectories import by_epoch, rows_under
 
 # %% ../nbs/12_plots.ipynb #4131e1d5
-_PALETTE = [*plt.get_cmap('tab10').colors, *plt.get_cmap('Dark2').colors]
+# after ten the signs repeat, so that the colours there are far from the first ones
+_PALETTE = [*plt.get_cmap('tab10').colors, *map(to_rgb, ('darkslategray', 'navy', 'maroon', 'deeppink', 'darkgoldenrod'))]
 _MARKERS = 'os^vDPX<>*'
 _FIRST = ['sgd', 'adam', 'rmsprop']  # the paper's three
 
@@ -314,8 +317,11 @@ def _fitted(tidy, fit):
     raise ValueError(f'fit: got {fit!r}, of which a run has several values, accepted: a metric with one value a run')
 
 # %% ../nbs/12_plots.ipynb #1d549a79
-def _log_ticks(ax, digits):
-    "A logarithmic horizontal axis with plain numbers that begin with these digits."
+def log_ticks(
+    ax,             # matplotlib axes
+    digits: tuple,  # with which the numbers begin, like (1, 3)
+):
+    "A logarithmic horizontal axis with plain numbers."
     ax.set_xscale('log')
     ax.xaxis.set(major_locator=LogLocator(subs=digits), minor_formatter=NullFormatter(),
                  major_formatter=FuncFormatter(lambda v, _: f'{v:g}'))
@@ -344,7 +350,7 @@ def trajectory_curves(
     n = int(rows_under(tidy, condition).n.max())
     ax.set(xlabel=xlabel, ylabel='accuracy (%)', title=f'{condition.label}, {n:,} images')
     if over == 'loss':
-        _log_ticks(ax, (1, 3))
+        log_ticks(ax, (1, 3))
         ax.invert_xaxis()
     _legend(ax)
     return ax
@@ -542,7 +548,7 @@ def _logarithmic(ax, values):
     "A logarithmic axis with plain numbers, more of them where the values lie close together."
     close = values.max() < 100*values[values > 0].min()
     ax.set(xlabel='Lipschitz constant')
-    _log_ticks(ax, (1, 2, 5) if close else (1,))
+    log_ticks(ax, (1, 2, 5) if close else (1,))
 
 # %% ../nbs/12_plots.ipynb #4b4d1e10
 def _contrast(ours, theirs, shown):

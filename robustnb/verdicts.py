@@ -19,7 +19,7 @@ import pandas as pd
 from . import choice, results, stats
 from .conditions import Clean, parse, select
 from .core import check_choice, read_toml, require, shipped
-from .plots import as_text
+from .plots import as_text, log_ticks
 from .trajectories import compare_at, overlap
 
 # %% ../nbs/12a_verdicts.ipynb #f63c8af4
@@ -330,7 +330,7 @@ def forest(
     ax=None,                # matplotlib axes; None makes a figure
     factor: float = 100,    # of the numbers: 100 makes points of fractions
     unit: str = 'points',   # on the axis
-    null: float = 0,        # where neither is favoured; 1 for ratios
+    null: float = 0,        # where neither is favoured; 1 for ratios, whose axis is logarithmic
 ):
     """Each comparison with its 95% interval, coloured by its verdict, thin below it those of the pairs of tied rates that
     support the claim least and most, and a cross for the paper's value; what cannot be compared yet is named only."""
@@ -356,6 +356,7 @@ def forest(
     if judged: names = [f'{name} ({word})' for name, word in zip(names, table.verdict)]
     ax.set_yticks(rows['at'], list(map(as_text, names)), fontsize=8)
     ax.axvline(null, color='k', lw=.6)
+    if null == 1: log_ticks(ax, (1, 2, 5) if factor*(table.upper.max() - table.lower.min()) < 50 else (1,))
     ax.set(xlabel=unit, ylim=(len(table) - .5, -.5))
     ax.legend(loc='lower right', bbox_to_anchor=(1, 1), ncols=5, fontsize=8, frameon=False)
     return ax

@@ -220,19 +220,28 @@ def page_of(path):
 
 def tags(cell): return cell.get('metadata', {}).get('tags', [])
 
+ABOVE = 'The picture that this makes stands [at the top of the page](#the-picture).'
+
 def put_first(nb):
-    "The picture of the cell tagged 'lead' comes after the first paragraph, too, ahead of what explains it."
-    chosen = [cell for cell in nb.cells if 'lead' in tags(cell)]
-    if not chosen: return
-    options = [line for line in chosen[0].source.splitlines() if re.match(r'#\| *fig-', line)]
-    picture = new_cell('\n'.join(['#| echo: false', *options]))
-    picture['outputs'] = [out for out in chosen[0].outputs if 'image/png' in out.get('data', {})]
-    if not options or not picture['outputs']:
+    "The picture of the cell tagged 'lead' comes after the first paragraph, ahead of what explains it; the cell names it."
+    chosen = next((cell for cell in nb.cells if 'lead' in tags(cell)), None)
+    if chosen is None: return
+    is_option = lambda line: re.match(r'#\| *fig-', line)
+    lines = chosen.source.splitlines()
+    options = list(filter(is_option, lines))
+    pictures = [out for out in chosen.outputs if 'image/png' in out.get('data', {})]
+    if not options or not pictures:
         raise ValueError(f'{nb.path_}: the cell tagged lead has no picture, or no fig-cap')
+    first = new_cell('\n'.join(['#| echo: false', *options]))
+    first['outputs'] = pictures
+    chosen.outputs = [out for out in chosen.outputs if out not in pictures]
+    chosen.source = '\n'.join(line for line in lines if not is_option(line))
+    nb.cells.insert(nb.cells.index(chosen) + 1, new_cell(ABOVE, 'markdown'))
     is_prose = lambda cell: cell.cell_type == 'markdown' and cell.source[:1] not in '<#'
     at = next(i for i, cell in enumerate(nb.cells) if is_prose(cell))
     answer, _, rest = nb.cells[at].source.partition('\n\n')
-    nb.cells[at:at + 1] = [new_cell(answer, 'markdown'), picture, new_cell(rest, 'markdown')]
+    anchor = new_cell('<span id="the-picture"></span>', 'markdown')
+    nb.cells[at:at + 1] = [new_cell(answer, 'markdown'), anchor, first, new_cell(rest, 'markdown')]
 
 TESTS = re.compile(r'\b(assert|test_eq|test_fail|assert_\w+|pytest\.raises)\b')
 IN_SIGHT = 6  # lines of an example that stay open
