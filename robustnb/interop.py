@@ -298,8 +298,16 @@ def load_weights(
 
 def _read_weights(path) -> tuple:
     "({name: tensor} of a file, sentences on how it was read)."
-    if file_kind(path) == 'pickle': return _read_pickled(path)
-    return _read_safetensors(path), ()
+    pickled = file_kind(path) == 'pickle'
+    tensors, notes = _read_pickled(path) if pickled else (_read_safetensors(path), ())
+    return tensors, (*notes, *_said_precision(tensors))
+
+def _said_precision(tensors) -> tuple:
+    "A sentence on weights of another precision than the network computes in; nothing for float32."
+    kinds = {str(t.dtype).removeprefix('torch.') for t in tensors.values() if t.is_floating_point()} - {'float32'}
+    if not kinds: return ()
+    return (f'The weights are {" and ".join(sorted(kinds))} in the file, and the network computes in float32 here: '
+            'where it runs in another precision it rounds otherwise.',)
 
 # %% ../nbs/13b_interop.ipynb #4dba564b
 OPERATIONS = set('''
@@ -1566,7 +1574,7 @@ for _name, _split in _SCALES.items():
     _becomes(nn.Conv2d, f'{_name}.Tensor', f'{_name}_.Tensor')(_scaler(_split))
 
 # %% ../nbs/13b_interop.ipynb #d5d413f5
-_COPIES = {f'{name}.default' for name in 'lift_fresh_copy clone detach alias view reshape unsqueeze contiguous'.split()}
+_COPIES = {f'{name}.default' for name in 'lift_fresh_copy clone detach detach_ alias view reshape unsqueeze contiguous'.split()}
 
 @dataclass
 class _Walk:
@@ -1639,11 +1647,30 @@ def as_layers(
     return model if _agree(model, program) else None
 
 # %% ../nbs/13b_interop.ipynb #ec4c6500
-def _are_known(model) -> bool:
-    "Whether a model is a module whose parts, those without parts, are all in the table of layers."
+def _is_followed(leaf) -> bool:
+    "Whether a part is in the table of layers, or code without weights that is not torch's own, such as a normalisation."
+    is_torchs = type(leaf).__module__.startswith('torch.nn.')
+    return bool(kind_of(leaf)) or not is_torchs and next(leaf.parameters(), None) is None
+
+def _may_be_chain(model) -> bool:
+    "Whether a model is a module all of whose parts, those without parts, can be followed: else it is not worth an export."
     if not isinstance(model, nn.Module): return False
     leaves = [m for m in model.modules() if not next(m.children(), None)]
-    return all(kind_of(m) for m in leaves if m is not model)
+    return all(_is_followed(m) for m in leaves if m is not model)
+
+# %% ../nbs/13b_interop.ipynb #b4d0bdc1
+def _normalisation(mean, std) -> nn.Conv2d:
+    "(x - mean)/std per channel, as a 1x1 convolution without gradients."
+    mean, std = (torch.tensor(v, dtype=torch.float64) for v in (mean, std))
+    return _scale_layer(1/std, -mean/std, (len(std), 1, 1))
+
+def _for_export(model):
+    "A copy on the CPU with a layer for each `Normalize` of torchvision."
+    from torchvision.transforms import Normalize
+    copied = copy.deepcopy(model).cpu()
+    found = [(name, part) for name, part in copied.named_modules() if name and type(part) is Normalize]
+    for name, part in found: copied.set_submodule(name, _normalisation(part.mean, part.std))
+    return copied
 
 def _exported(model, x):
     "The program of a model."
@@ -1660,8 +1687,8 @@ def layered(
 ) -> nn.Module:
     "The model as nn.Sequential of known layers if it is a chain of them, whatever its code looks like; else itself."
     is_chain = all(role_of(layer) for _, layer in named_layers(model))
-    if is_chain or not _are_known(model): return model
-    try: found = as_layers(_exported(copy.deepcopy(model).cpu(), x[:1].cpu().repeat(2, 1, 1, 1)))
+    if is_chain or not _may_be_chain(model): return model
+    try: found = as_layers(_exported(_for_export(model), x[:1].cpu().repeat(2, 1, 1, 1)))
     except Exception:
         return model  # code of the user's that torch.export does not follow, in many ways
     if found is None: return model
@@ -1710,10 +1737,11 @@ def load_model(
     return as_layers(program) or program
 
 # %% ../nbs/13b_interop.ipynb #c7228512
-def _normalisation(mean, std) -> nn.Conv2d:
-    "(x - mean)/std per channel, as a 1x1 convolution without gradients."
-    mean, std = (torch.tensor(v, dtype=torch.float64) for v in (mean, std))
-    return _scale_layer(1/std, -mean/std, (len(std), 1, 1))
+def _check_scale(values, name):
+    "A ValueError for what cannot be a mean or a deviation of pixels in [0, 1]."
+    for v in values:
+        check_number(v, name)
+        require(abs(v) <= 1, name, f'{v:g}', 'numbers for pixels in [0, 1]: 123/255, not 123')
 
 def prepared(
     model,       # images as it was trained on -> logits
@@ -1721,13 +1749,14 @@ def prepared(
     std=None,    # per channel; None: 1
 ) -> nn.Module:
     """The model behind the normalisation (x - mean)/std, in evaluation mode.
-    A ValueError unless both have as many values and std is positive."""
+    A ValueError unless both have as many values, for pixels in [0, 1], and std is positive."""
     if mean is None and std is None: return model.eval()
     mean, std = list(mean or []), list(std or [])
     n = max(len(mean), len(std))
     mean, std = mean or [0.]*n, std or [1.]*n
     require(len(mean) == len(std), 'std', f'{len(std)} values for {len(mean)} of mean', 'as many, one per channel')
     for v in std: check_number(v, 'std', above=0)
+    for values, name in (mean, 'mean'), (std, 'std'): _check_scale(values, name)
     return nn.Sequential(_normalisation(mean, std).to(takes(model)[0]), model).eval()
 
 # %% ../nbs/13b_interop.ipynb #b252b818
