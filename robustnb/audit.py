@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['WHY', 'READY', 'with_bounds', 'hits_of', 'loss_row', 'relabelling', 'called', 'suspicions', 'guessed_outputs',
-           'Audit', 'shuffled', 'pick', 'clean_row', 'panels', 'audit']
+           'Audit', 'shuffled', 'fingerprint', 'pick', 'clean_row', 'panels', 'audit']
 
 # %% ../nbs/13c_audit.ipynb #024a6487
-import copy, itertools, json, math, threading
+import copy, hashlib, itertools, json, math, threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -145,7 +145,7 @@ class Audit:
     "What `audit` found; `audit_page.save` writes it."
     name: str      # of the model
     rows: list     # see `results.row`, with `lower` and `upper`
-    config: dict   # what was asked: arguments of `audit` but tensors; `n_images`, `shape`, `outputs`
+    config: dict   # what was asked: arguments of `audit` but tensors; `of_images`, `n_images`, `shape`, `outputs`
     notes: list    # sentences: what could not be done, is suspicious, or makes a number doubtful
     made: dict     # provenance and cost
     pictures: dict = field(default_factory=dict)  # {what was done: (images, predicted classes)}
@@ -190,6 +190,16 @@ def shuffled(
     "(images, labels) in the order in which an audit takes them, on the CPU."
     order = torch.randperm(len(images), generator=generator(seed, 'audit', 'attack'))
     return plain_tensor(images).cpu()[order], plain_tensor(labels).long().cpu()[order]
+
+# %% ../nbs/13c_audit.ipynb #8f6d58a1
+def fingerprint(
+    images: torch.Tensor,  # (N,C,H,W), on the CPU
+    labels: torch.Tensor,  # (N,)
+) -> str:
+    "Twelve digits that tell these images, in this order, from others: two audits with the same ones can be compared."
+    whole = hashlib.sha256(repr((images.dtype, images.shape)).encode())
+    for part in images, labels: whole.update(part.contiguous().numpy())
+    return whole.hexdigest()[:12]
 
 # %% ../nbs/13c_audit.ipynb #08aee202
 def _check_conditions(wanted, config):
@@ -375,11 +385,12 @@ def audit(
     output for."""
     device = pick_device(device)
     if budget is not None: check_number(budget, 'budget', above=0)
+    check_number(lipschitz, 'lipschitz', low=0)
     _check_images(images, labels)
     x, y = shuffled(images, labels, seed)
     wanted = parse(usual(x.shape[1]) if conditions is None else conditions)
     config = dict(
-        name=name, source=source, n_images=len(x), shape=list(x.shape[1:]), outputs=0,
+        name=name, source=source, of_images=fingerprint(x, y), n_images=len(x), shape=list(x.shape[1:]), outputs=0,
         classes=list(classes), conditions=tables(wanted), lipschitz=lipschitz, seed=seed,
         batch_size=batch_size, device=str(device), mapped=mapped, prepared=dict(prepared or {}), budget=budget)
     _check_conditions(wanted, config)

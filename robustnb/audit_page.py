@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNITS', 'FEW', 'KNOWN', 'SURE', 'SCALE', 'FILES', 'sentences', 'advice', 'drawings', 'measures', 'beside',
-           'audit_page', 'save']
+           'audit_page', 'check_place', 'save', 'compare', 'side_by_side']
 
 # %% ../nbs/13d_audit_page.ipynb #d59bf4ae
 import html, json
@@ -19,11 +19,11 @@ import pandas as pd
 from . import plots, results
 from .audit import WHY, Audit, called, clean_row, hits_of, panels, pick
 from .conditions import OURS, condition_of, fraction, has, mean_corruption
-from .core import json_text, plural, shipped
+from .core import check_folder, json_text, plural, require, shipped
 from .corruptions import GROUPS, NAMES, SEVERITIES
 from .report import FIGURES, figure, markdown_text, page, provenance_table
-from .report import table_html, table_markdown, template, write_files
-from .stats import over_images
+from .report import check_replaceable, table_html, table_markdown, template, write_files
+from .stats import over_images, with_interval
 
 # %% ../nbs/13d_audit_page.ipynb #e6730480
 def _interval(row):
@@ -89,9 +89,9 @@ def _said_band(losses):
     sure = 'The intervals overlap: which band is worst is not settled.'
     if worst['lower'] > best['upper']:
         sure = f'The intervals of these two (picked from {len(losses)} bands) do not overlap.'
-    most = 'hurts most' if worst['value'] > 0 else 'hurts in no band;'
+    most = 'hurts most' if worst['value'] > 0 else 'hurts in no band; it comes nearest'
     return (f'{noise} {most} {there} where it {_effect(worst)}; '
-            f'least in band {best["band"]}: it {_effect(best)}. {sure}')
+            f'in band {best["band"]}, at the other end, it {_effect(best)}. {sure}')
 
 # %% ../nbs/13d_audit_page.ipynb #dda4d5dc
 UNITS = dict(linf='no pixel changed by more than', l2='a change of Euclidean length at most')
@@ -489,12 +489,71 @@ def _result(found):
 # %% ../nbs/13d_audit_page.ipynb #4724a974
 FILES = 'audit.html', 'audit.md', 'audit.json'
 
+def check_place(
+    folder,     # where the files of an audit shall appear
+    name: str,  # of the model
+) -> None:
+    "A ValueError if nothing can be written there, or if another model's audit lies there, or files that are no audit's."
+    check_folder(folder, 'to')
+    check_replaceable(folder, FILES, 'audit')
+    held = Path(folder)/'audit.json'
+    if not held.exists(): return
+    other = results.load(held)['config']['name']
+    require(other == name, 'to', f'{folder}, which holds the audit of {other!r}', f'another folder for that of {name!r}')
+
 def save(
     found: Audit,  # from `audit.audit`
-    folder,        # where they shall appear; a ValueError if such files lie there that are not an audit's
+    folder,        # where they shall appear, see `check_place`
 ) -> Path:
     """Write the page as audit.html, the same in Markdown without figures as audit.md, and the rows
     as a result file, audit.json; returns the page's path."""
+    check_place(folder, found.name)
     contents = audit_page(found), _in_markdown(found), json_text(_result(found))
     write_files(folder, {name: content.encode() for name, content in zip(FILES, contents)}, 'audit')
     return Path(folder)/FILES[0]
+
+# %% ../nbs/13d_audit_page.ipynb #99e07ae3
+def _audited(found):
+    "Config and rows of an audit, or of the one in a folder."
+    if isinstance(found, Audit): return found.config, found.rows
+    kept = results.load(Path(found)/FILES[2])
+    return kept['config'], kept['metrics']
+
+def _comparable(rows):
+    "{(metric, condition in words): row} of all accuracies whose images were kept."
+    return {(r['metric'], _under(r)): r for r in rows if has(r, 'hits') and r['metric'] != 'accuracy_loss'}
+
+# %% ../nbs/13d_audit_page.ipynb #e603baad
+def compare(
+    first,   # an `Audit`, or the folder of one
+    second,  # likewise, of the same images and seed
+) -> pd.DataFrame:
+    """A row for each accuracy that both have: metric, condition, images, both accuracies, and the
+    difference, second minus first, with its 95% interval over images (fractions). A ValueError where
+    the images are not the same."""
+    (config, rows), (config2, rows2) = map(_audited, (first, second))
+    for what in 'of_images', 'seed':
+        told = f'{config2.get(what, "unknown")} beside {config.get(what, "unknown")}'
+        same = config.get(what) is not None and config.get(what) == config2.get(what)
+        require(same, f'second: {what}', told, 'audits of the same images, in the same order')
+    ours, theirs = map(_comparable, (rows, rows2))
+    return pd.DataFrame([_difference(*key, ours[key], theirs[key]) for key in ours if key in theirs])
+
+def _difference(metric, condition, a, b):
+    "One row of `compare`, on the images that both have."
+    n = min(a['n'], b['n'])
+    before, after = (hits_of(r, n) for r in (a, b))
+    value, lower, upper = over_images(after - before)
+    return dict(metric=metric, condition=condition, images=n, first=before.mean(), second=after.mean(),
+                difference=value, lower=lower, upper=upper)
+
+# %% ../nbs/13d_audit_page.ipynb #0cf662df
+def side_by_side(
+    table: pd.DataFrame,         # from `compare`
+    names=('first', 'second'),   # of the models
+) -> pd.DataFrame:
+    "The same as a table for people: accuracies in percent, the difference in points."
+    shown = table[['metric', 'condition', 'images']].replace({'metric': _NAMES}).rename(columns={'metric': ''})
+    for side, name in zip(('first', 'second'), names): shown[name] = table[side].map(_percent)
+    ends = 100*table[['difference', 'lower', 'upper']].to_numpy()
+    return shown.assign(**{f'{names[1]} - {names[0]}': list(map(with_interval, ends))})

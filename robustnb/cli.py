@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['USUAL', 'EXAMPLES', 'parse_set', 'say', 'find_sweep', 'failed_runs', 'Shown', 'closing_summary', 'list_experiments',
            'show_result', 'show_failure', 'cmd_run', 'cmd_report', 'listed_conditions', 'usual_conditions', 'cmd_audit',
-           'show_plan', 'end_early', 'read_asked', 'show_replay', 'cmd_sweep', 'cmd_measure', 'cmd_data',
+           'cmd_compare', 'show_plan', 'end_early', 'read_asked', 'show_replay', 'cmd_sweep', 'cmd_measure', 'cmd_data',
            'cmd_completion', 'make_parser', 'Ended', 'exit_code', 'gentle_signals', 'Loose', 'main']
 
 # %% ../nbs/15_cli.ipynb #8a9ae23f
 import argparse, os, shutil, signal, sys, textwrap, threading, time, tomllib
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict, dataclass, field, replace
+from difflib import get_close_matches
 from functools import lru_cache
 from multiprocessing.util import get_temp_dir
 from pathlib import Path
@@ -359,6 +360,8 @@ def usual_conditions(args, images):
     "The usual conditions, changed by options."
     from robustnb.conditions import usual
     given = _given(args)
+    alone = 'severities' in given and 'corruptions' not in given
+    require(not alone, '--severities', 'no --corruptions', 'both, or none')
     radii = {norm: given.pop(norm, None) for norm in ('linf', 'l2')}
     eps = {norm: several for norm, several in radii.items() if several}
     return usual(images.x.shape[1], eps=eps or None, **given)
@@ -374,6 +377,12 @@ def _not_larger(args, images):
     return replace(images, x=data.resize(images.x, usual), notes=(*images.notes, note))
 
 # %% ../nbs/15_cli.ipynb #c2afc869
+def _check_channels(values, name, channels):
+    "A ValueError unless an option has a number for each channel of the images, or was not given."
+    if values is None: return
+    require(len(values) == channels, f'--{name}', plural(len(values), 'value'), f'{channels}, one for each channel of the images')
+
+# %% ../nbs/15_cli.ipynb #cfce6e12
 def _audit(args, limit):
     "Audit one model on one set of images, as the options say, within a time limit."
     from robustnb import audit as audits, interop
@@ -382,40 +391,60 @@ def _audit(args, limit):
     images = interop.read_images(args.images, args.size, label_map, args.n, args.seed, args.root,
                                  args.channels, args.ground, args.split)
     images = _not_larger(args, images)
-    for mean in args.mean or []: check_number(mean, 'mean')
     options = parse_set(args.option, '--option')
     channels, _, width = images.x.shape[1:]
+    for name in 'mean', 'std': _check_channels(getattr(args, name), name, channels)
     model = interop.load_model(args.model, args.arch, channels, width, **options)
     prepared = dict(arch=args.arch, options=options, size=args.size, channels=args.channels, mean=args.mean,
                     std=args.std, label_map=label_map, ground=args.ground, split=args.split)
     return audits.audit(interop.prepared(model, args.mean, args.std), images.x, images.y,
-                        args.name or Path(args.model).name, images.classes,
+                        _audited_name(args), images.classes,
                         usual_conditions(args, images) if listed is None else listed,
                         args.lipschitz, args.seed, args.batch_size, args.device, images.source,
                         progress=not args.json, notes=[*images.notes, *interop.notes_of(model)],
                         mapped=bool(args.label_map), prepared=prepared, dry_run=args.dry_run,
                         budget=None if args.budget is None else limit.end - time.monotonic(),
-                        say=lambda text: args.json or print(text, file=sys.stderr, flush=True))
+                        say=lambda text: args.json or args.dry_run or print(text, file=sys.stderr, flush=True))
+
+def _audited_name(args): return args.name or Path(args.model).name
 
 def cmd_audit(args) -> int:
     "Audit one model, write its page and print what it says."
     from robustnb import audit_page, interop
-    from robustnb.report import check_replaceable
     from robustnb.sweep import Limit
     limit = Limit(args.budget, 'budget')
-    if not args.dry_run: check_replaceable(args.to, audit_page.FILES, 'audit')
+    if not args.dry_run: audit_page.check_place(args.to, _audited_name(args))
     interop.check_readable(args.model, args.arch)
     found = _audit(args, limit)
     if args.dry_run:
         say(args, found.said(), seconds=found.seconds, **asdict(found))
         return 0
-    page = audit_page.save(found, args.to)
     words = audit_page.sentences(found)
     advised = audit_page.advice(found)
     lines = [' '.join(advised), *(f'warning: {note}' for note in found.notes)]
     lines += [f'{topic}: {said}' for topic, said in words]
+    page, lost = _kept(found, args.to)
     say(args, '\n\n'.join([*lines, f'page: {page}']),
         page=page, advice=advised, notes=found.notes, sentences=dict(words), metrics=found.rows, config=found.config)
+    if lost: raise lost
+    return 0
+
+def _kept(found, folder):
+    "(page, None), or (None, why it could not be written): what was measured is still to be printed then."
+    from robustnb.audit_page import save
+    try: return save(found, folder), None
+    except (OSError, ValueError) as e: return None, e
+
+def cmd_compare(args) -> int:
+    "Two audits of the same images, side by side."
+    from robustnb import audit_page, results
+    table = audit_page.compare(args.first, args.second)
+    names = [results.load(Path(folder)/audit_page.FILES[2])['config']['name'] for folder in (args.first, args.second)]
+    if names[0] == names[1]: names = [str(args.first), str(args.second)]
+    shown = audit_page.side_by_side(table, names).to_markdown(index=False, disable_numparse=True)
+    said = ('Each interval (95%, over images) is that of one comparison, of these two networks: whether what trained them '
+            'differs takes several of each.')
+    say(args, f'{shown}\n\n{said}', models=names, comparisons=table.to_dict('records'))
     return 0
 
 # %% ../nbs/15_cli.ipynb #8398e0b1
@@ -661,6 +690,10 @@ questions.toml holds conditions, as a sweep file does: conditions = [{kind = "ga
 A model file holds weights (safetensors, or a state dict in a .pt or .pth file; --arch names the architecture)
 or a program from torch.export (.pt2). State dicts are read by torch's restricted reader, which runs no code of
 the file; what needs more is refused, and the error message says how to convert yours.""",
+    compare="""
+  robustnb audit adam.pt2 --images test.npz --to adam
+  robustnb audit sgd.pt2 --images test.npz --to sgd
+  robustnb compare adam sgd                        accuracies side by side, with the interval of each difference""",
     data="""
   robustnb data                                    all known data sets
   robustnb data cifar10 --download                 fetch one""",
@@ -835,6 +868,11 @@ def _report_options(option):
                 'folder)')
     option('--title', default='Robustness report', help='heading of the page')
 
+def _compare_options(option):
+    "What `robustnb compare` takes."
+    option('first', help='folder of an audit')
+    option('second', help='folder of an audit of another model, on the same images and with the same seed')
+
 def _data_options(option):
     "What `robustnb data` takes."
     option('names', nargs='*', help='data sets (default: all known)')
@@ -880,10 +918,25 @@ _COMMANDS = dict(  # what each command does, in words and in code, and its optio
             cmd_report, [_report_options]),
     audit=('how robust is a model, what does that mean, and how sure is it',
            cmd_audit, [_audit_options, _conditions_options, _page_options]),
+    compare=('is one audited model more robust than another, on the same images',
+             cmd_compare, [_compare_options]),
     data=('say which data sets are there, and where they come from',
           cmd_data, [_data_options]),
     completion=('print a shell function that completes commands and options',
                 cmd_completion, []))
+
+def _all_options(parser):
+    "The options of a parser that begin with --, and of its commands."
+    commands = [action.choices.values() for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return [*_long_options(parser).split(), *(name for some in commands for each in some for name in _all_options(each))]
+
+class _Parser(argparse.ArgumentParser):
+    "A parser whose errors are one line, with the option that was probably meant."
+    def error(self, message):
+        unknown = [word for word in message.split() if word.startswith('--')]
+        near = get_close_matches(unknown[0], _all_options(self), 1) if unknown and 'unrecognized' in message else []
+        hint = f' (did you mean {near[0]}?)' if near else ''
+        self.exit(2, f'{self.prog}: {message}{hint}; see {self.prog} --help\n')
 
 def make_parser() -> argparse.ArgumentParser:
     "The command line's grammar and help."
@@ -891,8 +944,8 @@ def make_parser() -> argparse.ArgumentParser:
     codes = ('exit codes: 0 well, 1 a run failed, 2 wrong command or file, '
              '124 time limit, 130 interrupted (143, 129: by SIGTERM, SIGHUP)')
     start = f'start here:{EXAMPLES["run"]}{EXAMPLES["sweep"]}\n\n{codes}\nrobustnb COMMAND --help explains a command'
-    parser = argparse.ArgumentParser('robustnb', description=question, epilog=start,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser('robustnb', description=question, epilog=start,
+                     formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     for name, (text, run, options) in _COMMANDS.items():
         command = _command(commands, name, run, text)

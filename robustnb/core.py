@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['OWN', 'LIBRARIES', 'require', 'check_choice', 'check_number', 'parse_number', 'find_named', 'signature_of',
            'is_named', 'name_of', 'plural', 'digest', 'code_digest', 'derive_seed', 'generator', 'seed_all', 'device',
-           'cores', 'thread_env', 'set_threads', 'keep_freed_memory', 'atomic_path', 'write_text', 'regular_file',
-           'json_text', 'write_json', 'read_json', 'read_toml', 'moved', 'leads_on', 'shipped', 'provenance',
-           'Stopwatch']
+           'cores', 'thread_env', 'set_threads', 'keep_freed_memory', 'atomic_path', 'check_folder', 'write_text',
+           'regular_file', 'json_text', 'write_json', 'read_json', 'read_toml', 'moved', 'leads_on', 'shipped',
+           'provenance', 'Stopwatch']
 
 # %% ../nbs/00_core.ipynb #97f27ce3
 import ast, ctypes, errno, hashlib, importlib, inspect, json, math, os, platform, random, re, stat, subprocess, sys
@@ -290,6 +290,19 @@ def _umask():
     except (OSError, TypeError): mask = os.umask(0)
     os.umask(mask)
     return mask
+
+# %% ../nbs/00_core.ipynb #ce40c110
+def check_folder(
+    folder,     # there or not yet
+    name: str,  # of the argument
+) -> None:
+    "A ValueError unless files can be written to a folder of this path; nothing is made."
+    folder = Path(folder)
+    near = next(p for p in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(p))
+    accepted = 'a folder in which files can be written, there or not yet'
+    require(near.is_dir(), name, f'{folder}, where {near.name!r} is no folder', accepted)
+    try: tempfile.TemporaryFile(dir=near).close()
+    except OSError as e: raise ValueError(f'{name}: got {folder} ({e.strerror}), accepted: {accepted}') from e
 
 # %% ../nbs/00_core.ipynb #caadb0c1
 def write_text(

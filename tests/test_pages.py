@@ -69,14 +69,14 @@ def project(tmp_path):
 
 def give_model(project, text):
     "The model file that a block speaks of."
-    if arch := re.search(r'model\.safetensors --arch (\w+)', text):
-        net = models.create(arch[1], 10, 1, 32 if '--size 32' in text else 8)
-        save_file(net.state_dict(), project/'model.safetensors')
-    elif 'model.pt2' in text:
+    for name, arch in re.findall(r'(\w+)\.safetensors --arch (\w+)', text):
+        net = models.create(arch, 10, 1, 32 if '--size 32' in text else 8)
+        save_file(net.state_dict(), project/f'{name}.safetensors')
+    for name in re.findall(r'(\w+)\.pt2', text):
         net = models.SmallCNN().eval()
         batch = torch.export.Dim('batch')
         program = torch.export.export(net, (torch.rand(2, 1, 8, 8),), dynamic_shapes=({0: batch},))
-        torch.export.save(program, project/'model.pt2')
+        torch.export.save(program, project/f'{name}.pt2')
         pixels = (255*torch.rand(20, 8, 8)).byte().numpy()
         labels = torch.arange(20).numpy() % 10
         np.savez(project/'test.npz', images=pixels, labels=labels)
