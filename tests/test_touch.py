@@ -88,7 +88,7 @@ def test_the_trainings_are_those_of_the_results(tmp_path):
     (tmp_path/'vega.js').write_text(vl_convert.javascript_bundle())
     ask = '''drawn.then(async ({view}) => {
         const rows = () => view.data(Object.keys(view.getState({data: name => name.startsWith('data_')}).data)[0]);
-        await view.signal('shown', 'FashionMNIST, two-layer CNN: fog 5').runAsync();
+        await view.signal('shown', 'FashionMNIST, 5,000 images: fog 5').runAsync();
         const marks = document.querySelectorAll('#along .mark-line path, #along canvas').length;
         tell({marks, rows: rows()});
     });'''
@@ -99,7 +99,7 @@ def test_the_trainings_are_those_of_the_results(tmp_path):
     ours = [row for row in found['rows'] if row['optimizer'] == 'sgd' and row['epoch'] == fog.epoch.iloc[0]]
     assert found['marks']
     assert len(ours) == 1
-    assert {row['shown'] for row in found['rows']} == {'FashionMNIST, two-layer CNN: fog 5'}
+    assert {row['shown'] for row in found['rows']} == {'FashionMNIST, 5,000 images: fog 5'}
     for name, column in ('standard', Clean().label), ('robust', Corruption('fog', 5).label):
         np.testing.assert_allclose(ours[0][name], 100*fog[column].mean(), rtol=0, atol=1e-3)
 
