@@ -58,7 +58,7 @@ def case(place, language, text):
 def project(tmp_path):
     "The project's root as a reader has it, with a model, images and a sweep file of his own."
     for name in 'nbs', 'sweeps', 'results': (tmp_path/name).symlink_to(ROOT/name)
-    toml = next(text for place, language, text in blocks() if language == 'toml')
+    toml = next(text for place, language, text in blocks() if language == 'toml' and 'experiment' in text)
     (tmp_path/'my.toml').write_text(toml)
     digits = data.load('digits')
     for i in range(20):
