@@ -23,7 +23,7 @@ from .oracle import Oracle
 from .pgd import apgd, fgsm, pgd
 from .square import square
 from .threat import BATCH, NORMS, TINY, Ball, Rows
-from .threat import batches, column, distance, image_keys, length, random_start, steepest
+from .threat import batches, check_radius, column, distance, image_keys, length, random_start, steepest
 
 _all_ = ['fgsm', 'pgd', 'apgd', 'deepfool', 'fab', 'square', 'certify', 'ATTACKS', 'QUERIES', 'Evaluation', 'stages']
 
@@ -48,7 +48,7 @@ def autoattack(
     only the scheduling differs. A ValueError for models and images that an attack would misread,
     and for layers without proofs where `certify` asks for them, see `certify.plain_layers`."""
     check_choice(norm, 'norm', NORMS)
-    check_number(eps, 'eps', above=0)
+    check_radius(eps, norm)
     check_choice(version, 'version', ATTACKS)
     check_number(seed, 'seed', low=0, integer=True)
     check_number(batch_size, 'batch_size', low=1, integer=True)

@@ -19,7 +19,7 @@ from .evaluate import plain_mode, plain_tensor, takes
 from .layers import classes, fills, kind_of, named_layers, role_of
 from .models import behaves_as
 from .oracle import check_model, image_gradient
-from .threat import BATCH, NORMS, check_images
+from .threat import BATCH, NORMS, check_images, check_radius
 
 # %% ../nbs/10e_certify.ipynb #34ccb5d4
 @fills('spread', nn.Conv2d)
@@ -306,7 +306,7 @@ def certify_batch(
 ) -> torch.Tensor:
     "Which images are classified correctly and provably stay so in the ball, as (n,) bool on the device of the model."
     check_choice(norm, 'norm', NORMS)
-    check_number(eps, 'eps', above=0)
+    check_radius(eps, norm)
     require(not model.training, 'model', 'train mode', 'a model in eval mode (call model.eval())')
     part = _PART if takes(model, x)[0].type == 'cpu' else max(1, len(x))
     return torch.cat([_proved(model, *some, norm, eps) for some in zip(x.split(part), y.split(part))])
@@ -331,7 +331,7 @@ def certify(
     CPU: a lower bound of robust accuracy, whatever the attack. A ValueError for a model or images
     that it cannot judge, see `check_model`, `check_images`, `plain_layers`."""
     check_choice(norm, 'norm', NORMS)
-    check_number(eps, 'eps', above=0)
+    check_radius(eps, norm)
     check_number(batch_size, 'batch_size', low=1, integer=True)
     check_images(x, y)
     plain_layers(model)

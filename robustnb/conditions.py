@@ -24,7 +24,7 @@ from .data import to_float
 from .evaluate import correct, eval_mode, is_right, noise_correct, plain_mode
 from .results import accuracy_row, row
 from .oracle import Oracle
-from .threat import BATCH, NORMS
+from .threat import BATCH, NORMS, check_radius
 
 # %% ../nbs/10g_conditions.ipynb #bcfca4a8
 KINDS = {}  # class of each kind
@@ -177,6 +177,7 @@ class _Ball(Condition):
         super().__post_init__()
         check_choice(self.norm, 'norm', NORMS)
         _check_strength(self, 'eps')
+        check_radius(self.eps, self.norm)
     @staticmethod
     def judge(group, model, x, y, seed=0, topk=1, batch_size=512, progress=False) -> list:
         "`Judged` for each attack and proof of the group."
@@ -687,7 +688,7 @@ def _check_usual(variances, band_var, bands, attack, eps, n_attack):
     for v in variances: check_number(v, 'variances', above=0)
     for norm, radii in eps.items():
         check_choice(norm, 'eps', NORMS)
-        for e in radii: check_number(e, f'eps of {norm}', above=0)
+        for e in radii: check_radius(e, norm, f'eps of {norm}')
 
 # %% ../nbs/10g_conditions.ipynb #34bc9222
 _MARKS = re.compile(r"""

@@ -16,7 +16,8 @@ from .core import check_choice, check_number
 from .evaluate import is_right
 from .march import March
 from .oracle import Oracle, on_correct
-from .threat import BATCH, NORMS, TINY, Adversarial, Ball, Survivors, column, random_start, steepest
+from .threat import BATCH, NORMS, TINY, Adversarial, Ball, Survivors
+from .threat import check_radius, column, random_start, steepest
 
 # %% ../nbs/10b_pgd.ipynb #e7d85b6f
 def ce(
@@ -74,7 +75,7 @@ def rank_targets(
 def _setup(model, x, y, norm, eps, loss='ce'):
     "Check what every attack of this chapter is given; returns the oracle and the loss function."
     check_choice(norm, 'norm', NORMS)
-    check_number(eps, 'eps', above=0)
+    check_radius(eps, norm)
     function, needs = LOSSES[check_choice(loss, 'loss', LOSSES)]
     net = model if isinstance(model, Oracle) else Oracle(model, x, y)
     if net.classes >= needs: return net, function

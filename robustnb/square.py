@@ -17,7 +17,7 @@ from .evaluate import is_right
 from .march import March
 from .oracle import Oracle, on_correct
 from .replay import replays
-from .threat import BATCH, NORMS, TINY, Adversarial, Ball, Rows, Survivors, draw
+from .threat import BATCH, NORMS, TINY, Adversarial, Ball, Rows, Survivors, check_radius, draw
 
 # %% ../nbs/10d_square.ipynb #796740d2
 HALVINGS = 10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000
@@ -257,7 +257,7 @@ def square(
     """Square attack (Andriushchenko et al. 2020): random search over patches with the margin loss;
     the unfooled images come back at their lowest margin."""
     check_choice(norm, 'norm', NORMS)
-    check_number(eps, 'eps', above=0)
+    check_radius(eps, norm)
     check_number(queries, 'queries', low=1, integer=True)
     if x.ndim != 4:
         raise ValueError(f'x: got shape {tuple(x.shape)}, accepted for square: images (n, c, h, w)')
