@@ -461,7 +461,7 @@ def _gap_columns(gaps):
     return gaps[['condition', 'against']].assign(**{
         'SGD minus it': [f'{d:+.1f}' for d in gaps.difference],
         '95% interval': [f'{low} to {high}' if low else '' for low, high in ends],
-        'seeds': gaps.seeds})
+        'seeds': gaps.seeds, 'images': gaps.n})
 
 # %% ../nbs/13a_report.ipynb #463e3c6c
 _NOT_BESIDE = ('<p>The paper has this data set, but with another network or another top-k, '
