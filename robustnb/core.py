@@ -241,10 +241,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 def thread_env(
-    workers: int = 1,  # processes that share the machine
+    workers: int = 1,            # processes that share the machine
+    threads: int | None = None,  # of each; None: its share of the cores
 ) -> dict:
-    "Environment variables that give each of `workers` processes its share of the cores."
-    n = str(max(1, cores() // check_number(workers, 'workers', low=1, integer=True)))
+    "Environment variables that give each of `workers` processes its threads."
+    share = max(1, cores() // check_number(workers, 'workers', low=1, integer=True))
+    n = str(share if threads is None else check_number(threads, 'threads', low=1, integer=True))
     return {'OMP_NUM_THREADS': n, 'MKL_NUM_THREADS': n, 'OPENBLAS_NUM_THREADS': n, 'OMP_WAIT_POLICY': 'PASSIVE'}
 
 # %% ../nbs/00_core.ipynb #3cb66bff
@@ -356,6 +358,8 @@ def _finite(kind):
         raise ValueError(f'{text[:20]} is no finite number')
     return convert
 
+_MADE = 'result.json', 'status.json'  # files that a run writes, and would write again
+
 def read_json(
     path,  # file written by `write_json`
 ):
@@ -372,7 +376,8 @@ def read_json(
             json.dumps(found, ensure_ascii=False).encode()  # half a character fails here
         return found
     except (ValueError, TypeError, OverflowError, RecursionError) as e:
-        raise ValueError(f'{path}: not a complete JSON file ({e}); delete it to have it made again') from e
+        way_out = '; delete it to have it made again' if path.name in _MADE else ''
+        raise ValueError(f'{path}: not a complete JSON file ({e}){way_out}') from e
 
 # %% ../nbs/00_core.ipynb #eeed97d9
 def _finite_or_inf(text):

@@ -7,7 +7,7 @@ __all__ = ['DIGITS', 'BANDS', 'MAX_CLASSES', 'IMAGE_FILES', 'IMAGE_FORMATS', 'MA
            'CIFAR10', 'IMAGENETTE', 'idx_layout', 'KNOWN', 'MADE', 'NAMES', 'draw_by_class', 'Data', 'to_float',
            'show_images', 'split_by_class', 'radial_amplitude', 'quantile_band', 'nfc', 'Labelled', 'read_npz',
            'read_idx', 'idx_set', 'read_mat', 'resize', 'read_folder', 'data_root', 'Known', 'is_there', 'check_own',
-           'load', 'take', 'save', 'Sizes', 'sizes', 'check_images', 'fingerprint']
+           'load', 'take', 'save', 'Sizes', 'sizes', 'count_classes', 'check_images', 'fingerprint']
 
 # %% ../nbs/06_data.ipynb #e7a96e88
 import fcntl, hashlib, inspect, math, os, pickle, unicodedata, zipfile, zlib
@@ -396,11 +396,18 @@ def _unless_broken(path, read, *args):
                      'make or copy it again; it must hold plain arrays') from e
 
 # %% ../nbs/06_data.ipynb #92fde7dc
+def _array_names(path):
+    "What an .npz file holds, in words."
+    with zipfile.ZipFile(path) as archive: names = archive.namelist()
+    shown = [repr(name.removesuffix('.npy'))[:40] for name in sorted(set(names))[:10]]
+    return ', '.join(shown) + ', ...'*(len(set(names)) > 10) or 'none'
+
 def _check_headers(headers, path):
     "Raise unless the arrays that must be there are, whole, and fit into memory."
     for name in 'images', 'labels':
-        _demand(name in headers, path, f'no array {name!r}, only {sorted(headers)}',
-                'wanted images (uint8 N,H,W or N,H,W,C) and labels')
+        if name in headers: continue
+        raise _fault(path, f'no array {name!r}; those that it holds: {_array_names(path)}',
+                     'wanted images (uint8 N,H,W or N,H,W,C) and labels')
     for name, (shape, dtype, announced, there) in headers.items():
         _demand(not dtype.hasobject, path, f'{name} are Python objects', 'it must hold plain arrays')
         _demand(announced == there, path,
@@ -1535,6 +1542,14 @@ def sizes(
     return _loaded_sizes(load(name, root, download=False))
 
 def _loaded_sizes(found): return Sizes(len(found.x_train), len(found.x_test), found.shape[1])
+
+def count_classes(
+    name: str,  # as for `load`
+) -> int | None:
+    "How many classes a data set of this book has, as far as that is known without its files; else None."
+    if name in MADE: return load(name).n_classes
+    known = KNOWN.get(name)
+    return len(known.classes or known.names) or None if known else None
 
 # %% ../nbs/06_data.ipynb #5d31ad6b
 def check_images(

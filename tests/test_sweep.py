@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from robustnb.core import read_json
-from robustnb.sweep import DRIVERS, Limit, Parameter, TimeUp, cluster, convert, dispatch, read_sweep, run_sweep
+from robustnb.cli import main
+from robustnb.core import read_json, shipped
+from robustnb.sweep import DRIVERS, Limit, Parameter, TimeUp, cluster, convert, dispatch, parameters
+from robustnb.sweep import read_sweep, run_sweep
 
 SWEEP = 'experiment = "toy.ipynb"\n[[grid]]\nlr = [0.1, 0.2, 0.3]\nseed = [0, 1]\n'
 
@@ -335,3 +337,24 @@ def test_a_limit_from_python(tmp_path, experiment):
     with pytest.raises(TimeUp, match='the time limit of 1h is over'):
         run_sweep(sweep, tmp_path/'runs', tmp_path/'none', workers=1, progress=False, each=each, limit=limit)
     assert [s['state'] for s in statuses] == ['done'] and len(results_of(tmp_path)) == 1
+
+
+def _numbers(parameter):
+    "The numbers that are its default; [] where it is something else."
+    values = parameter.default if isinstance(parameter.default, list) else [parameter.default]
+    return [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)]
+
+@pytest.mark.parametrize('path', sorted(shipped('experiments').glob('*.ipynb')), ids=lambda path: path.stem)
+def test_every_number_that_an_experiment_takes_has_a_range(path):
+    for parameter in parameters(path).values():
+        numbers = _numbers(parameter)
+        assert parameter.bounds or not numbers, parameter.name
+        for number in numbers: convert(number, parameter)
+
+
+@pytest.mark.parametrize('given', ['epochs=0', 'lr=-1', 'batch_size=0', 'n_test=-1', 'topk=50', 'width=-3',
+                                   'weight_decay=-1', 'holdout=5000'])
+def test_an_impossible_number_is_refused_before_anything_runs(given, tmp_path, capsys):
+    assert main(['run', 'fig01_robustness', '--set', given, '--out', str(tmp_path/'runs')]) == 2
+    name = given.partition('=')[0]
+    assert f'{name}: got' in capsys.readouterr().err and not (tmp_path/'runs').exists()
