@@ -18,7 +18,7 @@ import torch
 from .attacks import autoattack
 from .bands import band_accuracy
 from .certify import certify_batch, plain_layers
-from .core import check_choice, check_number, find_named, parse_number, read_toml, require
+from .core import as_list, check_choice, check_number, find_named, parse_number, read_toml, require
 from .corruptions import GROUPS, NAMES, SEVERITIES, corrupt
 from .data import to_float
 from .evaluate import correct, eval_mode, is_right, noise_correct, plain_mode
@@ -671,12 +671,13 @@ def usual(
     severities=SEVERITIES,           # of the corruptions
 ) -> list:
     "The conditions that an audit measures unless it is told others."
-    eps = EPS if eps is None else eps
+    eps = {norm: as_list(radii) for norm, radii in (EPS if eps is None else eps).items()}
+    variances = as_list(variances)
     if band_var is None: band_var = .1 if channels == 1 else .01
     _check_usual(variances, band_var, bands, attack, eps, n_attack)
     noises = [Gaussian(v) for v in variances]
     confined = [Band(band_var, band, bands) for band in range(1, bands + 1)]
-    worse = itertools.starmap(Corruption, itertools.product(corruptions, severities))
+    worse = itertools.starmap(Corruption, itertools.product(as_list(corruptions), as_list(severities)))
     return [*noises, *confined, *_balls(attack, eps, n_attack), *worse]
 
 def _check_usual(variances, band_var, bands, attack, eps, n_attack):

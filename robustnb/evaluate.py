@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PATIENCE', 'SCALE', 'BLOCK', 'eval_mode', 'takes', 'ask', 'plain_mode', 'plain_tensor', 'slices', 'logits',
-           'is_right', 'correct', 'accuracy', 'gaussian_noise', 'noise_correct', 'noise_accuracy', 'noise_curve',
-           'image_keys', 'draw']
+           'is_right', 'check_labels', 'check_no_probabilities', 'correct', 'accuracy', 'gaussian_noise',
+           'noise_correct', 'noise_accuracy', 'noise_curve', 'image_keys', 'draw']
 
 # %% ../nbs/08_evaluate.ipynb #534ac093
 import hashlib, itertools
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import torch
 from tqdm.auto import tqdm
 
-from .core import check_number, generator, require
+from .core import as_list, check_number, generator, require
 from .data import to_float
 from .replay import exact
 
@@ -147,7 +147,11 @@ def _check_images(x):
             'the scale of [0,1] (divide those of 0 to 255 by 255)')
 
 # %% ../nbs/08_evaluate.ipynb #79110801
-def _check_labels(y, n, classes):
+def check_labels(
+    y,             # labels (n,)
+    n: int,        # images
+    classes: int,  # of the model
+):
     "A ValueError unless `y` holds a label for each of `n` images, and each has an output."
     got = f'labels of shape {tuple(y.shape)}' if torch.is_tensor(y) else type(y).__name__
     fits = torch.is_tensor(y) and y.shape == (n,)
@@ -160,6 +164,14 @@ def _check_labels(y, n, classes):
             f'0 to {classes - 1}, the classes of the model')
 
 # %% ../nbs/08_evaluate.ipynb #9b6193b4
+def check_no_probabilities(
+    z,  # finite outputs (n, classes)
+):
+    "A ValueError if every row is a probability distribution."
+    if z.min() >= 0 and (z.sum(1) - 1).abs().max() < 1e-3:
+        raise ValueError('model: its output is a probability distribution, accepted: logits (remove the softmax)')
+
+# %% ../nbs/08_evaluate.ipynb #4613b933
 def correct(
     model,         # torch module, images -> logits
     x,             # images (N,C,H,W), uint8 or float in [0,1]
@@ -171,7 +183,7 @@ def correct(
     _check_images(x)
     out = logits(model, x, **kw)
     classes = out.shape[1]
-    _check_labels(y, len(x), classes)
+    check_labels(y, len(x), classes)
     if classes < 2:
         raise ValueError('model: its output is one number an image, '
                          'accepted: logits of at least 2 classes')
@@ -245,11 +257,11 @@ def noise_curve(
     model,             # torch module, images -> logits
     x,                 # images (N,C,H,W)
     y,                 # labels (N,)
-    variances,         # list of noise variances
+    variances,         # noise variances, or one of them
     **kw,              # passed on to `noise_accuracy`
 ) -> dict:
     "Accuracy for each variance: `{var: accuracy}`."
-    return {var: noise_accuracy(model, x, y, var, **kw) for var in variances}
+    return {var: noise_accuracy(model, x, y, var, **kw) for var in as_list(variances)}
 
 # %% ../nbs/08_evaluate.ipynb #be15116a
 def image_keys(

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from .core import check_number, require
-from .evaluate import ask, is_right, plain_mode, plain_tensor, takes
+from .evaluate import ask, check_no_probabilities, is_right, plain_mode, plain_tensor, takes
 from .replay import replays
 from .threat import BATCH, TINY, Adversarial, batches, check_images, column, image_keys
 
@@ -70,8 +70,7 @@ def _check_logits(z, x, y):
     low, high, classes = y.min(), y.max(), z.shape[1]
     in_range = low >= 0 and high < classes
     require(in_range, 'y', f'labels from {low} to {high}', f'0 to {classes - 1}, the classes of the model')
-    if z.min() >= 0 and (z.sum(1) - 1).abs().max() < 1e-3:
-        raise ValueError('model: its output is a probability distribution, accepted: logits (remove the softmax)')
+    check_no_probabilities(z)
 
 # %% ../nbs/10aa_oracle.ipynb #f2ee9860
 def _check_again(model, x, z):

@@ -175,7 +175,10 @@ class Runs:
 
 # %% ../nbs/13a_report.ipynb #4b7327af
 def _read(source):
-    return [source] if isinstance(source, dict) else map(results.load, results.find(source))
+    "The results of a source; a FileNotFoundError where there is none."
+    if isinstance(source, dict): return [source]
+    if not Path(source).exists(): raise FileNotFoundError(f'{source}: no such folder or file')
+    return map(results.load, results.find(source))
 
 def _is_folder(source): return not isinstance(source, dict) and Path(source).is_dir()
 
@@ -184,7 +187,8 @@ def gather(
     *sources,       # folders, result files or result dictionaries
     failed: list | None = None,  # statuses of failed runs; None looks for them in the folders
 ) -> Runs:
-    "Read runs, their provenance and what failed; a ValueError names a file that is no result."
+    """Read runs, their provenance and what failed; a ValueError names a file that is no result,
+    a FileNotFoundError a place where nothing is."""
     found = list(itertools.chain(*map(_read, sources)))
     made = [{**r['provenance'], **r['cost'], 'experiment': r['experiment']} for r in found]
     doubts = Counter(itertools.chain(*map(results.doubts, found))) + _of_two_protocols(found)

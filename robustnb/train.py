@@ -26,6 +26,7 @@ from .core import keep_freed_memory, name_of, regular_file, require
 from .core import device as pick_device
 from .data import to_float
 from .dct import dct2
+from .evaluate import check_labels, check_no_probabilities, eval_mode
 from .replay import Replay, exact, memory_for, replays
 from .spectrum import band_masks
 
@@ -330,10 +331,30 @@ def weight_norm(model: torch.nn.Module) -> float:
 # %% ../nbs/09_train.ipynb #24e4af51
 def _training_set(data):
     "Training images and labels; a ValueError unless there is one label for each image, and at least one."
-    x, y = data.x_train, data.y_train
+    x, y = getattr(data, 'x_train', None), getattr(data, 'y_train', None)
+    accepted = 'what has tensors x_train and y_train, such as data.load gives (SimpleNamespace(x_train=x, y_train=y))'
+    require(torch.is_tensor(x) and torch.is_tensor(y), 'data', f'a {type(data).__name__}', accepted)
+    require(y.dtype == torch.int64, 'data', f'labels of {y.dtype}', 'labels of torch.int64')
     got = f'{len(x)} training images and labels of shape {tuple(y.shape)}'
     require(len(x) and y.shape == (len(x),), 'data', got, 'as many of both, at least one')
     return x, y
+
+# %% ../nbs/09_train.ipynb #85609686
+def _tried(model, x, device):
+    "Finite answers to the first images, in evaluation mode; None where there are none, which training will tell."
+    gpus = [device] if device.type == 'cuda' else []
+    with eval_mode(model), torch.random.fork_rng(devices=gpus):
+        try: z = model(to_float(x[:8], device))
+        except Exception: return None
+    fits = torch.is_tensor(z) and z.ndim == 2 and z.is_floating_point() and z.isfinite().all()
+    return z.float() if fits else None
+
+def _check_answers(model, x, y, device):
+    "A ValueError for probabilities in place of logits, and for labels without an output."
+    z = _tried(model, x, device)
+    if z is None: return
+    check_labels(y, len(x), z.shape[1])
+    check_no_probabilities(z)
 
 # %% ../nbs/09_train.ipynb #8120d12d
 def _is_own(optimizer):
@@ -555,12 +576,14 @@ def fit(
     record: Callable | None = None,  # called like `on_epoch`, before it; the dict it returns joins the epoch's line
 ) -> Fit:
     """Train `model` by `config`; bit-exact on the CPU for equal inputs and threads, also when
-    resumed. A ValueError for data without a label for each image, a checkpoint that is damaged or
-    of another run, and batches too large for the memory of a GPU."""
+    resumed. A ValueError for data without a label for each image, probabilities in place of logits,
+    labels without an output, a checkpoint that is damaged or of another run, and batches too large
+    for the memory of a GPU."""
     device = pick_device(device)
     x, y = _training_set(data)
     precision = resolve_precision(config.precision, device)
     model.to(device, memory_format=_layout(x.shape, device, config.optimizer)).train()
+    _check_answers(model, x, y, device)
     keep_freed_memory()
     steady = replays(device) and optim.spec_of(config.optimizer).replays
     lr = torch.tensor(config.lr, dtype=torch.float, device=device) if steady else config.lr

@@ -18,7 +18,7 @@ from .core import Stopwatch, check_choice, digest, generator, require
 from .core import device as pick_device
 from .data import to_float
 from .replay import Replay, Slots, exact, memory_for, replays
-from .train import Fit, _Course, _diverged, _training_set, lr_factor, resolve_precision
+from .train import Fit, _check_answers, _Course, _diverged, _training_set, lr_factor, resolve_precision
 
 # %% ../nbs/09a_train_many.ipynb #c95928d5
 COMMON = 'epochs batch_size schedule warmup label_smoothing augment precision'.split()
@@ -245,6 +245,7 @@ def fit_many(
     precision = resolve_precision(configs[0].precision, device)
     x, y = _training_set(data)
     skeleton = models[0].to(device).train()
+    _check_answers(skeleton, x, y, device)
     weights, _ = stack_module_state([model.to(device) for model in models])
     params = {name: w.detach() for name, w in weights.items()}
     stack = _Stack(skeleton, params, configs, precision)
