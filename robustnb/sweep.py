@@ -351,12 +351,19 @@ def _is_own_data(value):
     place = data_root()/Path(value).expanduser()
     return place.exists() or Path(f'{place}.npz').exists()
 
+# %% ../nbs/14b_sweep.ipynb #03080142
+def _is_of_library(value, parameter):
+    "Is it the name of a library's network, where a network is asked for?"
+    asked = parameter.own == _CHECKS['robustnb.models:ARCHITECTURES']
+    return asked and isinstance(value, str) and value.startswith(('torchvision/', 'timm/'))
+
 def _is_accepted(value, parameter):
-    """Is it one of the accepted values, something of one's own, or data of one's own that is there?
-    A ValueError says what is wrong with module:Name."""
+    """Is it one of the accepted values, a library's network, something of one's own, or data of one's
+    own that is there? A ValueError says what is wrong with torchvision/NAME and module:Name."""
     accepted = parameter.accepted
     if not accepted or value in accepted: return True
-    if not parameter.own or not is_named(value): return parameter.folder and _is_own_data(value)
+    named = is_named(value) or _is_of_library(value, parameter)
+    if not parameter.own or not named: return parameter.folder and _is_own_data(value)
     find_named(parameter.own, 'own')(value)
     return True
 
@@ -365,6 +372,7 @@ def _others(parameter):
     "In words, what is accepted beside the names."
     folders = '"./photos" beside the sweep file, a full path, a name in ROBUSTNB_DATA'
     words = [f'a folder or .npz of your own ({folders})'] if parameter.folder else []
+    if parameter.own == _CHECKS['robustnb.models:ARCHITECTURES']: words.append('torchvision/NAME, timm/NAME')
     return ', or '.join(words + [OWN]*bool(parameter.own))
 
 # %% ../nbs/14b_sweep.ipynb #e3946612
