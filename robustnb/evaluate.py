@@ -23,6 +23,8 @@ from .replay import exact
 def eval_mode(model):
     """Inside the block `model` is in evaluation mode without gradients, and products on CUDA are
     exact; afterwards every part has its own mode again."""
+    is_module = isinstance(model, torch.nn.Module)
+    require(is_module, 'model', f'a {type(model).__name__}', 'a torch module (an instance of torch.nn.Module)')
     modes = [(m, m.training) for m in model.modules()]
     try:
         with torch.no_grad(), exact(): yield model.eval()
