@@ -596,7 +596,8 @@ def contrasts(
     published = _published(dataset)
     for label, part in lines.groupby('condition', sort=False):
         first = part.iloc[0]
-        facts = dict(condition=label, **first[['kind', 'panel', 'strength']], attack=first.get('attack'), n=part.n.max())
+        facts = dict(condition=label, **first[['kind', 'panel', 'strength']], attack=first.get('attack'))
+        facts['n'] = part.n.max()
         shown = published if _in_paper(dataset, first.panel, first.strength) else {}
         by = dict(list(part.groupby('optimizer')))
         for other in (o for o in _names(part) if o != reference and reference in by):

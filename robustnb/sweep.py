@@ -223,7 +223,7 @@ def _check_entry(key, value, where, names):
     for name in () if key == 'protocol' else value: check_choice(name, f'{where}: {key}', names)
 
 def _check_ranges(ranges, where):
-    "A ValueError for a range that is not of numbers, or of names of `LIMITS`; `high` may be 'classes', of the data set."
+    "A ValueError for a range that is not of `LIMITS` and numbers; `high` may be 'classes', those of the data."
     for name, bounds in ranges.items():
         place = f'{where}: ranges: {name}'
         require(isinstance(bounds, dict), place, repr(str(bounds)[:40]), "a table like {'low': 0}")
