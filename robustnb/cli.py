@@ -564,7 +564,7 @@ def show_replay(sweep, args) -> int:
     from robustnb import sweep as sweeps
     path, differ = sweeps.replay(sweep, args.out, args.results, args.engine)
     words = 'the same numbers'
-    if not differ.empty: words = f'other numbers:\n{differ.to_string(index=False)}'
+    if not differ.empty: words = f'other numbers:\n{sweeps.told_apart(differ).to_string(index=False)}'
     say(args, f'{path} done again: {words}', path=path, differ=differ.to_dict('records'))
     return int(not differ.empty)
 
