@@ -104,9 +104,9 @@ def test_hanging_and_greedy_runs_are_stopped_and_reported(tmp_path, experiment, 
     experiment("import time\nif seed == 1: time.sleep(600)\n"
                "if seed == 2: x = bytearray(3*10**9); time.sleep(60)\nvalue = lr")
     write_sweep(tmp_path, 1, 3)
-    code, out, err = finish(robustnb('sweep', 'toy.toml', '--workers', '1', '--timeout', '20', '--memory', '2'))
+    code, out, err = finish(robustnb('sweep', 'toy.toml', '--workers', '1', '--timeout', '40', '--memory', '2'))
     assert code == 1 and len(results_of(tmp_path)) == 1, err
-    assert 'timed out after 20 s' in out and 'the limit is 2.0 GB' in out
+    assert 'timed out after 40 s' in out and 'the limit is 2.0 GB' in out
     notebooks = list(tmp_path.glob('runs/toy/*/notebook.ipynb'))
     assert len(notebooks) == 3 and all(n.stat().st_size for n in notebooks)  # saved whatever happened
 
