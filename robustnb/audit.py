@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['WHY', 'READY', 'with_bounds', 'hits_of', 'loss_row', 'relabelling', 'called', 'suspicions', 'guessed_outputs',
-           'Audit', 'shuffled', 'fingerprint', 'pick', 'clean_row', 'panels', 'audit']
+           'Audit', 'shuffled', 'pick', 'clean_row', 'panels', 'audit']
 
 # %% ../nbs/13c_audit.ipynb #024a6487
-import copy, hashlib, itertools, json, math, threading
+import copy, itertools, json, math, threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -26,7 +26,7 @@ from .conditions import ATTACKS, Attack, Clean, Gaussian, Proof
 from .conditions import condition_of, has, measure, parse, row_fields, tables, usual, with_clean
 from .core import Stopwatch, check_number, generator, leads_on, provenance, require
 from .core import device as pick_device
-from .data import to_float
+from .data import tensors_digest, to_float
 from .evaluate import eval_mode, gaussian_noise, is_right, logits, plain_mode, plain_tensor, takes
 from .interop import layered
 from .lip_bounds import lip_product
@@ -190,16 +190,6 @@ def shuffled(
     "(images, labels) in the order in which an audit takes them, on the CPU."
     order = torch.randperm(len(images), generator=generator(seed, 'audit', 'attack'))
     return plain_tensor(images).cpu()[order], plain_tensor(labels).long().cpu()[order]
-
-# %% ../nbs/13c_audit.ipynb #8f6d58a1
-def fingerprint(
-    images: torch.Tensor,  # (N,C,H,W), on the CPU
-    labels: torch.Tensor,  # (N,)
-) -> str:
-    "Twelve digits that tell these images, in this order, from others: two audits with the same ones can be compared."
-    whole = hashlib.sha256(repr((images.dtype, images.shape)).encode())
-    for part in images, labels: whole.update(part.contiguous().numpy())
-    return whole.hexdigest()[:12]
 
 # %% ../nbs/13c_audit.ipynb #08aee202
 def _check_conditions(wanted, config):
@@ -390,7 +380,7 @@ def audit(
     x, y = shuffled(images, labels, seed)
     wanted = parse(usual(x.shape[1]) if conditions is None else conditions)
     config = dict(
-        name=name, source=source, of_images=fingerprint(x, y), n_images=len(x), shape=list(x.shape[1:]), outputs=0,
+        name=name, source=source, of_images=tensors_digest(x, y), n_images=len(x), shape=list(x.shape[1:]), outputs=0,
         classes=list(classes), conditions=tables(wanted), lipschitz=lipschitz, seed=seed,
         batch_size=batch_size, device=str(device), mapped=mapped, prepared=dict(prepared or {}), budget=budget)
     _check_conditions(wanted, config)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNITS', 'FEW', 'KNOWN', 'SURE', 'SCALE', 'FILES', 'sentences', 'advice', 'drawings', 'measures', 'beside',
-           'audit_page', 'check_place', 'save', 'compare', 'side_by_side']
+           'audit_page', 'check_place', 'save', 'load', 'compare', 'side_by_side']
 
 # %% ../nbs/13d_audit_page.ipynb #d59bf4ae
 import html, json
@@ -493,13 +493,14 @@ def check_place(
     folder,     # where the files of an audit shall appear
     name: str,  # of the model
 ) -> None:
-    "A ValueError if nothing can be written there, or if another model's audit lies there, or files that are no audit's."
+    "A ValueError where nothing can be written, or another model's audit lies, or files that are no audit's."
     check_folder(folder, 'to')
     check_replaceable(folder, FILES, 'audit')
     held = Path(folder)/'audit.json'
     if not held.exists(): return
     other = results.load(held)['config']['name']
-    require(other == name, 'to', f'{folder}, which holds the audit of {other!r}', f'another folder for that of {name!r}')
+    accepted = f'another folder for that of {name!r}'
+    require(other == name, 'to', f'{folder}, which holds the audit of {other!r}', accepted)
 
 def save(
     found: Audit,  # from `audit.audit`
@@ -513,11 +514,13 @@ def save(
     return Path(folder)/FILES[0]
 
 # %% ../nbs/13d_audit_page.ipynb #99e07ae3
-def _audited(found):
-    "Config and rows of an audit, or of the one in a folder."
-    if isinstance(found, Audit): return found.config, found.rows
-    kept = results.load(Path(found)/FILES[2])
-    return kept['config'], kept['metrics']
+def load(
+    folder,  # to which `save` wrote
+) -> Audit:
+    "The audit that lies there, without its pictures."
+    kept = results.load(Path(folder)/FILES[2])
+    config, notes = kept['config'], kept.get('notes', [])
+    return Audit(config['name'], kept['metrics'], config, notes, {**kept['provenance'], **kept['cost']})
 
 def _comparable(rows):
     "{(metric, condition in words): row} of all accuracies whose images were kept."
@@ -525,18 +528,17 @@ def _comparable(rows):
 
 # %% ../nbs/13d_audit_page.ipynb #e603baad
 def compare(
-    first,   # an `Audit`, or the folder of one
-    second,  # likewise, of the same images and seed
+    first: Audit,   # from `audit.audit`, or `load`
+    second: Audit,  # likewise, of the same images and seed
 ) -> pd.DataFrame:
     """A row for each accuracy that both have: metric, condition, images, both accuracies, and the
     difference, second minus first, with its 95% interval over images (fractions). A ValueError where
     the images are not the same."""
-    (config, rows), (config2, rows2) = map(_audited, (first, second))
     for what in 'of_images', 'seed':
-        told = f'{config2.get(what, "unknown")} beside {config.get(what, "unknown")}'
-        same = config.get(what) is not None and config.get(what) == config2.get(what)
-        require(same, f'second: {what}', told, 'audits of the same images, in the same order')
-    ours, theirs = map(_comparable, (rows, rows2))
+        here, there = (one.config.get(what, 'unknown') for one in (first, second))
+        same = here == there != 'unknown'
+        require(same, f'second: {what}', f'{there} beside {here}', 'audits of the same images, in the same order')
+    ours, theirs = (_comparable(one.rows) for one in (first, second))
     return pd.DataFrame([_difference(*key, ours[key], theirs[key]) for key in ours if key in theirs])
 
 def _difference(metric, condition, a, b):

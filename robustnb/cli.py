@@ -380,7 +380,8 @@ def _not_larger(args, images):
 def _check_channels(values, name, channels):
     "A ValueError unless an option has a number for each channel of the images, or was not given."
     if values is None: return
-    require(len(values) == channels, f'--{name}', plural(len(values), 'value'), f'{channels}, one for each channel of the images')
+    accepted = f'{channels}, one for each channel of the images'
+    require(len(values) == channels, f'--{name}', plural(len(values), 'value'), accepted)
 
 # %% ../nbs/15_cli.ipynb #cfce6e12
 def _audit(args, limit):
@@ -424,7 +425,8 @@ def cmd_audit(args) -> int:
     lines = [' '.join(advised), *(f'warning: {note}' for note in found.notes)]
     lines += [f'{topic}: {said}' for topic, said in words]
     page, lost = _kept(found, args.to)
-    say(args, '\n\n'.join([*lines, f'page: {page}']),
+    if page: lines.append(f'page: {page}')
+    say(args, '\n\n'.join(lines),
         page=page, advice=advised, notes=found.notes, sentences=dict(words), metrics=found.rows, config=found.config)
     if lost: raise lost
     return 0
@@ -437,13 +439,14 @@ def _kept(found, folder):
 
 def cmd_compare(args) -> int:
     "Two audits of the same images, side by side."
-    from robustnb import audit_page, results
-    table = audit_page.compare(args.first, args.second)
-    names = [results.load(Path(folder)/audit_page.FILES[2])['config']['name'] for folder in (args.first, args.second)]
-    if names[0] == names[1]: names = [str(args.first), str(args.second)]
+    from robustnb import audit_page
+    first, second = map(audit_page.load, (args.first, args.second))
+    table = audit_page.compare(first, second)
+    names = [first.name, second.name]
+    if first.name == second.name: names = [args.first, args.second]
     shown = audit_page.side_by_side(table, names).to_markdown(index=False, disable_numparse=True)
-    said = ('Each interval (95%, over images) is that of one comparison, of these two networks: whether what trained them '
-            'differs takes several of each.')
+    said = ('Each interval (95%, over images) is that of one comparison, of these two networks: whether what trained '
+            'them differs takes several of each.')
     say(args, f'{shown}\n\n{said}', models=names, comparisons=table.to_dict('records'))
     return 0
 
@@ -928,7 +931,8 @@ _COMMANDS = dict(  # what each command does, in words and in code, and its optio
 def _all_options(parser):
     "The options of a parser that begin with --, and of its commands."
     commands = [action.choices.values() for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    return [*_long_options(parser).split(), *(name for some in commands for each in some for name in _all_options(each))]
+    below = [name for some in commands for each in some for name in _all_options(each)]
+    return [*_long_options(parser).split(), *below]
 
 class _Parser(argparse.ArgumentParser):
     "A parser whose errors are one line, with the option that was probably meant."

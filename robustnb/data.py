@@ -7,7 +7,7 @@ __all__ = ['DIGITS', 'BANDS', 'MAX_CLASSES', 'IMAGE_FILES', 'IMAGE_FORMATS', 'MA
            'CIFAR10', 'IMAGENETTE', 'idx_layout', 'KNOWN', 'MADE', 'NAMES', 'draw_by_class', 'Data', 'to_float',
            'show_images', 'split_by_class', 'radial_amplitude', 'quantile_band', 'nfc', 'Labelled', 'read_npz',
            'read_idx', 'idx_set', 'read_mat', 'resize', 'read_folder', 'data_root', 'Known', 'is_there', 'check_own',
-           'load', 'take', 'save', 'Sizes', 'sizes', 'count_classes', 'check_images', 'fingerprint']
+           'load', 'take', 'save', 'Sizes', 'sizes', 'count_classes', 'check_images', 'fingerprint', 'tensors_digest']
 
 # %% ../nbs/06_data.ipynb #e7a96e88
 import fcntl, hashlib, inspect, math, os, pickle, unicodedata, zipfile, zlib
@@ -1603,8 +1603,16 @@ def fingerprint(
 # %% ../nbs/06_data.ipynb #90e685b4
 def _pixels_digest(found):
     "Digest of all images, labels and names of classes."
-    whole = hashlib.sha256(repr(found.classes).encode())
-    for tensor in found.x_train, found.y_train, found.x_test, found.y_test:
+    parts = found.x_train, found.y_train, found.x_test, found.y_test
+    return tensors_digest(*parts, start=repr(found.classes))
+
+def tensors_digest(
+    *tensors,         # on the CPU
+    start: str = '',  # what goes before them
+) -> str:
+    "Digest of their types, shapes and values, in this order: of images and labels, say."
+    whole = hashlib.sha256(start.encode())
+    for tensor in tensors:
         whole.update(f'{tensor.dtype} {tuple(tensor.shape)}'.encode())
         whole.update(tensor.contiguous().numpy())
     return whole.hexdigest()[:16]

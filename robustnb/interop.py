@@ -1574,7 +1574,8 @@ for _name, _split in _SCALES.items():
     _becomes(nn.Conv2d, f'{_name}.Tensor', f'{_name}_.Tensor')(_scaler(_split))
 
 # %% ../nbs/13b_interop.ipynb #d5d413f5
-_COPIES = {f'{name}.default' for name in 'lift_fresh_copy clone detach detach_ alias view reshape unsqueeze contiguous'.split()}
+_COPYING = 'lift_fresh_copy clone detach detach_ alias view reshape unsqueeze contiguous'
+_COPIES = {f'{name}.default' for name in _COPYING.split()}
 
 @dataclass
 class _Walk:
@@ -1648,12 +1649,12 @@ def as_layers(
 
 # %% ../nbs/13b_interop.ipynb #ec4c6500
 def _is_followed(leaf) -> bool:
-    "Whether a part is in the table of layers, or code without weights that is not torch's own, such as a normalisation."
+    "Whether a part is in the table of layers, or code without weights that is not torch's own: a normalisation, say."
     is_torchs = type(leaf).__module__.startswith('torch.nn.')
     return bool(kind_of(leaf)) or not is_torchs and next(leaf.parameters(), None) is None
 
 def _may_be_chain(model) -> bool:
-    "Whether a model is a module all of whose parts, those without parts, can be followed: else it is not worth an export."
+    "Whether a model is a module all of whose innermost parts can be followed: else it is not worth an export."
     if not isinstance(model, nn.Module): return False
     leaves = [m for m in model.modules() if not next(m.children(), None)]
     return all(_is_followed(m) for m in leaves if m is not model)

@@ -30,7 +30,8 @@ from .trajectories import by_epoch, rows_under
 
 # %% ../nbs/12_plots.ipynb #4131e1d5
 # after ten the signs repeat, so that the colours there are far from the first ones
-_PALETTE = [*plt.get_cmap('tab10').colors, *map(to_rgb, ('darkslategray', 'navy', 'maroon', 'deeppink', 'darkgoldenrod'))]
+_LATER = 'darkslategray', 'navy', 'maroon', 'deeppink', 'darkgoldenrod'
+_PALETTE = [*plt.get_cmap('tab10').colors, *map(to_rgb, _LATER)]
 _MARKERS = 'os^vDPX<>*'
 _FIRST = ['sgd', 'adam', 'rmsprop']  # the paper's three
 

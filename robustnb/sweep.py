@@ -24,8 +24,8 @@ import nbformat, psutil
 from tqdm.auto import tqdm
 
 from . import choice, results
-from .core import OWN, check_choice, check_number, code_digest, cores, digest, find_named, is_named
-from .core import parse_number, read_json, read_toml, require, shipped, thread_env, write_json, write_text
+from .core import NETWORK_LIBRARIES, OWN, check_choice, check_number, code_digest, cores, digest, find_named
+from .core import is_named, parse_number, read_json, read_toml, require, shipped, thread_env, write_json, write_text
 from .warm import Halted, check_limits, end_server, halt, run_isolated, temp_dir
 
 # %% ../nbs/14b_sweep.ipynb #794abe15
@@ -355,7 +355,7 @@ def _is_own_data(value):
 def _is_of_library(value, parameter):
     "Is it the name of a library's network, where a network is asked for?"
     asked = parameter.own == _CHECKS['robustnb.models:ARCHITECTURES']
-    return asked and isinstance(value, str) and value.startswith(('torchvision/', 'timm/'))
+    return asked and isinstance(value, str) and value.startswith(tuple(f'{name}/' for name in NETWORK_LIBRARIES))
 
 def _is_accepted(value, parameter):
     """Is it one of the accepted values, a library's network, something of one's own, or data of one's

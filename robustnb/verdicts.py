@@ -259,9 +259,10 @@ def judge(
 ) -> pd.DataFrame:
     """A line for each comparison of a family: sweep, what, against, value, lower and upper
     (fractions; logarithms for constants) of the chosen rates, the same with `least_` and `most_` of
-    the pairs of tied rates that support the claim least and most, seeds and images of the chosen, pairs (of tied rates), enough (whether each pair has the five seeds that a verdict takes), p (the largest of all pairs),
-    adjusted (after Holm's correction), verdict. Where they are not enough, or nothing can be
-    compared (no common loss, a diverged run), there is no p, and the verdict is open."""
+    the pairs of tied rates that support the claim least and most, seeds and images of the chosen,
+    pairs (of tied rates), enough (whether each pair has the five seeds that a verdict takes),
+    p (the largest of all pairs), adjusted (after Holm's correction), verdict. Where they are not
+    enough, or nothing can be compared (no common loss, a diverged run), there is no p, and the verdict is open."""
     lines, asked = [], []
     for line in family.lines:
         runs = final(line['sweep'])
@@ -325,24 +326,20 @@ def labels(
     return [f'{line.sweep}: {line.what}, {line.against}' for line in table.itertuples()]
 
 def forest(
-    table: pd.DataFrame,    # with value, lower, upper; where it has them, verdict, `least_` and `most_` of `judge`, `paper`
+    table: pd.DataFrame,    # with value, lower, upper; may have verdict, `least_` and `most_` of `judge`, `paper`
     names: list,            # a text for each line, see `labels`
     ax=None,                # matplotlib axes; None makes a figure
     factor: float = 100,    # of the numbers: 100 makes points of fractions
     unit: str = 'points',   # on the axis
     null: float = 0,        # where neither is favoured; 1 for ratios, whose axis is logarithmic
 ):
-    """Each comparison with its 95% interval, coloured by its verdict, thin below it those of the pairs of tied rates that
-    support the claim least and most, and a cross for the paper's value; what cannot be compared yet is named only."""
+    """Each comparison with its 95% interval, coloured by its verdict, thin below it those of the pairs of
+    tied rates that support the claim least and most, and a cross for the paper's value; what cannot be
+    compared yet is named only."""
     ax = ax or plt.subplots(figsize=(6.5, .24*len(table) + 1.1), layout='constrained')[1]
     rows = table.assign(at=range(len(table)))
     judged = 'verdict' in table
     colours = COLOURS if judged else {'95% interval': 'tab:gray'}
-    def of_pairs(part, which, below, **style):
-        value, lower, upper = (factor*part[f'{which}_{end}'] for end in ('value', 'lower', 'upper'))
-        thin = dict(fmt='o', ms=2, lw=.8, color='k', alpha=.5)
-        if len(part): ax.errorbar(value, part['at'] + below, xerr=[value - lower, upper - value], **thin, **style)
-
     for word, colour in colours.items():
         part = rows[rows.verdict == word] if judged else rows
         ends = [factor*(part.value - part.lower), factor*(part.upper - part.value)]
@@ -350,13 +347,19 @@ def forest(
         if len(part): ax.errorbar(factor*part.value, part['at'], xerr=ends, **style)
     if 'least_value' in table:
         several = rows[(rows.pairs > 1) & rows.least_value.notna()]
-        of_pairs(several, 'least', .2, label='worst and best pair of tied rates')
-        of_pairs(several, 'most', .38)
+        _draw_pair(ax, several, 'least', .2, factor, label='worst and best pair of tied rates')
+        _draw_pair(ax, several, 'most', .38, factor)
     if 'paper' in table: ax.plot(factor*table.paper, rows['at'], 'kx', ms=5, label='paper')
     if judged: names = [f'{name} ({word})' for name, word in zip(names, table.verdict)]
     ax.set_yticks(rows['at'], list(map(as_text, names)), fontsize=8)
     ax.axvline(null, color='k', lw=.6)
-    if null == 1: log_ticks(ax, (1, 2, 5) if factor*(table.upper.max() - table.lower.min()) < 50 else (1,))
+    if null == 1: log_ticks(ax, (1, 2, 5) if table.upper.max() < 50*table.lower.min() else (1,))
     ax.set(xlabel=unit, ylim=(len(table) - .5, -.5))
     ax.legend(loc='lower right', bbox_to_anchor=(1, 1), ncols=5, fontsize=8, frameon=False)
     return ax
+
+def _draw_pair(ax, rows, which, below, factor, **style):
+    "The intervals of one pair of tied rates, thin, below those of the chosen rates."
+    value, lower, upper = (factor*rows[f'{which}_{end}'] for end in ('value', 'lower', 'upper'))
+    thin = dict(fmt='o', ms=2, lw=.8, color='k', alpha=.5)
+    if len(rows): ax.errorbar(value, rows['at'] + below, xerr=[value - lower, upper - value], **thin, **style)

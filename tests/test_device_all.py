@@ -244,7 +244,6 @@ CASES = {
     'budget.speed_of': (lambda g: budget.speed_of(g.model, g.x, g.y, CONDITIONS).proof > 0, 'cpu'),
     'audit.relabelling': (lambda g: audit.relabelling(g.y, g.y.roll(1), 10), 'cpu'),
     'audit.suspicions': (lambda g: audit.suspicions(9 - g.y, g.y, 10), 'cpu'),
-    'audit.fingerprint': (lambda g: audit.fingerprint(g.x.cpu(), g.y.cpu()), 'cpu'),
     'audit.shuffled': (lambda g: audit.shuffled(g.x, g.y, 0), 'cpu'),
     # attacks
     'attacks.autoattack': (lambda g: (lambda ev: (ev.robust.tolist(), ev.x_adv))(attacks.autoattack(

@@ -223,7 +223,7 @@ def tags(cell): return cell.get('metadata', {}).get('tags', [])
 ABOVE = 'The picture that this makes stands [at the top of the page](#the-picture).'
 
 def put_first(nb):
-    "The picture of the cell tagged 'lead' comes after the first paragraph, ahead of what explains it; the cell names it."
+    "The picture of the cell tagged 'lead' comes after the first paragraph; where it was made stands a link to it."
     chosen = next((cell for cell in nb.cells if 'lead' in tags(cell)), None)
     if chosen is None: return
     is_option = lambda line: re.match(r'#\| *fig-', line)
